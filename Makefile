@@ -1,0 +1,102 @@
+# `make demo` and `make test` are all a newcomer needs. Everything is written inside this folder,
+# except the package caches of pip and uv.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+# uv where it is there, pip otherwise; `make UV= ...` takes pip in any case
+UV ?= $(shell command -v uv 2>/dev/null)
+PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' \
+	2>/dev/null && { echo $$p; break; }; done)
+export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+export UV_SYSTEM_CERTS ?= 1
+export UV_LINK_MODE ?= copy
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+BIN := .venv/bin
+# a stage is started as `python`: let it be the one in .venv
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export DO_NOT_TRACK := true
+export DVC_NO_ANALYTICS := true
+export DVC_SITE_CACHE_DIR := $(CURDIR)/.dvc/tmp/site
+export NM_DISABLE_ANALYTICS := 1
+export ORT_DISABLE_TELEMETRY := 1
+export RUFF_CACHE_DIR := $(CURDIR)/.work/caches/ruff
+
+.PHONY: help install demo repro test lint results screenshots ui clean constraints
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+install: .venv/installed  ## create .venv and install everything into it
+
+.venv/installed: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed (make PYTHON=...)" >&2; exit 2; }
+	@echo "== installing into .venv with $(if $(UV),uv,pip) and $$($(PYTHON) --version): some minutes the first time"
+ifneq ($(UV),)
+	@test -x $(BIN)/python || $(UV) venv --quiet --python "$$(command -v $(PYTHON))" .venv
+	@$(UV) pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[pipeline,deepsparse,dev]'
+else
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[pipeline,deepsparse,dev]'
+endif
+	@touch $@
+
+demo: .venv/installed  ## train a tiny vision-language model, prune it, measure it: the whole pipeline
+	@echo "== the whole chain on the embedded model (minutes, most of them training; what is"
+	@echo "   unchanged since the last time is skipped): train, search, prune, evaluate, export"
+	@$(BIN)/python -m flows.pipeline
+	@echo
+	@echo "== where to look"
+	@echo "   artifacts/report/report.html     tables and plots; opens without a network"
+	@echo "   artifacts/pruned/                pruned checkpoints for transformers"
+	@echo "   artifacts/export/                ONNX graphs with their parity and speed"
+	@echo "   make ui                          MLflow and Prefect in the browser"
+	@echo "   $(BIN)/efficientllava ask artifacts/pruned/efficientllava-0.5 IMAGE QUESTION"
+	@echo "   params.yaml                      change something and run make demo again"
+
+repro: .venv/installed  ## the same work as `make demo` by DVC alone, without Prefect and MLflow
+	@$(BIN)/python -m dvc repro
+
+test: lint  ## lint, types, then the tests (`make test PYTEST='-m slow'` for the long ones)
+	@echo "== tests"
+	@$(BIN)/python -m pytest -q $(PYTEST)
+
+lint: .venv/installed  ## ruff (rules and form) and mypy
+	@echo "== ruff and mypy"
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+results: .venv/installed  ## the tables of docs/results.md: all methods, ratios and seeds (hours)
+	@$(BIN)/python -m bench.results
+
+screenshots: .venv/installed  ## pictures of the MLflow and Prefect pages, by a headless Chromium
+	@XDG_CONFIG_HOME=$(CURDIR)/.work/caches/config XDG_CACHE_HOME=$(CURDIR)/.work/caches \
+		$(BIN)/python -m flows.screenshots
+
+ui: .venv/installed  ## MLflow on http://127.0.0.1:5000 and Prefect on http://127.0.0.1:4200
+	@echo "== MLflow http://127.0.0.1:5000   Prefect http://127.0.0.1:4200   (Ctrl-C ends both)"
+	@trap 'kill 0' EXIT; \
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true \
+		$(BIN)/mlflow server --host 127.0.0.1 --port 5000 --workers 1 \
+		--backend-store-uri sqlite:///mlflow.db --default-artifact-root ./mlruns & \
+	$(BIN)/prefect server start --host 127.0.0.1 --port 4200 & \
+	wait
+
+clean:  ## remove what the pipeline made; .venv stays
+	rm -rf artifacts .work .prefect .dvc/cache .dvc/tmp mlruns mlartifacts mlflow.db* dvc.lock dvc_plots
+
+# Solved by uv for Linux and Python 3.11 and 3.12, without a find-links folder, so that the file
+# names torch==2.13.0 (pip and uv take the CPU build for it where one is offered).
+constraints:  ## solve constraints.txt anew from pyproject.toml (needs uv)
+	@env -u UV_FIND_LINKS -u PIP_FIND_LINKS $(UV) pip compile --quiet --universal \
+		--python-version 3.11 --all-extras --upgrade --no-annotate --no-header pyproject.toml \
+	| sed -E -e "s/ and sys_platform == 'linux'//g" -e "s/python_full_version == '3.12.\*'/python_version >= '3.12'/g" \
+		-e "s/python_full_version < '3.12'/python_version < '3.12'/g" \
+		-e "s/ ; python_full_version < '3.13'$$//" -e "s/python_full_version < '3.13' and //g" \
+	> .constraints.tmp
+	@{ grep '^#' constraints.txt; cat .constraints.tmp; } > .constraints.new
+	@mv .constraints.new constraints.txt; rm .constraints.tmp

@@ -1,0 +1,1 @@
+"""Experiments that measure the method; their outcome is in docs/results.md."""

@@ -1,0 +1,82 @@
+"""Multiple-choice questions: a model chooses what is most likely after the prompt."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from efficientllava.data.questions import Question
+from efficientllava.models.likelihood import choice_likelihoods
+from efficientllava.progress import Progress
+
+# ScienceQA's classes; TXT and IMG may overlap
+BREAKDOWNS: dict[str, Callable[[Question], bool]] = {
+    "NAT": lambda question: question.subject == "natural science",
+    "SOC": lambda question: question.subject == "social science",
+    "LAN": lambda question: question.subject == "language science",
+    "TXT": lambda question: bool(question.hint),
+    "IMG": lambda question: question.image is not None,
+    "NO": lambda question: not question.hint and question.image is None,
+    "G1-6": lambda question: question.grade_number <= 6,
+    "G7-12": lambda question: question.grade_number > 6,
+}
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model chose.
+
+    Attributes:
+        predicted, answer: indices into the question's choices.
+        answer_nll: negative log-likelihood of the right choice after the prompt, in nats.
+    """
+
+    id: str
+    predicted: int
+    answer: int
+    answer_nll: float
+
+
+def answer_questions(
+    model: nn.Module,
+    processor: Any,
+    questions: Sequence[Question],
+    batch_size: int,
+    progress: Progress,
+) -> list[Prediction]:
+    """The choice with the highest likelihood, for every question; the first of equals."""
+    likelihoods = choice_likelihoods(model, processor, questions, batch_size, progress)
+    return [
+        Prediction(
+            id=question.id,
+            predicted=max(range(len(values)), key=values.__getitem__),
+            answer=question.answer,
+            answer_nll=-values[question.answer],
+        )
+        for question, values in zip(questions, likelihoods, strict=True)
+    ]
+
+
+def scores(questions: Sequence[Question], predictions: Sequence[Prediction]) -> dict[str, Any]:
+    """Accuracy with standard error, in all and by ScienceQA's classes, and the answers' NLL."""
+    right = [each.predicted == each.answer for each in predictions]
+    breakdowns = {
+        name: _accuracy([hit for hit, each in zip(right, questions, strict=True) if belongs(each)])
+        for name, belongs in BREAKDOWNS.items()
+    }
+    nll = sum(each.answer_nll for each in predictions) / len(predictions) if predictions else None
+    return {**_accuracy(right), "answer_nll": nll, "breakdowns": breakdowns}
+
+
+def _accuracy(right: Sequence[bool]) -> dict[str, float | int | None]:
+    """The share of hits and its binomial standard error; null without questions."""
+    n = len(right)
+    if n == 0:
+        return {"accuracy": None, "standard_error": None, "n": 0}
+    accuracy = sum(right) / n
+    error = math.sqrt(accuracy * (1 - accuracy) / n)
+    return {"accuracy": accuracy, "standard_error": error, "n": n}

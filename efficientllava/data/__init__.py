@@ -1,0 +1,1 @@
+"""Proxy data, benchmark records and the embedded data."""

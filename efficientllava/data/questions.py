@@ -1,0 +1,126 @@
+"""Multiple-choice questions in ScienceQA's official layout.
+
+A folder holds problems.json (id -> record), pid_splits.json (split -> ids) and
+images/<split>/<id>/image.png.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+
+from efficientllava.errors import UserError
+from efficientllava.files import read_json
+
+PROBLEMS = "problems.json"
+SPLITS = "pid_splits.json"
+_TEXTS = ("hint", "subject", "grade", "topic", "category", "skill", "lecture", "solution", "task")
+_REQUIRED = ("question", "choices", "answer", "hint", "image", "subject", "grade")
+
+
+@dataclass(frozen=True)
+class Question:
+    """One record; `answer` is an index into `choices`."""
+
+    id: str
+    question: str
+    choices: tuple[str, ...]
+    answer: int
+    hint: str
+    image: Path | None
+    subject: str
+    grade: str
+    split: str
+    topic: str = ""
+    category: str = ""
+    skill: str = ""
+    lecture: str = ""
+    solution: str = ""
+    task: str = ""
+
+    @property
+    def grade_number(self) -> int:
+        """7 of "grade7"."""
+        return int(self.grade.removeprefix("grade"))
+
+    def open_image(self) -> Image.Image | None:
+        """The picture in RGB.
+
+        Raises:
+            UserError: the file is missing or no readable image.
+        """
+        if self.image is None:
+            return None
+        try:
+            with Image.open(self.image) as image:
+                return image.convert("RGB")
+        except FileNotFoundError as error:
+            raise UserError("image file missing", where=str(self.image)) from error
+        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+            raise UserError(f"broken image file ({error})", where=str(self.image)) from error
+
+
+def read_questions(folder: Path, split: str) -> list[Question]:
+    """Read the questions of a split ("train", "val" or "test"), in the order of pid_splits.json.
+
+    Every image is opened once, so that a broken one is found here and not hours later.
+
+    Raises:
+        UserError: naming the file and the record that cannot be used.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError("no such folder of questions", where=str(folder))
+    problems, splits = read_json(folder / PROBLEMS), read_json(folder / SPLITS)
+    if not isinstance(problems, dict):
+        raise UserError("is no mapping from id to question", where=str(folder / PROBLEMS))
+    if not isinstance(splits, dict) or not isinstance(splits.get(split), list):
+        raise UserError(f"has no list of ids for split {split!r}", where=str(folder / SPLITS))
+    questions = []
+    for identifier in map(str, splits[split]):
+        where = f"{folder / PROBLEMS}, question {identifier}"
+        if identifier not in problems:
+            raise UserError(f"no such question, though {SPLITS} lists it", where=where)
+        question = _parse(identifier, problems[identifier], folder, split, where)
+        question.open_image()
+        questions.append(question)
+    return questions
+
+
+def _parse(identifier: str, record: Any, folder: Path, split: str, where: str) -> Question:
+    if not isinstance(record, dict):
+        raise UserError("is no record of fields", where=where)
+    if missing := [name for name in _REQUIRED if name not in record]:
+        raise UserError(f"lacks {', '.join(missing)}", where=where)
+    if not isinstance(record["question"], str) or not record["question"].strip():
+        raise UserError("question is empty or no text", where=where)
+    choices, answer, image = record["choices"], record["answer"], record["image"]
+    if not isinstance(choices, list) or len(choices) < 2:
+        raise UserError("choices must be a list of at least two", where=where)
+    if not all(isinstance(choice, str) and choice.strip() for choice in choices):
+        raise UserError("a choice is empty or no text", where=where)
+    if not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer < len(choices):
+        raise UserError(
+            f"answer {answer!r} is out of range: there are {len(choices)} choices, counted from 0",
+            where=where,
+        )
+    if image is not None and not isinstance(image, str):
+        raise UserError("image must be a file name or null", where=where)
+    if not re.fullmatch(r"grade([1-9]|1[0-2])", str(record["grade"])):
+        raise UserError(f"grade {record['grade']!r} is none of grade1, ..., grade12", where=where)
+    texts = {name: record.get(name) or "" for name in _TEXTS}
+    if wrong := [name for name, text in texts.items() if not isinstance(text, str)]:
+        raise UserError(f"{', '.join(wrong)} must be text", where=where)
+    return Question(
+        id=identifier,
+        question=record["question"],
+        choices=tuple(choices),
+        answer=answer,
+        image=folder / "images" / split / identifier / image if image else None,
+        split=split,
+        **texts,
+    )

@@ -1,0 +1,22 @@
+"""The one error a user can mend: bad parameters, bad data, no room left."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """What is wrong, where, and what to do about it.
+
+    Command lines print the message without a traceback and exit with code 2. Anything else
+    that escapes is a defect of ours and keeps its traceback.
+    """
+
+    def __init__(self, what: str, where: str = "", remedy: str = "") -> None:
+        self.what, self.where, self.remedy = what, where, remedy
+        super().__init__(str(self))
+
+    def __str__(self) -> str:
+        message = f"{self.where}: {self.what}" if self.where else self.what
+        return f"{message}\n  -> {self.remedy}" if self.remedy else message
+
+    def __reduce__(self) -> tuple[type[UserError], tuple[str, str, str]]:
+        return type(self), (self.what, self.where, self.remedy)

@@ -1,0 +1,1 @@
+"""ONNX graphs of a checkpoint, their parity with PyTorch, their speed, and answers through them."""

@@ -1,0 +1,118 @@
+"""Latency of graphs, dense and pruned in turns, and the machine it was measured on. No torch."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from efficientllava.export.assistant import decode_inputs, prefill_inputs
+from efficientllava.export.runtimes import Arrays, Graph
+
+WARM_UP = 3
+INSTRUCTIONS = (
+    "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512vl", "avx512_vnni",
+    "avx512_bf16", "avx512_fp16", "avx512_vbmi2", "amx_tile", "amx_int8", "amx_bf16",
+)  # fmt: skip
+
+
+def interleaved(
+    graphs: Mapping[str, Graph], inputs: Arrays, repetitions: int
+) -> dict[str, list[float]]:
+    """Seconds of each run of each graph, in turns: what slows the machine slows all alike.
+
+    Args:
+        graphs: by name; all take the same inputs. The order is turned round at every
+            repetition, so that none always runs in the other's cold cache.
+    """
+    names = list(graphs)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for repetition in range(WARM_UP + repetitions):
+        for name in names if repetition % 2 else names[::-1]:
+            started = time.perf_counter()
+            graphs[name].run(inputs)
+            elapsed = time.perf_counter() - started
+            if repetition >= WARM_UP:
+                seconds[name].append(elapsed)
+    return seconds
+
+
+def milliseconds(seconds: list[float]) -> dict[str, Any]:
+    """Median, quartiles and fastest run in milliseconds, to a microsecond."""
+    lower, _, upper = statistics.quantiles(seconds, n=4)
+    return {
+        "ms": round(statistics.median(seconds) * 1e3, 3),
+        "quartiles_ms": [round(lower * 1e3, 3), round(upper * 1e3, 3)],
+        "fastest_ms": round(min(seconds) * 1e3, 3),
+    }
+
+
+def ratio_quartiles(dense: list[float], pruned: list[float]) -> list[float]:
+    """Quartiles of dense / pruned over the pairs of neighbouring runs.
+
+    With 1 between them the runs do not tell which of the two is faster.
+    """
+    ratios = [one / other for one, other in zip(dense, pruned, strict=True)]
+    lower, _, upper = statistics.quantiles(ratios, n=4)
+    return [round(lower, 4), round(upper, 4)]
+
+
+def timing_inputs(name: str, graph: Graph) -> Arrays:
+    """Full-length inputs of random numbers: a whole prompt, or one token after a full cache."""
+    generator = np.random.default_rng(0)
+
+    def normal(shape: tuple[int, ...]) -> np.ndarray:
+        return generator.standard_normal(shape, dtype=np.float32)
+
+    if name == "vision":
+        return {"pixel_values": normal(graph.shapes["pixel_values"])}
+    _, tokens, width = graph.shapes["inputs_embeds"]
+    if name == "prefill":
+        return prefill_inputs(normal((tokens, width)), tokens)
+    context = graph.shapes["attention_mask"][-1]
+    cache = {
+        name: normal(shape)
+        for name, shape in graph.shapes.items()
+        if name.startswith("past_key_values.")
+    }
+    return {**decode_inputs(normal((width,)), context - 1, context), **cache}
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were measured on, the load of others included."""
+    return {
+        "processor": _processor(),
+        "architecture": platform.machine(),
+        "cores": os.cpu_count() or 1,
+        "instructions": [name for name in INSTRUCTIONS if name in _flags()],
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "load_average_before": load_average(),
+    }
+
+
+def load_average() -> float:
+    """Processes that wanted to run in the last minute, ours included: above the cores is noise."""
+    return round(os.getloadavg()[0], 2)
+
+
+def _cpuinfo(field: str) -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(field)), "")
+
+
+def _processor() -> str:
+    return _cpuinfo("model name") or platform.processor() or "unknown"
+
+
+def _flags() -> set[str]:
+    return set(_cpuinfo("flags").split())

@@ -1,0 +1,146 @@
+"""Files are written under a temporary name and renamed: a reader sees all of a file or none."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from efficientllava.errors import UserError
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path` that takes its place when the block succeeds.
+
+    The block may create a file or a folder there. On any error the temporary is removed and
+    what stood at `path` stays untouched.
+
+    Raises:
+        UserError: the disk is full, or the folder cannot be written.
+    """
+    path = Path(path)
+    # a fixed name: what a killed process left behind is cleared by the next one
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove(temporary)
+        yield temporary
+        if temporary.is_dir() and path.is_dir():
+            # a folder cannot be renamed over a folder that holds files
+            retired = path.with_name(f".{path.name}.old")
+            _remove(retired)
+            path.rename(retired)
+            temporary.rename(path)
+            shutil.rmtree(retired)
+        else:
+            temporary.replace(path)
+    except BaseException as error:
+        _remove(temporary)
+        if (told := _disk_error(error, path)) is not None:
+            raise told from error
+        raise
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _disk_error(error: BaseException, path: Path) -> UserError | None:
+    """The error as the user should read it, if it is about the disk; safetensors hides errno."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number in (errno.ENOSPC, errno.EDQUOT) or (
+        isinstance(error, SafetensorError) and "os error 28" in str(error)
+    ):
+        return UserError(
+            "the disk is full; nothing that was finished has been changed",
+            where=f"writing {path}",
+            remedy="free some space and start again: the run goes on from here",
+        )
+    if number in (errno.EACCES, errno.EROFS):
+        return UserError("the folder cannot be written", where=f"writing {path}")
+    return None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text, whole or not at all."""
+    with replacing(Path(path)) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON with sorted keys: the same value gives the same bytes. NaN is refused."""
+    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    write_text(path, text + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        UserError: the file is missing, not UTF-8 or not JSON.
+    """
+    path = Path(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError("no such file", where=str(path)) from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"not valid JSON ({error})", where=str(path)) from error
+
+
+def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write tensors as safetensors, whole or not at all."""
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with replacing(Path(path)) as temporary:
+        save_file(contiguous, temporary)
+
+
+def load_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Read a safetensors file.
+
+    Raises:
+        UserError: the file is missing, truncated or no safetensors.
+    """
+    try:
+        return load_file(path)
+    except FileNotFoundError as error:
+        raise UserError("no such file", where=str(path)) from error
+    except SafetensorError as error:
+        raise UserError(
+            f"not a complete safetensors file ({error})",
+            where=str(path),
+            remedy="copy or download the file again",
+        ) from error
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file's bytes, as hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def folder_digest(folder: Path) -> str:
+    """sha256 over the relative names and contents of all files below `folder`."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
+        digest.update(f"{path.relative_to(folder).as_posix()}\0{file_digest(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def value_digest(value: Any) -> str:
+    """sha256 of a JSON-able value: the key under which unfinished work is kept."""
+    text = json.dumps(value, sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()

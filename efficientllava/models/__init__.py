@@ -1,0 +1,1 @@
+"""Finding decoder blocks, prunable matrices and the projector; loading and saving checkpoints."""

@@ -1,0 +1,363 @@
+"""The pydantic model of params.yaml: every parameter, its bounds and what it does, once."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from efficientllava.errors import UserError
+
+Ratio = Annotated[float, Field(ge=0.0, le=1.0)]
+MethodName = Literal[
+    "dense",
+    "magnitude",
+    "sparsegpt",
+    "efficientllava",
+    "auto_without_generalization",
+    "no_evolution",
+    "evolution_without_upper_bound",
+]
+
+
+class Section(BaseModel):
+    """A section of params.yaml: unknown names are errors, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class MachineParameters(Section):
+    """What the machine gives to every stage."""
+
+    threads: int = Field(
+        1,
+        ge=1,
+        description="threads of one process; results are bit-for-bit the same only at the same number",
+    )
+
+
+class EmbeddedParameters(Section):
+    """The tiny LLaVA that the `model` stage trains itself, and its question set."""
+
+    seed: int = Field(
+        0, ge=0, description="seed of the weights, the training order and the questions"
+    )
+    width: int = Field(40, ge=16, description="width of the decoder's residual stream")
+    mlp_width: int = Field(96, ge=16, description="width inside the decoder's MLPs")
+    blocks: int = Field(6, ge=1, description="number of decoder blocks")
+    heads: int = Field(2, ge=1, description="number of attention heads")
+    vocabulary: int = Field(
+        2560, ge=512, description="number of tokens in the tokenizer's vocabulary"
+    )
+    vision_steps: int = Field(250, ge=1, description="training steps of the vision tower")
+    steps: int = Field(800, ge=1, description="training steps of projector and decoder")
+    batch_size: int = Field(24, ge=1, description="packed sequences in a training step")
+    train_questions: int = Field(
+        2000, ge=1, description="questions of the training split that are written for proxy pairs"
+    )
+    validation_questions: int = Field(500, ge=1, description="questions in the validation split")
+    test_questions: int = Field(3000, ge=1, description="questions in the test split")
+
+    @model_validator(mode="after")
+    def heads_divide_width(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        return self
+
+
+class ModelParameters(Section):
+    """Which model is pruned."""
+
+    source: str = Field(
+        "embedded",
+        min_length=1,
+        description="`embedded`, a folder with a transformers checkpoint, or a hub id",
+    )
+    revision: str | None = Field(None, description="commit of the hub id; required with a hub id")
+    embedded: EmbeddedParameters = EmbeddedParameters()
+
+
+class ProxyParameters(Section):
+    """The few samples that stand in for the unknown training data."""
+
+    text: str = Field(
+        "embedded",
+        min_length=1,
+        description="`embedded`, a text file, a folder with ptb.train.txt, or a hub id of parquet text",
+    )
+    segments: int = Field(64, ge=1, description="number of text segments (paper: 64)")
+    segment_length: int = Field(256, ge=2, description="tokens in a segment (paper: 256)")
+    pairs: int = Field(
+        256, ge=0, description="number of image-text pairs; 0 only without projector evolution"
+    )
+    pairs_source: str = Field(
+        "embedded",
+        min_length=1,
+        description="`embedded`, or a folder of questions in ScienceQA's official layout",
+    )
+    seed: int = Field(0, ge=0, description="seed of the draw")
+
+
+class PruningParameters(Section):
+    """Optimal Brain Surgeon."""
+
+    pattern: str = Field(
+        "unstructured",
+        pattern=r"^(unstructured|[0-9]+:[0-9]+)$",
+        description="`unstructured`, or n:m (n zeros in every m consecutive weights of a row), e.g. 2:4",
+    )
+    block_size: int = Field(
+        128, ge=1, description="columns pruned together before the columns to the right are updated"
+    )
+    damping: float = Field(
+        0.01, gt=0.0, le=1.0, description="added to the Hessian's diagonal, as a share of its mean"
+    )
+    calibration: Literal["text", "text_and_pairs"] = Field(
+        "text_and_pairs", description="what Hessians are accumulated on (paper: text)"
+    )
+    precision: Literal["float32", "float64"] = Field(
+        "float32", description="precision of the factorisation and of the column loop"
+    )
+
+    @model_validator(mode="after")
+    def pattern_fits_block_size(self) -> Self:
+        if (zeros_of_group := self.zeros_of_group) is not None:
+            zeros, group = zeros_of_group
+            if not 0 < zeros < group:
+                raise ValueError(f"pattern {self.pattern}: n must lie between 1 and m - 1")
+            if self.block_size % group:
+                raise ValueError(
+                    f"block_size {self.block_size} is not a multiple of {group}: groups of pattern "
+                    f"{self.pattern} would be cut; use {self.block_size // group * group or group}"
+                )
+        return self
+
+    @property
+    def zeros_of_group(self) -> tuple[int, int] | None:
+        """(n, m) of an n:m pattern; None when unstructured."""
+        if self.pattern == "unstructured":
+            return None
+        zeros, group = self.pattern.split(":")
+        return int(zeros), int(group)
+
+    @property
+    def group_size(self) -> int | None:
+        """m of an n:m pattern; None when unstructured."""
+        return None if self.zeros_of_group is None else self.zeros_of_group[1]
+
+
+class SearchParameters(Section):
+    """Evolution of the pruning policy (Algorithm 1) and of the projector."""
+
+    candidates: int = Field(16, ge=2, description="candidates a round (paper: 16)")
+    rounds: int = Field(10, ge=1, description="rounds (paper: 10)")
+    survivors: int = Field(4, ge=1, description="the top k that stay and have offspring")
+    mutation: float = Field(
+        0.1, ge=0.0, le=1.0, description="probability that a gene moves one level"
+    )
+    offsets: tuple[float, ...] = Field(
+        (-0.1, -0.05, 0.0, 0.05, 0.1),
+        min_length=1,
+        description="levels a matrix may take, relative to the target ratio",
+    )
+    band: tuple[float, float] = Field(
+        (0.0, 0.01),
+        description="allowed mean sparsity, relative to the target ratio (paper: [-0.01, 0.01])",
+    )
+    granularity: Literal["matrix", "block"] = Field(
+        "matrix", description="one ratio per matrix, or one per decoder block"
+    )
+    fitness: Literal["kl", "nll"] = Field(
+        "kl", description="proxy loss: KL to the dense model, or negative log-likelihood (paper)"
+    )
+    fitness_data: Literal["text", "text_and_pairs"] = Field(
+        "text_and_pairs", description="what the proxy loss is measured on (paper: text)"
+    )
+    complexity: Literal["mean_log_norm", "geometric_mean"] = Field(
+        "mean_log_norm", description="transform of the product of Frobenius norms, equation (3)"
+    )
+    eta: float = Field(0.5, ge=0.0, description="weight of the structural risk (paper: 0.5)")
+    evolve_projector: bool = Field(True, description="evolve the vision projector between rounds")
+    projector_loss: Literal["kl", "nll"] = Field(
+        "kl",
+        description="projector's loss: KL to the dense model, or negative log-likelihood of the answers",
+    )
+    projector_steps: int = Field(8, ge=1, description="AdamW steps a round")
+    projector_learning_rate: float = Field(1e-4, gt=0.0, description="AdamW learning rate")
+    projector_batch: int = Field(32, ge=1, description="image-text pairs in a step")
+    neighbours: int = Field(
+        5, ge=1, description="nearest neighbours in the importance weight, equation (7)"
+    )
+    multi_step: float = Field(
+        1.0,
+        gt=0.0,
+        le=1.0,
+        description="share of the proxy on which all offspring are scored first; 1 turns it off",
+    )
+    multi_step_keep: int = Field(
+        8,
+        ge=1,
+        description="offspring that are scored on the whole proxy when multi_step is below 1",
+    )
+    patience: int | None = Field(None, ge=1, description="stop after this many rounds without gain")
+    max_seconds: float | None = Field(
+        None, gt=0.0, description="stop at the first end of a round after this time"
+    )
+    seed: int = Field(0, ge=0, description="seed of the search")
+    workers: int = Field(
+        2,
+        ge=1,
+        description="candidates evaluated side by side, each with its own copy of the language model; changes no result",
+    )
+    threads: int = Field(1, ge=1, description="threads of one candidate's evaluation")
+
+    @model_validator(mode="after")
+    def parts_fit(self) -> Self:
+        if self.band[0] > self.band[1]:
+            raise ValueError(f"band {list(self.band)}: the lower end lies above the upper end")
+        if self.survivors > self.candidates:
+            raise ValueError(f"survivors {self.survivors} exceed candidates {self.candidates}")
+        if len(set(self.offsets)) != len(self.offsets):
+            raise ValueError(f"offsets {list(self.offsets)} repeat a level")
+        return self
+
+
+class EvaluationParameters(Section):
+    """What a pruned model is measured on."""
+
+    benchmark: Literal["embedded"] = Field("embedded", description="the benchmark")
+    questions: int | None = Field(None, ge=1, description="number of test questions; null for all")
+    batch_size: int = Field(64, ge=1, description="questions in a forward pass")
+    text_segments: int = Field(64, ge=1, description="held-out text segments for the text loss")
+
+
+class ExportParameters(Section):
+    """The exported model and its speed."""
+
+    runtimes: tuple[Literal["deepsparse", "onnxruntime"], ...] = Field(
+        ("deepsparse", "onnxruntime"), min_length=1, description="runtimes that are measured"
+    )
+    prompt_tokens: int = Field(128, ge=8, description="length of the prefill graph, in tokens")
+    context: int = Field(
+        256, ge=16, description="length of the KV cache in the decode graph, in tokens"
+    )
+    threads: int = Field(1, ge=1, description="threads of a runtime")
+    repetitions: int = Field(30, ge=3, description="timed repetitions; medians are reported")
+    answers: int = Field(
+        8, ge=1, description="test questions answered end to end and compared token by token"
+    )
+    new_tokens: int = Field(8, ge=1, description="tokens generated for each of them")
+
+    @model_validator(mode="after")
+    def context_holds_prompt(self) -> Self:
+        if self.prompt_tokens + self.new_tokens > self.context:
+            raise ValueError(
+                f"context {self.context} is shorter than prompt_tokens {self.prompt_tokens} "
+                f"+ new_tokens {self.new_tokens}"
+            )
+        return self
+
+
+class TrackingParameters(Section):
+    """MLflow."""
+
+    uri: str = Field("sqlite:///mlflow.db", min_length=1, description="MLflow tracking URI")
+    experiment: str = Field(
+        "efficientllava", min_length=1, description="experiment that holds one run per pruned model"
+    )
+    registered_model: str = Field(
+        "efficientllava",
+        min_length=1,
+        description="registered model that holds one version per pruned model",
+    )
+    champion_ratio: Ratio | None = Field(
+        None,
+        description="ratio at which the most accurate model becomes `champion`; null for the first of `ratios`",
+    )
+
+
+class Parameters(Section):
+    """All of params.yaml."""
+
+    model: ModelParameters = ModelParameters()
+    proxy: ProxyParameters = ProxyParameters()
+    pruning: PruningParameters = PruningParameters()
+    search: SearchParameters = SearchParameters()
+    evaluation: EvaluationParameters = EvaluationParameters()
+    export: ExportParameters = ExportParameters()
+    tracking: TrackingParameters = TrackingParameters()
+    machine: MachineParameters = MachineParameters()
+    methods: tuple[MethodName, ...] = Field(
+        ("magnitude", "sparsegpt", "efficientllava"),
+        min_length=1,
+        description="methods that are compared; dense is always among them",
+    )
+    ratios: tuple[Ratio, ...] = Field(
+        (0.5,),
+        min_length=1,
+        description="target ratios: the share of zeros in the language model's decoder",
+    )
+
+    @model_validator(mode="after")
+    def lists_do_not_repeat(self) -> Self:
+        for name, values in (("methods", self.methods), ("ratios", self.ratios)):
+            if len(set(values)) != len(values):
+                raise ValueError(f"{name} {list(values)} names one twice")
+        return self
+
+    def levels(self, ratio: float) -> list[float]:
+        """The ratios a matrix may take at a target ratio: C of the paper, clipped to [0, 1].
+
+        Raises:
+            UserError: an n:m pattern cannot meet a level.
+        """
+        levels = sorted({round(ratio + offset, 4) for offset in self.search.offsets})
+        levels = [level for level in levels if 0.0 <= level <= 1.0]
+        group = self.pruning.group_size
+        if group is not None:
+            for level in levels:
+                if abs(level * group - round(level * group)) > 1e-6:
+                    raise UserError(
+                        f"level {level} is no whole number of zeros in a group of {group}",
+                        where="params.yaml, search.offsets",
+                        remedy=f"with pruning.pattern {self.pruning.pattern} use offsets that are "
+                        f"multiples of 1/{group}, e.g. [{-1 / group:g}, 0, {1 / group:g}]",
+                    )
+        return levels
+
+
+def parse_parameters(values: Any, where: str = "params.yaml") -> Parameters:
+    """Validate what was read from params.yaml.
+
+    Raises:
+        UserError: naming every parameter that is unknown or out of bounds, with the nearest
+            known name where it looks misspelt.
+    """
+    if not isinstance(values, dict):
+        raise UserError("holds no parameters (a mapping of sections is needed)", where=where)
+    try:
+        return Parameters.model_validate(values)
+    except ValidationError as error:
+        problems = [_describe(problem) for problem in error.errors()]
+        raise UserError("; ".join(problems), where=where) from None
+
+
+def _describe(problem: Any) -> str:
+    name = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        known = sorted(_fields_at(problem["loc"][:-1]))
+        near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
+        return f"unknown parameter {name} ({hint})"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{name or 'parameters'}: {message} (given: {problem['input']!r})"[:500]
+
+
+def _fields_at(location: tuple[Any, ...]) -> set[str]:
+    section: type[BaseModel] = Parameters
+    for part in location:
+        annotation = section.model_fields[part].annotation
+        assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
+        section = annotation
+    return set(section.model_fields)

@@ -1,0 +1,1 @@
+"""Pruning: Hessians, Optimal Brain Surgeon, the database of solutions, sequential pruning."""

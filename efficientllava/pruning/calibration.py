@@ -1,0 +1,172 @@
+"""Walking a language model block by block on calibration data; one block is active at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from efficientllava.data.proxy import Pairs, ProxyData, batches
+from efficientllava.models.adapter import Adapter, Matrix
+from efficientllava.pruning.hessian import accumulate, empty
+
+
+class _Reached(Exception):
+    """The language model's input has been seen: the rest of the forward pass is not needed."""
+
+
+@dataclass
+class LanguageInputs:
+    """One batch as the language model takes it: images already merged into the embeddings.
+
+    Attributes:
+        arguments: keyword arguments of the language model's forward, `inputs_embeds` [B, T, d].
+        tokens: [B, T] bool, positions that are not padding.
+    """
+
+    arguments: dict[str, Any]
+    tokens: torch.Tensor
+
+
+@torch.no_grad()
+def language_inputs(adapter: Adapter, batch: dict[str, torch.Tensor]) -> LanguageInputs:
+    """Run a model up to its language model and keep what arrives there."""
+    caught: dict[str, Any] = {}
+
+    def catch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        caught.update(kwargs)
+        raise _Reached
+
+    handle = adapter.language_model.register_forward_pre_hook(catch, with_kwargs=True)
+    try:
+        adapter.model(**batch, use_cache=False)
+    except _Reached:
+        pass
+    finally:
+        handle.remove()
+    if caught.get("inputs_embeds") is None:
+        ids = batch["input_ids"]
+        caught["inputs_embeds"] = adapter.language_model.get_input_embeddings()(ids)  # type: ignore[operator]
+        caught.pop("input_ids", None)
+    mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
+    return LanguageInputs(caught, mask.bool())
+
+
+def text_batches(segments: torch.Tensor) -> Iterator[dict[str, torch.Tensor]]:
+    """Batches of text segments [n, length] as model inputs."""
+    for part in batches(segments.shape[0], segments.shape[1]):
+        yield {"input_ids": segments[part]}
+
+
+def pair_batches(pairs: Pairs) -> Iterator[tuple[dict[str, torch.Tensor], Pairs]]:
+    """Batches of image-text pairs as model inputs, with the pairs they hold."""
+    for part in batches(len(pairs), pairs.labels.shape[1]):
+        chosen = pairs[part]
+        yield chosen.inputs, chosen
+
+
+def calibration_inputs(
+    adapter: Adapter, proxy: ProxyData, calibration: str
+) -> list[LanguageInputs]:
+    """The calibration batches: text segments, and image-text pairs if asked for and at hand."""
+    chosen = [language_inputs(adapter, batch) for batch in text_batches(proxy.segments)]
+    if calibration == "text_and_pairs" and proxy.pairs is not None:
+        chosen += [language_inputs(adapter, batch) for batch, _ in pair_batches(proxy.pairs)]
+    return chosen
+
+
+@dataclass
+class GroupHessian:
+    """The Hessian of one distinct input of a block, and the matrices that read it.
+
+    Attributes:
+        matrices: they share the input.
+        hessian: [in, in] float32 (float64 on request).
+        tokens: calibration tokens in it.
+    """
+
+    matrices: list[Matrix]
+    hessian: torch.Tensor
+    tokens: int = 0
+
+    @property
+    def name(self) -> str:
+        """The matrices' names, for messages."""
+        first, *others = (matrix.name for matrix in self.matrices)
+        return ", ".join([first, *(name.rsplit(".", 1)[1] for name in others)])
+
+
+class BlockWalk:
+    """Activations of the calibration data, moved forward through one decoder block at a time.
+
+    Every block's arguments are recorded in one forward pass (masks and positions are shared by
+    reference), so that nothing is assumed about a block's signature; of the activations only those
+    entering the current block are kept.
+    """
+
+    def __init__(self, adapter: Adapter, inputs: list[LanguageInputs]) -> None:
+        self.adapter = adapter
+        self.tokens = [batch.tokens for batch in inputs]
+        self.hidden: list[torch.Tensor] = []
+        self._calls: list[list[tuple[tuple[Any, ...], dict[str, Any]]]] = []
+        for batch in inputs:
+            self._record(batch)
+
+    @torch.no_grad()
+    def _record(self, batch: LanguageInputs) -> None:
+        calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+        def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if not calls:
+                self.hidden.append(args[0] if args else kwargs["hidden_states"])
+            others = {key: value for key, value in kwargs.items() if key != "hidden_states"}
+            calls.append((args[1:], others))
+
+        with ExitStack() as hooks:
+            for block in self.adapter.blocks:
+                handle = block.register_forward_pre_hook(record, with_kwargs=True)
+                hooks.callback(handle.remove)
+            self.adapter.language_model(**batch.arguments)
+        self._calls.append(calls)
+
+    @torch.no_grad()
+    def _forward(self, block: int) -> Iterator[tuple[int, torch.Tensor]]:
+        for index, hidden in enumerate(self.hidden):
+            args, kwargs = self._calls[index][block]
+            output = self.adapter.blocks[block](hidden, *args, **kwargs)
+            yield index, output[0] if isinstance(output, tuple) else output
+
+    def hessians(self, block: int, dtype: torch.dtype = torch.float32) -> list[GroupHessian]:
+        """One Hessian per distinct input of a block, at the activations that enter it now."""
+        groups = [
+            GroupHessian(matrices, empty(matrices[0].module.in_features, dtype))
+            for matrices in self.adapter.of_block(block)
+        ]
+        with ExitStack() as hooks:
+            current: list[int] = [0]
+            for group in groups:
+                hooks.enter_context(self._accumulating(group, current))
+            for index, _ in self._forward(block):
+                current[0] = index + 1
+        return groups
+
+    @contextmanager
+    def _accumulating(self, group: GroupHessian, current: list[int]) -> Iterator[None]:
+        def add(module: nn.Module, args: tuple[Any, ...]) -> None:
+            rows = args[0][self.tokens[current[0]]]
+            group.tokens = accumulate(group.hessian, group.tokens, rows)
+
+        handle = group.matrices[0].module.register_forward_pre_hook(add)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def advance(self, block: int) -> None:
+        """Replace the activations by the block's outputs, with its weights as they are now."""
+        for index, output in self._forward(block):
+            self.hidden[index] = output

@@ -1,0 +1,191 @@
+"""The database: every prunable matrix's OBS solution at every level, from one calibration pass.
+
+A candidate policy is then stitched from it and costs a forward pass (method.md section 3).
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from efficientllava.data.proxy import ProxyData
+from efficientllava.errors import UserError
+from efficientllava.files import (
+    load_tensors,
+    read_json,
+    replacing,
+    save_tensors,
+    value_digest,
+    write_json,
+)
+from efficientllava.models.adapter import Adapter
+from efficientllava.parameters import PruningParameters
+from efficientllava.progress import Event, Progress, silent
+from efficientllava.pruning.calibration import BlockWalk, GroupHessian, calibration_inputs
+from efficientllava.pruning.hessian import InverseFactor, inverse_factor, relative_error
+from efficientllava.pruning.obs import prune_levels
+
+MANIFEST = "manifest.json"
+
+
+def block_file(block: int) -> str:
+    """Name of a block's file of solutions."""
+    return f"block-{block:03d}.safetensors"
+
+
+def level_key(level: float) -> str:
+    """A level as it is written in keys: four decimals."""
+    return f"{level:.4f}"
+
+
+def solve_group(
+    group: GroupHessian, levels: Sequence[float], parameters: PruningParameters
+) -> tuple[list[list[torch.Tensor]], InverseFactor]:
+    """The solutions [matrix][level] of matrices that share an input, and the factor used."""
+    dtype = getattr(torch, parameters.precision)
+    factor = inverse_factor(
+        group.hessian, parameters.damping, group.name, group.tokens, dtype=dtype
+    )
+    weights = [matrix.weight for matrix in group.matrices]
+    solutions = prune_levels(weights, factor, levels, parameters.block_size, parameters.group_size)
+    return solutions, factor
+
+
+def build_database(
+    adapter: Adapter,
+    proxy: ProxyData,
+    levels: Sequence[float],
+    parameters: PruningParameters,
+    folder: Path,
+    work: Path,
+    identity: dict[str, Any],
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Build the database of a dense model.
+
+    Each block's file is finished before the next begins; blocks found in the work folder under
+    the same key are not computed again.
+
+    Args:
+        levels: ratios in [0, 1].
+        folder: where the finished database goes, whole or not at all.
+        work: where unfinished databases are kept.
+        identity: digests (model, proxy, code) that decide whether unfinished work still counts.
+
+    Returns:
+        The manifest: levels, and per matrix and level the zeros, the relative output error
+        tr(dW H dW^T) / tr(W H W^T) and the Frobenius norm.
+    """
+    levels = [round(level, 4) for level in levels]
+    header = {
+        "levels": levels,
+        "pruning": parameters.model_dump(mode="json"),
+        **identity,
+    }
+    unfinished = Path(work) / value_digest(header)[:16]
+    records: dict[str, Any] = {}
+    walk = BlockWalk(adapter, calibration_inputs(adapter, proxy, parameters.calibration))
+    total = len(adapter.blocks)
+    for block in range(total):
+        record_file = unfinished / f"block-{block:03d}.json"
+        if record_file.exists() and (unfinished / block_file(block)).exists():
+            records.update(read_json(record_file))
+        else:
+            block_records, tensors = _solve_block(walk, block, levels, parameters)
+            save_tensors(unfinished / block_file(block), tensors)
+            write_json(record_file, block_records)
+            records.update(block_records)
+        if block + 1 < total:
+            walk.advance(block)
+        progress(Event("block", block + 1, total))
+    manifest = {**header, "matrices": records}
+    with replacing(Path(folder)) as temporary:
+        temporary.mkdir()
+        for block in range(total):
+            (unfinished / block_file(block)).rename(temporary / block_file(block))
+        write_json(temporary / MANIFEST, manifest)
+    shutil.rmtree(unfinished, ignore_errors=True)
+    return manifest
+
+
+def _solve_block(
+    walk: BlockWalk, block: int, levels: Sequence[float], parameters: PruningParameters
+) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    records: dict[str, Any] = {}
+    tensors: dict[str, torch.Tensor] = {}
+    for group in walk.hessians(block, getattr(torch, parameters.precision)):
+        solutions, factor = solve_group(group, levels, parameters)
+        for matrix, per_level in zip(group.matrices, solutions, strict=True):
+            dense = matrix.weight
+            records[matrix.name] = {
+                "block": block,
+                "size": matrix.size,
+                "norm": float(dense.double().norm()),
+                "damping": factor.damping,
+                "already_zero": int(((dense == 0) | factor.dead).sum()),
+                "tokens": group.tokens,
+                "levels": {
+                    level_key(level): {
+                        "zeros": int((solution == 0).sum()),
+                        "relative_error": relative_error(solution, dense, group.hessian),
+                        "norm": float(solution.double().norm()),
+                    }
+                    for level, solution in zip(levels, per_level, strict=True)
+                },
+            }
+            for level, solution in zip(levels, per_level, strict=True):
+                tensors[f"{matrix.name}@{level_key(level)}"] = solution
+    return records, tensors
+
+
+@dataclass(frozen=True)
+class Database:
+    """A finished database; tensors are memory-mapped and read when they are used.
+
+    Attributes:
+        manifest: what `build_database` returned.
+        tensors: "NAME@LEVEL" -> solution [out, in].
+    """
+
+    manifest: dict[str, Any]
+    tensors: dict[str, torch.Tensor]
+
+    def solution(self, name: str, level: float) -> torch.Tensor:
+        """The OBS solution [out, in] of a matrix at a level."""
+        return self.tensors[f"{name}@{level_key(level)}"]
+
+    def norm_ratio(self, name: str, level: float) -> float:
+        """||W^_i||_F / ||W_i||_F of equation (3)."""
+        record = self.manifest["matrices"][name]
+        norm = record["norm"]
+        return float(record["levels"][level_key(level)]["norm"] / norm) if norm > 0 else 1.0
+
+
+def open_database(folder: Path, levels: Sequence[float] = ()) -> Database:
+    """Open a finished database.
+
+    Args:
+        levels: those that will be needed.
+
+    Raises:
+        UserError: a file is missing or damaged, or a level is not in it.
+    """
+    folder = Path(folder)
+    manifest = read_json(folder / MANIFEST)
+    missing = [level for level in levels if round(level, 4) not in manifest["levels"]]
+    if missing:
+        raise UserError(
+            f"levels {missing} are not in the database (it has {manifest['levels']})",
+            where=str(folder),
+            remedy="build the database again for these ratios and offsets",
+        )
+    blocks = 1 + max(record["block"] for record in manifest["matrices"].values())
+    tensors: dict[str, torch.Tensor] = {}
+    for block in range(blocks):
+        tensors.update(load_tensors(folder / block_file(block)))
+    return Database(manifest, tensors)

@@ -1,0 +1,135 @@
+"""The Hessian of a layer's squared output error, and the factor of its inverse that OBS needs."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import torch
+
+from efficientllava.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+RAISES = 4
+"""How often the damping is raised tenfold before a Hessian is given up."""
+
+
+def empty(columns: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """The Hessian [columns, columns] before the first token."""
+    return torch.zeros(columns, columns, dtype=dtype)
+
+
+def accumulate(hessian: torch.Tensor, seen: int, inputs: torch.Tensor) -> int:
+    """Add calibration inputs to H = (2/n) X X^T, in place (SparseGPT; method.md section 2).
+
+    A running mean over tokens: the result does not depend on how tokens are split into batches.
+
+    Args:
+        hessian: [in, in], mean over the `seen` tokens so far.
+        seen: number of tokens so far.
+        inputs: [tokens, in], any floating dtype.
+
+    Returns:
+        The number of tokens now in the mean.
+    """
+    tokens = inputs.shape[0]
+    if tokens == 0:
+        return seen
+    rows = inputs.to(hessian.dtype)
+    total = seen + tokens
+    hessian.mul_(seen / total).addmm_(rows.T, rows, alpha=2.0 / total)
+    return total
+
+
+@dataclass(frozen=True)
+class InverseFactor:
+    """What OBS needs of a Hessian.
+
+    Attributes:
+        upper: U [in, in], upper Cholesky factor of the inverse of the damped Hessian.
+        dead: [in], inputs that were zero on every calibration token.
+        damping: lambda / mean(diag H) that made the factorisation succeed.
+    """
+
+    upper: torch.Tensor
+    dead: torch.Tensor
+    damping: float
+
+
+def inverse_factor(
+    hessian: torch.Tensor,
+    damping: float = 0.01,
+    name: str = "matrix",
+    tokens: int | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> InverseFactor:
+    """Damp a Hessian, invert it and factorise the inverse: H^-1 = U^T U.
+
+    The diagonal is raised by `damping` x mean(diag H); if the factorisation fails, by ten times
+    as much, up to four times, each logged.
+
+    Args:
+        hessian: [in, in], symmetric.
+        name: the matrix it belongs to, for messages.
+        tokens: the calibration tokens it was accumulated on, for messages.
+        dtype: precision of the factorisation.
+
+    Raises:
+        UserError: NaN or inf in the Hessian, or not positive definite at any damping tried.
+    """
+    where = f"Hessian of {name}"
+    if not torch.isfinite(hessian).all():
+        raise UserError(
+            "NaN or inf in the activations that reach this matrix",
+            where=where,
+            remedy="check the checkpoint's weights and the proxy data; half precision overflows "
+            "in some models: load in float32",
+        )
+    damped = hessian.to(dtype, copy=True)
+    diagonal = damped.diagonal()
+    dead = diagonal == 0
+    diagonal[dead] = 1.0
+    mean = diagonal.mean().item()
+    added = 0.0
+    for attempt in range(RAISES + 1):
+        share = damping * 10.0**attempt
+        diagonal += share * mean - added
+        added = share * mean
+        if (upper := _factorise(damped)) is not None:
+            return InverseFactor(upper, dead, share)
+        logger.warning("%s: not positive definite at damping %g", where, share)
+    raise UserError(
+        f"not positive definite, even with damping {share:g} "
+        f"({'unknown' if tokens is None else tokens} calibration tokens for "
+        f"{hessian.shape[0]} inputs)",
+        where=where,
+        remedy="use more proxy data (proxy.segments, proxy.pairs), raise pruning.damping, or set "
+        "pruning.precision: float64",
+    )
+
+
+def _factorise(damped: torch.Tensor) -> torch.Tensor | None:
+    lower, failed = torch.linalg.cholesky_ex(damped)
+    if failed:
+        return None
+    inverse = torch.cholesky_inverse(lower)
+    upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
+    return None if failed or not torch.isfinite(upper).all() else upper
+
+
+def output_error(change: torch.Tensor, hessian: torch.Tensor) -> float:
+    """tr(dW H dW^T), twice the layer's squared output error per token.
+
+    Args:
+        change: dW [out, in].
+        hessian: [in, in], undamped.
+    """
+    change = change.to(hessian.dtype)
+    return float(((change @ hessian) * change).sum(dtype=torch.float64))
+
+
+def relative_error(pruned: torch.Tensor, dense: torch.Tensor, hessian: torch.Tensor) -> float:
+    """tr(dW H dW^T) / tr(W H W^T): the share of the layer's output energy that is lost."""
+    energy = output_error(dense, hessian)
+    return output_error(pruned - dense, hessian) / energy if energy > 0 else 0.0

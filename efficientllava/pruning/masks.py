@@ -1,0 +1,96 @@
+"""Which weights become zero: counts that are exact, selection by a score."""
+
+from __future__ import annotations
+
+import torch
+
+from efficientllava.errors import UserError
+
+
+def zeros_at(ratio: float, size: int) -> int:
+    """round(ratio * size): the zeros of a matrix of `size` weights."""
+    return round(ratio * size)
+
+
+def zeros_per_group(ratio: float, group_size: int) -> int:
+    """The zeros in each group of an n:m pattern.
+
+    Raises:
+        UserError: the ratio is no whole number of zeros per group.
+    """
+    zeros = ratio * group_size
+    if abs(zeros - round(zeros)) > 1e-6:
+        raise UserError(
+            f"ratio {ratio} is no whole number of zeros in a group of {group_size}",
+            where="pruning.pattern",
+            remedy=f"use a multiple of 1/{group_size}",
+        )
+    return round(zeros)
+
+
+def smallest(score: torch.Tensor, count: int) -> torch.Tensor:
+    """Mask of exactly `count` entries with the smallest score.
+
+    Args:
+        score: any shape, finite.
+
+    Returns:
+        Boolean mask of the same shape.
+    """
+    mask = torch.zeros(score.numel(), dtype=torch.bool, device=score.device)
+    if count > 0:
+        mask[torch.topk(score.flatten(), count, largest=False, sorted=False).indices] = True
+    return mask.view(score.shape)
+
+
+def smallest_in_groups(score: torch.Tensor, count: int, group_size: int) -> torch.Tensor:
+    """Mask of exactly `count` entries in every group of consecutive columns.
+
+    Args:
+        score: [rows, columns], columns a multiple of `group_size`.
+    """
+    rows, columns = score.shape
+    groups = score.reshape(rows, columns // group_size, group_size)
+    mask = torch.zeros_like(groups, dtype=torch.bool)
+    if count > 0:
+        mask.scatter_(2, torch.topk(groups, count, dim=2, largest=False).indices, True)
+    return mask.view(rows, columns)
+
+
+def check_group_size(columns: int, block_size: int, group_size: int) -> None:
+    """Check that no group of an n:m pattern is cut.
+
+    Raises:
+        UserError: block size or number of columns is not a multiple of the group size.
+    """
+    if block_size % group_size:
+        raise UserError(
+            f"block size {block_size} is not a multiple of the group size {group_size}: "
+            "groups of the n:m pattern would be cut",
+            where="pruning.block_size",
+            remedy=f"use a multiple of {group_size}",
+        )
+    if columns % group_size:
+        raise UserError(
+            f"a matrix with {columns} columns cannot be cut into groups of {group_size}",
+            where="pruning.pattern",
+            remedy="use an n:m pattern whose m divides the model's widths",
+        )
+
+
+def magnitude(weight: torch.Tensor, ratio: float, group_size: int | None = None) -> torch.Tensor:
+    """Prune the smallest |w| of a matrix (or of each group); kept weights stay as they are.
+
+    Args:
+        weight: [out, in].
+
+    Returns:
+        The pruned matrix [out, in], exactly round(ratio * numel) zeros chosen.
+    """
+    if group_size is None:
+        mask = smallest(weight.abs(), zeros_at(ratio, weight.numel()))
+    else:
+        check_group_size(weight.shape[1], group_size, group_size)
+        count = zeros_per_group(ratio, group_size)
+        mask = smallest_in_groups(weight.abs(), count, group_size)
+    return weight.masked_fill(mask, 0.0)

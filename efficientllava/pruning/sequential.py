@@ -1,0 +1,157 @@
+"""Pruning a whole model block by block with a policy, and the record of what was done."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from efficientllava.data.proxy import ProxyData
+from efficientllava.errors import UserError
+from efficientllava.models.adapter import Adapter
+from efficientllava.parameters import PruningParameters
+from efficientllava.progress import Event, Progress, silent
+from efficientllava.pruning.calibration import BlockWalk, calibration_inputs
+from efficientllava.pruning.database import Database, level_key
+from efficientllava.pruning.hessian import inverse_factor, relative_error
+from efficientllava.pruning.masks import magnitude, zeros_at
+from efficientllava.pruning.obs import prune
+
+Policy = Mapping[str, float]
+"""The share of zeros of each prunable matrix, by name."""
+
+
+def prune_model(
+    adapter: Adapter,
+    proxy: ProxyData,
+    update: str,
+    policy: Policy,
+    parameters: PruningParameters,
+    progress: Progress = silent,
+) -> list[dict[str, Any]]:
+    """Prune a model in place, each block calibrated on the outputs of the pruned blocks before it.
+
+    Args:
+        update: "obs", "magnitude" (no calibration decides; it is walked for the record's errors)
+            or "none".
+        policy: ratio of every prunable matrix.
+
+    Returns:
+        One row per matrix: name, block, level, size, zeros, already_zero (zero before, or fed by
+        a dead input), relative_error, norm_ratio.
+
+    Raises:
+        UserError: a matrix of the model has no ratio; a Hessian is not positive definite.
+    """
+    missing = [matrix.name for matrix in adapter.matrices if matrix.name not in policy]
+    if missing:
+        raise UserError(f"the policy has no ratio for {missing[0]} ({len(missing)} in all)")
+    rows: list[dict[str, Any]] = []
+    walk = BlockWalk(adapter, calibration_inputs(adapter, proxy, parameters.calibration))
+    total = len(adapter.blocks)
+    for block in range(total):
+        pruned: list[tuple[torch.Tensor, torch.Tensor]] = []
+        for group in walk.hessians(block, getattr(torch, parameters.precision)):
+            factor = None
+            if update == "obs":
+                factor = inverse_factor(
+                    group.hessian,
+                    parameters.damping,
+                    group.name,
+                    group.tokens,
+                    dtype=group.hessian.dtype,
+                )
+            for matrix in group.matrices:
+                level = policy[matrix.name]
+                dense = matrix.weight
+                if factor is not None:
+                    new = prune(dense, factor, level, parameters.block_size, parameters.group_size)
+                elif update == "magnitude":
+                    new = magnitude(dense, level, parameters.group_size)
+                else:
+                    new = dense.clone()
+                error = relative_error(new, dense, group.hessian)
+                already = dense == 0
+                if factor is not None:
+                    already |= factor.dead
+                row = _row(matrix.name, block, level, dense, new, error, int(already.sum()))
+                rows.append(row)
+                pruned.append((dense, new))
+        # all Hessians of a block are taken before any of its matrices changes (as SparseGPT does)
+        for dense, new in pruned:
+            dense.copy_(new)
+        if block + 1 < total:
+            walk.advance(block)
+        progress(Event("block", block + 1, total))
+    return rows
+
+
+def stitch_model(adapter: Adapter, database: Database, policy: Policy) -> list[dict[str, Any]]:
+    """Replace every prunable matrix, in place, by its solution in the database.
+
+    Returns:
+        Rows as `prune_model`; relative errors are those of the dense calibration pass.
+    """
+    rows = []
+    for matrix in adapter.matrices:
+        level = policy[matrix.name]
+        new = database.solution(matrix.name, level)
+        record = database.manifest["matrices"][matrix.name]
+        error = record["levels"][level_key(level)]["relative_error"]
+        already = record["already_zero"]
+        rows.append(_row(matrix.name, matrix.block, level, matrix.weight, new, error, already))
+        matrix.weight.copy_(new)
+    return rows
+
+
+def _row(
+    name: str,
+    block: int,
+    level: float,
+    dense: torch.Tensor,
+    new: torch.Tensor,
+    error: float,
+    already_zero: int,
+) -> dict[str, Any]:
+    norm = float(dense.double().norm())
+    return {
+        "name": name,
+        "block": block,
+        "level": level,
+        "size": new.numel(),
+        "zeros": int((new == 0).sum()),
+        "already_zero": already_zero,
+        "relative_error": error,
+        "norm_ratio": float(new.double().norm()) / norm if norm > 0 else 1.0,
+    }
+
+
+def achieved_sparsity(rows: Sequence[Mapping[str, Any]]) -> float:
+    """The share of zeros in all prunable matrices together."""
+    return sum(row["zeros"] for row in rows) / sum(row["size"] for row in rows)
+
+
+def verify(adapter: Adapter, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Check a pruned model against its record: round(level * size) zeros in every matrix.
+
+    More are allowed only where weights were zero before or are fed by dead inputs.
+
+    Raises:
+        UserError: a matrix has another number of zeros than recorded or asked for, or holds NaN
+            or inf, or is missing from the record.
+    """
+    recorded = {row["name"]: row for row in rows}
+    for matrix in adapter.matrices:
+        if matrix.name not in recorded:
+            raise UserError("not in the record", where=matrix.name)
+        row = recorded[matrix.name]
+        zeros = int((matrix.weight == 0).sum())
+        wanted = zeros_at(row["level"], matrix.size)
+        if not torch.isfinite(matrix.weight).all():
+            raise UserError("holds NaN or inf after pruning", where=matrix.name)
+        if zeros != row["zeros"] or not wanted <= zeros <= wanted + row["already_zero"]:
+            raise UserError(
+                f"has {zeros} zeros; its record says {row['zeros']}, its policy {wanted}",
+                where=matrix.name,
+            )

@@ -1,0 +1,1 @@
+"""Tables, plots and the page made from the record files that the stages leave."""

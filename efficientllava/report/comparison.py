@@ -1,0 +1,287 @@
+"""The comparison table: one row per model, read from the record files of the stages."""
+
+from __future__ import annotations
+
+import csv
+import io
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from efficientllava.errors import UserError
+from efficientllava.files import read_json
+
+BREAKDOWNS = ("NAT", "SOC", "LAN", "TXT", "IMG", "NO", "G1-6", "G7-12")
+RUNTIMES = {"deepsparse": "DeepSparse", "onnxruntime": "ONNX Runtime"}
+
+
+@dataclass(frozen=True)
+class Score:
+    """Accuracy over `n` questions with its standard error; shares, not per cent."""
+
+    accuracy: float
+    standard_error: float
+    n: int
+
+    def __str__(self) -> str:
+        return f"{100 * self.accuracy:.1f} ± {100 * self.standard_error:.1f}"
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Medians of one runtime in ms; speed-ups against dense, measured in the same run."""
+
+    prefill_ms: float
+    decode_ms: float
+    prefill_speedup: float | None = None
+    decode_speedup: float | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model of the comparison; None where a stage has not run or does not apply."""
+
+    method: str
+    ratio: float
+    achieved_sparsity: float | None = None
+    proxy_loss: float | None = None
+    text_loss: float | None = None
+    answer_nll: float | None = None
+    score: Score | None = None
+    breakdowns: dict[str, Score] = field(default_factory=dict)
+    bytes_on_disk: int | None = None
+    latencies: dict[str, Latency] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """ "dense", or the method with its ratio."""
+        return self.method if self.method == "dense" else f"{self.method} {self.ratio:g}"
+
+
+def read_rows(artifacts: Path, methods: Sequence[str], ratios: Sequence[float]) -> list[Row]:
+    """Read the rows of the comparison: dense, then every method at every ratio.
+
+    Args:
+        artifacts: the folder that the stages write.
+
+    Raises:
+        UserError: nothing was evaluated, or a record lacks a field.
+    """
+    artifacts = Path(artifacts)
+    exports = {
+        (method, ratio): record
+        for ratio in ratios
+        for method in methods
+        if (record := _read(artifacts / "export" / f"{method}-{ratio:g}" / "export.json"))
+    }
+    rows = [_dense_row(artifacts, list(exports.values()))]
+    for ratio in ratios:
+        for method in methods:
+            if method != "dense":
+                rows.append(_pruned_row(artifacts, method, ratio, exports.get((method, ratio))))
+    if all(row.score is None and row.achieved_sparsity in (None, 0.0) for row in rows):
+        raise UserError(
+            "holds no records of pruned or evaluated models",
+            where=str(artifacts),
+            remedy="run the stages before the report, e.g. `dvc repro`",
+        )
+    return rows
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    return read_json(path) if path.exists() else None
+
+
+def _dense_row(artifacts: Path, exports: Iterable[dict[str, Any]]) -> Row:
+    weights = sorted((artifacts / "model").glob("*.safetensors"))
+    measured: dict[str, list[dict[str, Any]]] = {}
+    for record in exports:
+        for runtime, timing in record["runtimes"].items():
+            if timing.get("available"):
+                measured.setdefault(runtime, []).append(timing["dense"])
+    return Row(
+        method="dense",
+        ratio=0.0,
+        achieved_sparsity=0.0,
+        bytes_on_disk=sum(path.stat().st_size for path in weights) if weights else None,
+        # dense is measured again beside every pruned model: the middle of these
+        latencies={
+            runtime: Latency(
+                statistics.median(timing["prefill_ms"] for timing in timings),
+                statistics.median(timing["decode_ms"] for timing in timings),
+                1.0,
+                1.0,
+            )
+            for runtime, timings in measured.items()
+        },
+        **_scores(artifacts / "evaluation" / "dense" / "scores.json"),
+    )
+
+
+def _pruned_row(artifacts: Path, method: str, ratio: float, export: dict[str, Any] | None) -> Row:
+    name = f"{method}-{ratio:g}"
+    metrics = _read(artifacts / "pruned_metrics" / f"{name}.json") or {}
+    latencies = {}
+    for runtime, timing in (export or {"runtimes": {}})["runtimes"].items():
+        if timing.get("available"):
+            latencies[runtime] = Latency(
+                timing["pruned"]["prefill_ms"],
+                timing["pruned"]["decode_ms"],
+                timing["prefill_speedup"],
+                timing["decode_speedup"],
+            )
+    return Row(
+        method=method,
+        ratio=ratio,
+        achieved_sparsity=metrics.get("achieved_sparsity"),
+        proxy_loss=metrics.get("proxy_loss"),
+        bytes_on_disk=metrics.get("bytes_on_disk"),
+        latencies=latencies,
+        **_scores(artifacts / "evaluation" / name / "scores.json"),
+    )
+
+
+def _scores(path: Path) -> dict[str, Any]:
+    record = _read(path)
+    if record is None:
+        return {}
+    try:
+        return {
+            "score": Score(record["accuracy"], record["standard_error"], record["n"]),
+            "text_loss": record.get("text_loss"),
+            "answer_nll": record.get("answer_nll"),
+            "breakdowns": {
+                name: Score(part["accuracy"], part["standard_error"], part["n"])
+                for name, part in record.get("breakdowns", {}).items()
+                if part["n"]
+            },
+        }
+    except (KeyError, TypeError) as error:
+        raise UserError(f"lacks a field ({error})", where=str(path)) from error
+
+
+def number(value: float | None, form: str) -> str:
+    """The number in the form given, a dash for None."""
+    return "–" if value is None else format(value, form)
+
+
+def runtimes_of(rows: Sequence[Row]) -> list[str]:
+    """The runtimes that at least one row was measured in, in a fixed order."""
+    return [name for name in RUNTIMES if any(name in row.latencies for row in rows)]
+
+
+def timings(latency: Latency | None) -> list[str]:
+    """Cells of prefill and decode: milliseconds and speed-up."""
+    if latency is None:
+        return ["–", "–"]
+    return [
+        _short(time) if speedup is None else f"{_short(time)} ×{speedup:.2f}"
+        for time, speedup in (
+            (latency.prefill_ms, latency.prefill_speedup),
+            (latency.decode_ms, latency.decode_speedup),
+        )
+    ]
+
+
+def _short(milliseconds: float) -> str:
+    return f"{milliseconds:.{0 if milliseconds >= 1000 else 1 if milliseconds >= 100 else 2}f}"
+
+
+def cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Headings and formatted cells of the comparison, the same in every form of the table."""
+    runtimes = runtimes_of(rows)
+    headings = [
+        "method",
+        "ratio",
+        "zeros",
+        "proxy loss",
+        "text loss",
+        "answer loss",
+        "accuracy %",
+        "MB",
+    ]
+    for runtime in runtimes:
+        headings += [f"{RUNTIMES[runtime]} prefill ms", f"{RUNTIMES[runtime]} decode ms"]
+    body = []
+    for row in rows:
+        size = None if row.bytes_on_disk is None else row.bytes_on_disk / 1e6
+        line = [
+            row.method,
+            "–" if row.method == "dense" else f"{row.ratio:g}",
+            number(row.achieved_sparsity, ".4f"),
+            number(row.proxy_loss, ".4f"),
+            number(row.text_loss, ".3f"),
+            number(row.answer_nll, ".3f"),
+            "–" if row.score is None else str(row.score),
+            number(size, ".2f"),
+        ]
+        for runtime in runtimes:
+            line += timings(row.latencies.get(runtime))
+        body.append(line)
+    return headings, body
+
+
+def breakdown_cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Headings and cells of the accuracies by subject, context and grade."""
+    body = [
+        [row.name]
+        + [str(row.breakdowns[name]) if name in row.breakdowns else "–" for name in BREAKDOWNS]
+        for row in rows
+        if row.breakdowns
+    ]
+    return ["model", *BREAKDOWNS], body
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The comparison and the breakdowns as Markdown tables."""
+    text = markdown_table(*cells(rows))
+    headings, body = breakdown_cells(rows)
+    if body:
+        text += "\n" + markdown_table(headings, body)
+    return text
+
+
+def markdown_table(
+    headings: Sequence[str], body: Sequence[Sequence[str]], rest: str = "---:"
+) -> str:
+    """One Markdown table; the first column is aligned left, the others by `rest`."""
+    lines = [headings, ["---", *[rest] * (len(headings) - 1)], *body]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def comma_separated(rows: Sequence[Row]) -> str:
+    """Everything of every row as CSV with unrounded numbers; empty where unknown."""
+    columns = [_flat(row) for row in rows]
+    names = list(dict.fromkeys(name for row in columns for name in row))
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, names, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(columns)
+    return buffer.getvalue()
+
+
+def _flat(row: Row) -> dict[str, Any]:
+    flat: dict[str, Any] = {
+        "method": row.method,
+        "ratio": row.ratio,
+        "achieved_sparsity": row.achieved_sparsity,
+        "proxy_loss": row.proxy_loss,
+        "text_loss": row.text_loss,
+        "answer_nll": row.answer_nll,
+        "accuracy": row.score and row.score.accuracy,
+        "standard_error": row.score and row.score.standard_error,
+        "n": row.score and row.score.n,
+        "bytes_on_disk": row.bytes_on_disk,
+    }
+    for runtime, timing in row.latencies.items():
+        flat[f"{runtime}_prefill_ms"] = timing.prefill_ms
+        flat[f"{runtime}_decode_ms"] = timing.decode_ms
+        flat[f"{runtime}_prefill_speedup"] = timing.prefill_speedup
+        flat[f"{runtime}_decode_speedup"] = timing.decode_speedup
+    for name, score in row.breakdowns.items():
+        flat[f"accuracy_{name}"] = score.accuracy
+        flat[f"standard_error_{name}"] = score.standard_error
+        flat[f"n_{name}"] = score.n
+    return flat

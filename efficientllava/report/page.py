@@ -1,0 +1,124 @@
+"""Gathers the record files of all stages into the report: tables, plot and page."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from efficientllava.files import read_json, replacing, write_text
+from efficientllava.report.accuracy_latency import accuracy_latency_plot
+from efficientllava.report.comparison import (
+    RUNTIMES,
+    Row,
+    comma_separated,
+    markdown,
+    read_rows,
+)
+from efficientllava.report.html import Part, Picture, html_page
+from efficientllava.report.plots import convergence_plot, policy_plot, sparsity_plot
+from efficientllava.report.theme import DARK, LIGHT, Theme
+
+
+def write_report(
+    artifacts: Path,
+    folder: Path,
+    methods: Sequence[str],
+    ratios: Sequence[float],
+    parameters: str = "",
+) -> list[Row]:
+    """Write table.md, table.csv, accuracy_latency.png and report.html.
+
+    The same records give the same bytes.
+
+    Args:
+        artifacts: the folder that the stages write.
+        folder: where the report goes, whole or not at all.
+        parameters: text of params.yaml, shown on the page.
+
+    Returns:
+        the rows of the comparison, for a terminal's table.
+    """
+    artifacts = Path(artifacts)
+    rows = read_rows(artifacts, methods, ratios)
+    runtime = next((name for name in RUNTIMES if any(name in row.latencies for row in rows)), None)
+    pictures = []
+    if runtime is not None:
+        caption = f"Accuracy against {RUNTIMES[runtime]} latency; bars are one standard error."
+        pictures.append(
+            _drawn(caption, lambda path, theme: accuracy_latency_plot(rows, path, runtime, theme))
+        )
+    parts = [part for row in rows if (part := _part(artifacts, row)) is not None]
+    if parameters:
+        parts.append(Part("params.yaml", text=parameters))
+    page = html_page(rows, pictures, parts, _facts(artifacts, rows))
+    with replacing(Path(folder)) as temporary:
+        temporary.mkdir()
+        write_text(temporary / "table.md", markdown(rows))
+        write_text(temporary / "table.csv", comma_separated(rows))
+        accuracy_latency_plot(
+            rows, temporary / "accuracy_latency.png", runtime or next(iter(RUNTIMES))
+        )
+        write_text(temporary / "report.html", page)
+    return rows
+
+
+def read_history(path: Path) -> list[dict[str, Any]]:
+    """Rows of a search's history.jsonl, in the order of evaluation."""
+    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines if line.strip()]
+
+
+def _drawn(caption: str, draw: Callable[[Path, Theme], None]) -> Picture:
+    with tempfile.TemporaryDirectory() as folder:
+        images = []
+        for theme in (LIGHT, DARK):
+            path = Path(folder) / "plot.png"
+            draw(path, theme)
+            images.append(path.read_bytes())
+    return Picture(caption, *images)
+
+
+def _part(artifacts: Path, row: Row) -> Part | None:
+    """The plots of one pruned model, as far as its records exist."""
+    name = f"{row.method}-{row.ratio:g}"
+    pictures = []
+    history_file = artifacts / "search" / name / "history.jsonl"
+    policy_file = artifacts / "search" / name / "policy.json"
+    pruning_file = artifacts / "pruned" / name / "pruning.json"
+    if history_file.exists() and len(history := read_history(history_file)) > 1:
+        caption = "The search, round by round, against the uniform policy on the same objective."
+        pictures.append(
+            _drawn(caption, lambda path, theme: convergence_plot(history, path, theme=theme))
+        )
+    if policy_file.exists() and (record := read_json(policy_file))["allocation"] == "search":
+        caption = f"Share of zeros per matrix; neutral is the target {row.ratio:g}."
+        policy = record["policy"]
+        pictures.append(
+            _drawn(caption, lambda path, theme: policy_plot(policy, path, row.ratio, theme=theme))
+        )
+    if pruning_file.exists():
+        pruning = read_json(pruning_file)
+        caption = "What the final model holds, counted in its weights."
+        pictures.append(
+            _drawn(caption, lambda path, theme: sparsity_plot(pruning, path, theme=theme))
+        )
+    return Part(row.name, pictures) if pictures else None
+
+
+def _facts(artifacts: Path, rows: Sequence[Row]) -> dict[str, str]:
+    """Machine and setting of the measurements, from the first export that has them."""
+    facts: dict[str, str] = {}
+    questions = next((row.score.n for row in rows if row.score is not None), None)
+    if questions is not None:
+        facts["test questions"] = str(questions)
+    for path in sorted((artifacts / "export").glob("*/export.json")):
+        record = read_json(path)
+        for name in ("threads", "prompt_tokens", "context"):
+            if name in record:
+                facts[name.replace("_", " ")] = str(record[name])
+        facts.update({name: str(value) for name, value in record.get("machine", {}).items()})
+        break
+    return facts

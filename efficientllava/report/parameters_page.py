@@ -1,0 +1,96 @@
+"""docs/parameters.md, made from the parameters' own descriptions.
+
+Run as `python -m efficientllava.report.parameters_page docs/parameters.md`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from efficientllava.files import write_text
+from efficientllava.parameters import Parameters
+from efficientllava.report.comparison import markdown_table
+
+_OPENING = """# Parameters
+
+All parameters live in `params.yaml`; a parameter that is left out has the default shown here.
+An unknown name or a value out of bounds is refused before any work begins, with the nearest
+known name. This page is made from the descriptions in `efficientllava/parameters.py` by
+`python -m efficientllava.report.parameters_page docs/parameters.md`; a test keeps it current.
+"""
+
+
+def parameters_page() -> str:
+    """The page as Markdown: one table per section of params.yaml."""
+    parts = [_OPENING, *_section(Parameters, "")]
+    return "\n".join(parts)
+
+
+def _section(section: type[BaseModel], name: str) -> list[str]:
+    own: list[list[str]] = []
+    below: list[str] = []
+    for key, field in section.model_fields.items():
+        path = f"{name}.{key}" if name else key
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            below += _section(field.annotation, path)
+        else:
+            default = json.dumps(field.get_default(call_default_factory=True))
+            own.append([f"`{path}`", _kind(field), f"`{default}`", _told(field.description)])
+    parts = []
+    if own:
+        description = "" if section is Parameters else f"{section.__doc__}\n\n"
+        heading = f"## {name or 'What is compared'}\n\n{description}"
+        headings = ["parameter", "values", "default", "what it does"]
+        parts.append(heading + markdown_table(headings, own, rest="---"))
+    return parts + below
+
+
+def _told(text: str | None) -> str:
+    return (text or "").replace("|", "\\|").strip()
+
+
+def _kind(field: FieldInfo) -> str:
+    """Type and bounds in words: "whole number, at least 1"."""
+    return _type(field.annotation, field.metadata).replace("|", "\\|")
+
+
+def _type(annotation: Any, metadata: list[Any]) -> str:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        inside = [
+            part
+            for item in arguments[1:]
+            for part in (item.metadata if isinstance(item, FieldInfo) else [item])
+        ]
+        return _type(arguments[0], [*inside, *metadata])
+    if origin in (Union, types.UnionType):
+        kinds = [_type(part, metadata) for part in arguments if part is not type(None)]
+        return " or ".join([*kinds, "null"] if type(None) in arguments else kinds)
+    if origin is Literal:
+        return ", ".join(f"`{value}`" for value in arguments)
+    if origin is tuple:
+        one = _type(arguments[0], [])
+        return f"list of: {one}" if arguments[-1] is Ellipsis else f"{len(arguments)} x {one}"
+    names = {int: "whole number", float: "number", bool: "true, false", str: "text"}
+    return ", ".join([names.get(annotation, str(annotation)), *_bounds(metadata)])
+
+
+def _bounds(metadata: list[Any]) -> list[str]:
+    words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+    return [
+        f"{told} {getattr(item, name):g}"
+        for item in metadata
+        for name, told in words.items()
+        if getattr(item, name, None) is not None
+    ]
+
+
+if __name__ == "__main__":
+    write_text(Path(sys.argv[1]), parameters_page())

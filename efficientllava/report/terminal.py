@@ -1,0 +1,43 @@
+"""The comparison table for a terminal of 80 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.table import Table
+
+from efficientllava.report.comparison import RUNTIMES, Row, number, runtimes_of, timings
+
+
+def rich_table(rows: Sequence[Row], title: str = "") -> Table:
+    """The comparison; the two losses share a cell, and so do the two latencies of a runtime."""
+    runtimes = runtimes_of(rows)
+    table = Table(
+        title=title or None,
+        title_justify="left",
+        header_style="bold",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        padding=(0, 0),
+    )
+    table.add_column("method", vertical="middle", min_width=14, max_width=15)
+    headings = ["ratio", "zeros", "proxy\nloss", "loss:\ntext\nanswer", "accuracy %", "MB"]
+    for name in runtimes:
+        headings.append("\n".join([*RUNTIMES[name].split(), "prefill ms", "decode ms"]))
+    for heading in headings:
+        table.add_column(heading, justify="right", vertical="middle")
+    for row in rows:
+        size = None if row.bytes_on_disk is None else row.bytes_on_disk / 1e6
+        line = [
+            row.method.replace("_", " "),
+            "–" if row.method == "dense" else f"{row.ratio:g}",
+            number(row.achieved_sparsity, ".4f"),
+            number(row.proxy_loss, ".4f"),
+            f"{number(row.text_loss, '.3f')}\n{number(row.answer_nll, '.3f')}",
+            "–" if row.score is None else str(row.score),
+            number(size, ".2f"),
+            *("\n".join(timings(row.latencies.get(name))) for name in runtimes),
+        ]
+        table.add_row(*line, style="dim" if row.method == "dense" else None)
+    return table

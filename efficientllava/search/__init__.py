@@ -1,0 +1,1 @@
+"""The search: policy space, structural risk, evolution, projector."""

@@ -1,0 +1,101 @@
+"""Scoring candidates: stitch from the database what changed, one forward pass, the risk."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from queue import SimpleQueue
+
+import torch
+from torch import nn
+
+from efficientllava.models.adapter import Adapter
+from efficientllava.pruning.database import Database
+from efficientllava.pruning.loss import ProxyLoss
+
+
+class StitchedModel:
+    """A language model whose prunable matrices are swapped in from the database.
+
+    Args:
+        language_model: changed in place.
+        modules: its prunable matrices in the adapter's order.
+        names: their names in the database.
+    """
+
+    def __init__(
+        self,
+        language_model: nn.Module,
+        modules: Sequence[nn.Module],
+        names: Sequence[str],
+        database: Database,
+    ) -> None:
+        self.language_model, self.database = language_model, database
+        self._modules, self._names = modules, names
+        self._current: list[float | None] = [None] * len(names)
+
+    @torch.no_grad()
+    def stitch(self, policy: Sequence[float]) -> None:
+        """Put the solutions of a policy in place; only matrices whose level changed are copied."""
+        for index, level in enumerate(policy):
+            if self._current[index] != level:
+                solution = self.database.solution(self._names[index], level)
+                self._modules[index].weight.copy_(solution)  # type: ignore[operator,union-attr]
+                self._current[index] = level
+
+
+def stitched_models(adapter: Adapter, database: Database, count: int) -> list[StitchedModel]:
+    """The adapter's own language model and `count` - 1 copies of it, ready to be stitched."""
+    names = [matrix.name for matrix in adapter.matrices]
+    paths = {module: path for path, module in adapter.language_model.named_modules()}
+    originals = [matrix.module for matrix in adapter.matrices]
+    models = [StitchedModel(adapter.language_model, originals, names, database)]
+    for _ in range(count - 1):
+        duplicate = copy.deepcopy(adapter.language_model)
+        modules = [duplicate.get_submodule(paths[module]) for module in originals]
+        models.append(StitchedModel(duplicate, modules, names, database))
+    return models
+
+
+class CandidateEvaluator:
+    """Proxy losses of policies, several side by side; which worker scores what changes nothing.
+
+    Args:
+        models: one stitched model per worker.
+        threads: torch threads of one evaluation.
+    """
+
+    def __init__(self, models: list[StitchedModel], loss: ProxyLoss, threads: int) -> None:
+        self.loss = loss
+        self._free: SimpleQueue[StitchedModel] = SimpleQueue()
+        for model in models:
+            self._free.put(model)
+        self._pool = ThreadPoolExecutor(len(models), initializer=lambda: _use_threads(threads))
+
+    def _evaluate(self, policy: Sequence[float], share: float) -> float:
+        model = self._free.get()
+        try:
+            model.stitch(policy)
+            return self.loss(model.language_model, share)
+        finally:
+            self._free.put(model)
+
+    def losses(
+        self, policies: Sequence[Sequence[float]], share: float = 1.0
+    ) -> Iterator[tuple[int, float]]:
+        """(index, proxy loss) of every policy, as they finish."""
+        futures = {
+            self._pool.submit(self._evaluate, policy, share): index
+            for index, policy in enumerate(policies)
+        }
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+
+    def close(self) -> None:
+        """Let the workers go."""
+        self._pool.shutdown(cancel_futures=True)
+
+
+def _use_threads(threads: int) -> None:
+    torch.set_num_threads(threads)

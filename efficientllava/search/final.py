@@ -1,0 +1,119 @@
+"""The final pruned model: sequential or stitched, whichever risks less, and the record of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from efficientllava.data.proxy import ProxyData
+from efficientllava.errors import UserError
+from efficientllava.models.adapter import Adapter
+from efficientllava.parameters import PruningParameters, SearchParameters
+from efficientllava.progress import Progress, silent
+from efficientllava.pruning.database import Database
+from efficientllava.pruning.loss import ProxyLoss
+from efficientllava.pruning.sequential import (
+    Policy,
+    achieved_sparsity,
+    prune_model,
+    stitch_model,
+    verify,
+)
+from efficientllava.search.risk import COMPLEXITIES, structural_risk
+
+
+@torch.no_grad()
+def prune_finally(
+    adapter: Adapter,
+    proxy: ProxyData,
+    database: Database | None,
+    update: str,
+    policy: Policy,
+    projector: Mapping[str, torch.Tensor],
+    pruning: PruningParameters,
+    search: SearchParameters,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Prune a dense model in place with a policy and an evolved projector, and verify it.
+
+    The model is pruned sequentially, each block calibrated on the pruned blocks before it. With a
+    database it is stitched as well, and the one of lower structural risk is kept (method.md
+    section 3).
+
+    Args:
+        database: of the dense model at the policy's levels, or None for sequential alone.
+        update: "obs", "magnitude" or "none".
+        projector: state of the evolved projector; empty for the model's own.
+
+    Returns:
+        The content of pruning.json, without what only the caller knows (method, ratio, digests).
+
+    Raises:
+        UserError: see `prune_model` and `verify`.
+    """
+    dense = [matrix.weight.clone() for matrix in adapter.matrices]
+    data = search.fitness_data
+    # remembers the dense model with its own projector, before either changes
+    losses = {name: ProxyLoss(adapter, proxy, name, data) for name in ("kl", "nll")}
+    if projector:
+        adapter.projector.load_state_dict(dict(projector))
+        for loss in losses.values():
+            loss.projector_moved()
+
+    def measured(rows: list[dict[str, Any]]) -> dict[str, float]:
+        values = {name: loss(adapter.language_model) for name, loss in losses.items()}
+        complexity = COMPLEXITIES[search.complexity]([row["norm_ratio"] for row in rows])
+        return {
+            "proxy_kl": values["kl"],
+            "proxy_nll": values["nll"],
+            "proxy_loss": values[search.fitness],
+            "complexity": complexity,
+            "risk": structural_risk(values[search.fitness], complexity, search.eta),
+        }
+
+    rows = prune_model(adapter, proxy, update, policy, pruning, progress)
+    scores, chosen, risks = measured(rows), "sequential", {}
+    risks["sequential_risk"] = scores["risk"]
+    if database is not None:
+        sequential = [matrix.weight.clone() for matrix in adapter.matrices]
+        for matrix, weight in zip(adapter.matrices, dense, strict=True):
+            matrix.weight.copy_(weight)
+        stitched_rows = stitch_model(adapter, database, policy)
+        stitched = measured(stitched_rows)
+        risks["stitched_risk"] = stitched["risk"]
+        if stitched["risk"] < scores["risk"]:
+            rows, scores, chosen = stitched_rows, stitched, "stitched"
+        else:
+            for matrix, weight in zip(adapter.matrices, sequential, strict=True):
+                matrix.weight.copy_(weight)
+    verify(adapter, rows)
+    return {
+        **scores,
+        **risks,
+        "chosen": chosen,
+        "pattern": pruning.pattern,
+        "policy": dict(policy),
+        "achieved_sparsity": achieved_sparsity(rows),
+        "matrices": rows,
+    }
+
+
+@torch.no_grad()
+def require_same_logits(
+    model: PreTrainedModel, reloaded: PreTrainedModel, proxy: ProxyData
+) -> None:
+    """Check that a model which was saved and loaded again gives the same logits, bit for bit.
+
+    Raises:
+        UserError: it does not.
+    """
+    segment = proxy.segments[:1]
+    if not torch.equal(model(input_ids=segment).logits, reloaded(input_ids=segment).logits):
+        raise UserError(
+            "the saved checkpoint does not give the logits of the model in memory",
+            where="pruned checkpoint",
+            remedy="see dtype in its config.json: saving must not lose precision",
+        )

@@ -1,0 +1,151 @@
+"""Search-space evolution: the vision projector moves for the candidates, equations (5)-(7)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import exp
+from random import Random
+
+import torch
+
+from efficientllava.data.proxy import IGNORED, Pairs
+from efficientllava.models.adapter import Adapter
+from efficientllava.pruning.loss import (
+    Distribution,
+    Fitness,
+    kl_divergence,
+    negative_log_likelihood,
+    next_tokens,
+)
+
+HELD_OUT = 0.25
+"""The share of pairs, the last ones, that only judge whether a moved projector is kept."""
+
+
+def importance_weights(policies: Sequence[Sequence[float]], neighbours: int = 5) -> list[float]:
+    """c_m of equation (7): softmax of minus the squared distances to the nearest candidates.
+
+    Args:
+        policies: alpha of every candidate, [M][K] ratios.
+        neighbours: how many nearest other candidates are summed over (paper: 5).
+
+    Returns:
+        [M], positive, adding up to 1: the largest where candidates lie densest.
+    """
+    exponents = []
+    for index, policy in enumerate(policies):
+        distances = sorted(
+            sum((a - b) ** 2 for a, b in zip(policy, other, strict=True))
+            for position, other in enumerate(policies)
+            if position != index
+        )
+        exponents.append(-sum(distances[:neighbours]))
+    highest = max(exponents)
+    weights = [exp(exponent - highest) for exponent in exponents]
+    total = sum(weights)
+    return [weight / total for weight in weights]
+
+
+@dataclass(frozen=True)
+class ProjectorStep:
+    """What one round did to the projector.
+
+    Attributes:
+        before, after: weighted loss on held-out pairs under the old and the moved projector.
+        kept: whether the moved projector stays.
+    """
+
+    before: float
+    after: float
+    kept: bool
+
+
+class ProjectorEvolution:
+    """Minimises sum_m c_m L_m(W_p) over the projector's weights only, equation (6).
+
+    One candidate is drawn per step with probability c_m: unbiased, and as many times cheaper as
+    there are candidates.
+
+    Args:
+        adapter: of a model whose language model gets stitched by `stitch`.
+        pairs: image-text pairs; the last quarter is held out for the guard.
+        stitch: puts a candidate's weights into the adapter's language model.
+        loss: "kl" to the dense model with its original projector, or "nll" of the answers.
+        dense: what that dense model says at all pairs' answer positions, in order.
+    """
+
+    def __init__(
+        self,
+        adapter: Adapter,
+        pairs: Pairs,
+        stitch: Callable[[int], None],
+        loss: Fitness,
+        dense: Distribution,
+        steps: int,
+        learning_rate: float,
+        batch: int,
+    ) -> None:
+        self.adapter, self.pairs, self.stitch, self.loss = adapter, pairs, stitch, loss
+        counts = pairs.answer_positions().sum(dim=1)
+        # which rows of `dense` belong to which pair
+        self.dense, self.rows = dense, torch.arange(int(counts.sum())).split(counts.tolist())
+        self.steps, self.learning_rate, self.batch = steps, learning_rate, batch
+        held_out = max(1, int(HELD_OUT * len(pairs)))
+        self.training = list(range(len(pairs) - held_out)) or list(range(len(pairs)))
+        self.held_out = list(range(len(pairs) - held_out, len(pairs)))
+
+    def step(self, weights: Sequence[float], random: Random) -> ProjectorStep:
+        """Move the projector for candidates 0..M-1 with weights c_m; keep it if that helps.
+
+        The projector's weights are changed in place only if the weighted loss on held-out pairs
+        falls.
+        """
+        projector = self.adapter.projector
+        original = {name: value.clone() for name, value in projector.state_dict().items()}
+        before = self._weighted_loss(weights)
+        frozen = [(p, p.requires_grad) for p in self.adapter.model.parameters()]
+        for parameter, _ in frozen:
+            parameter.requires_grad_(False)
+        trained = list(projector.parameters())
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        optimiser = torch.optim.AdamW(trained, lr=self.learning_rate, weight_decay=0.0)
+        for _ in range(self.steps):
+            self.stitch(random.choices(range(len(weights)), weights)[0])
+            chosen = random.sample(self.training, min(self.batch, len(self.training)))
+            optimiser.zero_grad(set_to_none=True)
+            total, count = self._loss(sorted(chosen))
+            (total / max(count, 1)).backward()
+            optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        for parameter, required in frozen:
+            parameter.requires_grad_(required)
+        after = self._weighted_loss(weights)
+        kept = after < before
+        if not kept:
+            projector.load_state_dict(original)
+        return ProjectorStep(before, after, kept)
+
+    @torch.no_grad()
+    def _weighted_loss(self, weights: Sequence[float]) -> float:
+        total = 0.0
+        for candidate, weight in enumerate(weights):
+            self.stitch(candidate)
+            loss, count = self._loss(self.held_out)
+            total += weight * float(loss) / max(count, 1)
+        return total / sum(weights)
+
+    def _loss(self, chosen: list[int]) -> tuple[torch.Tensor, int]:
+        """Summed loss and number of scored positions of some pairs, through the projector."""
+        pairs = self.pairs[torch.tensor(chosen)]
+        output = self.adapter.model.model(**pairs.inputs, use_cache=False)  # type: ignore[operator,union-attr]
+        positions = pairs.answer_positions()
+        hidden = output.last_hidden_state[positions]
+        head = self.adapter.model.get_output_embeddings()  # type: ignore[operator]
+        scored = torch.log_softmax(head(hidden).float(), dim=-1)
+        if self.loss == "kl":
+            rows = torch.cat([self.rows[index] for index in chosen])
+            return kl_divergence(self.dense[rows], scored).sum(), scored.shape[0]
+        wanted = next_tokens(pairs.labels, positions)
+        return negative_log_likelihood(scored, wanted).sum(), int((wanted != IGNORED).sum())

@@ -1,0 +1,401 @@
+"""Algorithm 1: search a pruning policy and evolve the projector, round by round."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from efficientllava.data.proxy import ProxyData
+from efficientllava.errors import UserError
+from efficientllava.files import load_tensors, read_json, save_tensors, value_digest, write_json
+from efficientllava.models.adapter import Adapter
+from efficientllava.parameters import SearchParameters
+from efficientllava.progress import Event, Progress, silent
+from efficientllava.pruning.database import Database
+from efficientllava.pruning.loss import ProxyLoss, pair_loss_batches, remember_dense
+from efficientllava.search.evaluation import CandidateEvaluator, stitched_models
+from efficientllava.search.evolution import (
+    Candidate,
+    Proposal,
+    first_generation,
+    offspring,
+    stream,
+    survivors,
+)
+from efficientllava.search.policy import Genes, policy_space
+from efficientllava.search.projector import (
+    ProjectorEvolution,
+    ProjectorStep,
+    importance_weights,
+)
+from efficientllava.search.risk import COMPLEXITIES, structural_risk
+
+PROJECTOR_STREAM = -1
+"""Index of the projector's random numbers in a round."""
+
+UNDECISIVE = {"rounds", "workers", "max_seconds"}
+"""Search parameters that do not change what a round does: work of other values is continued."""
+
+
+@dataclass
+class SearchResult:
+    """What a search found.
+
+    Attributes:
+        policy: ratio per prunable matrix, by name.
+        projector: the evolved projector's state.
+        history: every evaluated candidate, in order.
+        rounds: what each round came to.
+        summary: best and uniform risks and counts; no times.
+    """
+
+    policy: dict[str, float]
+    projector: dict[str, torch.Tensor]
+    history: list[Candidate]
+    rounds: list[dict[str, Any]]
+    summary: dict[str, Any]
+
+
+@dataclass
+class _State:
+    history: list[Candidate] = field(default_factory=list)
+    rounds: list[dict[str, Any]] = field(default_factory=list)
+    archive: dict[Genes, Candidate] = field(default_factory=dict)
+    population: list[Candidate] = field(default_factory=list)
+    projector: int = 0
+
+
+class Search:
+    """One search at one target ratio.
+
+    Args:
+        adapter: of the dense model; its language model and projector are changed in place.
+        levels: ratios a matrix may take (C of the paper).
+        work: folder of unfinished searches; rounds found there under the same key are not run
+            again.
+        identity: digests (model, proxy, code) that decide whether unfinished work still counts.
+        upper_bound: weight candidates by equation (7); False sets every c_m to 1.
+
+    Raises:
+        UserError: no policy meets the budget; the projector is to evolve without image-text pairs.
+    """
+
+    def __init__(
+        self,
+        adapter: Adapter,
+        proxy: ProxyData,
+        database: Database,
+        levels: Sequence[float],
+        ratio: float,
+        parameters: SearchParameters,
+        work: Path,
+        identity: dict[str, Any],
+        upper_bound: bool = True,
+        progress: Progress = silent,
+    ) -> None:
+        if parameters.evolve_projector:
+            require_pairs(0 if proxy.pairs is None else len(proxy.pairs))
+        self.adapter, self.proxy, self.database = adapter, proxy, database
+        self.ratio, self.parameters, self.progress = ratio, parameters, progress
+        self.upper_bound = upper_bound
+        by_block = parameters.granularity == "block"
+        self.gene_of = [
+            matrix.block if by_block else index for index, matrix in enumerate(adapter.matrices)
+        ]
+        sizes = [0] * (max(self.gene_of) + 1)
+        for gene, matrix in zip(self.gene_of, adapter.matrices, strict=True):
+            sizes[gene] += matrix.size
+        self.space = policy_space(levels, sizes, ratio, parameters.band)
+        key = {
+            "search": parameters.model_dump(mode="json", exclude=UNDECISIVE),
+            "ratio": ratio,
+            "levels": list(levels),
+            "upper_bound": upper_bound,
+            **identity,
+        }
+        self.work = Path(work) / value_digest(key)[:16]
+        self.state = _State()
+
+    def run(self) -> SearchResult:
+        """Search until the last round, `max_seconds`, or no gain for `patience` rounds."""
+        parameters = self.parameters
+        torch.set_num_threads(parameters.threads)
+        self.loss = ProxyLoss(self.adapter, self.proxy, parameters.fitness, parameters.fitness_data)
+        models = stitched_models(self.adapter, self.database, parameters.workers)
+        # the projector is moved through the first worker's model, when the others rest
+        self.stitched = models[0]
+        self.evolution = self._projector_evolution() if parameters.evolve_projector else None
+        self.evaluator = CandidateEvaluator(models, self.loss, parameters.threads)
+        self.started = time.monotonic()
+        try:
+            for number in range(1, parameters.rounds + 1):
+                if not self._resume(number):
+                    self._round(number)
+                    self._keep(number)
+                self._tell(number)
+                if self._should_stop():
+                    break
+            return self._result()
+        finally:
+            self.evaluator.close()
+
+    def _projector_evolution(self) -> ProjectorEvolution:
+        assert self.proxy.pairs is not None
+        parameters = self.parameters
+        batches = pair_loss_batches(self.adapter, self.proxy)
+        dense = remember_dense(self.adapter, self.loss.head, batches)
+        return ProjectorEvolution(
+            self.adapter,
+            self.proxy.pairs,
+            lambda index: self.stitched.stitch(self._ratios(self.state.population[index].genes)),
+            parameters.projector_loss,
+            dense,
+            parameters.projector_steps,
+            parameters.projector_learning_rate,
+            parameters.projector_batch,
+        )
+
+    def _ratios(self, genes: Genes) -> list[float]:
+        """The ratio of every matrix under a policy."""
+        levels = self.space.ratios(genes)
+        return [levels[gene] for gene in self.gene_of]
+
+    def _round(self, number: int) -> None:
+        state, parameters = self.state, self.parameters
+        self.progress(Event("round_started", number, parameters.rounds))
+        step: ProjectorStep | None = None
+        if number == 1:
+            proposals = first_generation(
+                self.space, parameters.candidates, self.ratio, parameters.seed
+            )
+            again: list[Proposal] = []
+        else:
+            parents = survivors(state.archive.values(), parameters.survivors)
+            step = self._evolve_projector(number)
+            again = []
+            if step is not None and step.kept:
+                again = [Proposal(parent.genes, "survivor") for parent in parents]
+                uniform = self.space.uniform(self.ratio)
+                if uniform in state.archive and all(p.genes != uniform for p in again):
+                    again.append(Proposal(uniform, "uniform"))
+                state.archive = {}
+            known = {candidate.genes for candidate in state.history}
+            proposals = offspring(
+                self.space,
+                parents,
+                max(parameters.candidates - parameters.survivors, 1),
+                known,
+                parameters.mutation,
+                parameters.seed,
+                number,
+            )
+            if parameters.multi_step < 1.0:
+                proposals = self._preselect(proposals)
+            if not again:
+                state.population = parents
+        evaluated = self._evaluate(number, [*again, *proposals])
+        kept_parents = [] if number == 1 or again else state.population
+        state.population = [*kept_parents, *evaluated]
+        self._close_round(number, evaluated, step)
+
+    def _preselect(self, proposals: list[Proposal]) -> list[Proposal]:
+        """Multi-step selection (EvoPress): the best on a share of the proxy go on."""
+        policies = [self._ratios(proposal.genes) for proposal in proposals]
+        losses = dict(self.evaluator.losses(policies, self.parameters.multi_step))
+        risks = [
+            structural_risk(losses[i], self._complexity(policy), self.parameters.eta)
+            for i, policy in enumerate(policies)
+        ]
+        best = sorted(range(len(proposals)), key=lambda i: (risks[i], i))
+        return [proposals[i] for i in sorted(best[: self.parameters.multi_step_keep])]
+
+    def _evolve_projector(self, number: int) -> ProjectorStep | None:
+        if self.evolution is None:
+            return None
+        policies = [self._ratios(candidate.genes) for candidate in self.state.population]
+        if self.upper_bound and len(policies) > 1:
+            weights = importance_weights(policies, self.parameters.neighbours)
+        else:
+            weights = [1.0] * len(policies)
+        random = stream(self.parameters.seed, number, PROJECTOR_STREAM)
+        step = self.evolution.step(weights, random)
+        if step.kept:
+            self.state.projector += 1
+            self.loss.projector_moved()
+        return step
+
+    def _complexity(self, policy: Sequence[float]) -> float:
+        ratios = [
+            self.database.norm_ratio(matrix.name, level)
+            for matrix, level in zip(self.adapter.matrices, policy, strict=True)
+        ]
+        return COMPLEXITIES[self.parameters.complexity](ratios)
+
+    def _evaluate(self, number: int, proposals: Sequence[Proposal]) -> list[Candidate]:
+        policies = [self._ratios(proposal.genes) for proposal in proposals]
+        losses: dict[int, float] = {}
+        started = time.monotonic()
+        best = min((c.risk for c in self.state.archive.values()), default=float("inf"))
+        for index, loss in self.evaluator.losses(policies):
+            if not isfinite(loss):
+                raise UserError(
+                    "the proxy loss of a candidate is NaN or inf",
+                    where=f"search, round {number}, candidate {index}",
+                    remedy="activations overflow: check the weights and the proxy data",
+                )
+            losses[index] = loss
+            risk = structural_risk(loss, self._complexity(policies[index]), self.parameters.eta)
+            best = min(best, risk)
+            speed = len(losses) / max(time.monotonic() - started, 1e-9)
+            left = (len(policies) - len(losses)) + (
+                self.parameters.rounds - number
+            ) * self.parameters.candidates
+            self.progress(
+                Event(
+                    "candidate",
+                    len(losses),
+                    len(policies),
+                    {
+                        "round": number,
+                        "best_risk": best,
+                        "evaluations_per_second": speed,
+                        "seconds_left": left / speed,
+                    },
+                )
+            )
+        evaluated = []
+        for index, proposal in enumerate(proposals):
+            complexity = self._complexity(policies[index])
+            evaluated.append(
+                Candidate(
+                    round=number,
+                    index=index,
+                    genes=proposal.genes,
+                    origin=proposal.origin,
+                    mean_sparsity=self.space.mean_sparsity(proposal.genes),
+                    loss=losses[index],
+                    complexity=complexity,
+                    risk=structural_risk(losses[index], complexity, self.parameters.eta),
+                    projector=self.state.projector,
+                )
+            )
+        self.state.history += evaluated
+        self.state.archive.update({candidate.genes: candidate for candidate in evaluated})
+        return evaluated
+
+    def _close_round(
+        self, number: int, evaluated: list[Candidate], step: ProjectorStep | None
+    ) -> None:
+        best = survivors(self.state.archive.values(), 1)[0]
+        record: dict[str, Any] = {
+            "round": number,
+            "best_risk": best.risk,
+            "best_loss": best.loss,
+            "best_complexity": best.complexity,
+            "mean_risk": sum(c.risk for c in evaluated) / max(len(evaluated), 1),
+            "evaluated": len(evaluated),
+            "projector_loss_before": None if step is None else step.before,
+            "projector_loss_after": None if step is None else step.after,
+            "projector_kept": step is not None and step.kept,
+        }
+        self.state.rounds.append(record)
+
+    def _keep(self, number: int) -> None:
+        """Write what the next round needs; the round's JSON last, as the sign that all is there."""
+        state = self.state
+        save_tensors(
+            self.work / f"projector-{number:03d}.safetensors", self.adapter.projector.state_dict()
+        )
+        record = {
+            "record": state.rounds[-1],
+            "history": [c.as_row() for c in state.history if c.round == number],
+            "archive": [c.as_row() for c in state.archive.values()],
+            "population": [c.as_row() for c in state.population],
+            "projector": state.projector,
+        }
+        write_json(self.work / f"round-{number:03d}.json", record)
+
+    def _resume(self, number: int) -> bool:
+        """Take over a finished round, if it is there."""
+        path = self.work / f"round-{number:03d}.json"
+        if not path.exists():
+            return False
+        stored, state = read_json(path), self.state
+        state.rounds.append(stored["record"])
+        state.history += [Candidate.from_row(row) for row in stored["history"]]
+        archive = [Candidate.from_row(row) for row in stored["archive"]]
+        state.archive = {candidate.genes: candidate for candidate in archive}
+        state.population = [Candidate.from_row(row) for row in stored["population"]]
+        if stored["projector"] != state.projector:
+            state.projector = stored["projector"]
+            moved = load_tensors(self.work / f"projector-{number:03d}.safetensors")
+            self.adapter.projector.load_state_dict(moved)
+            self.loss.projector_moved()
+        return True
+
+    def _tell(self, number: int) -> None:
+        record = {k: v for k, v in self.state.rounds[-1].items() if v is not None}
+        record["projector_kept"] = int(record["projector_kept"])
+        self.progress(Event("round", number, self.parameters.rounds, record))
+
+    def _should_stop(self) -> bool:
+        limit, patience = self.parameters.max_seconds, self.parameters.patience
+        if limit is not None and time.monotonic() - self.started > limit:
+            return True
+        risks = [record["best_risk"] for record in self.state.rounds]
+        return (
+            patience is not None
+            and len(risks) > patience
+            and min(risks[-patience:]) >= min(risks[:-patience])
+        )
+
+    def _result(self) -> SearchResult:
+        state = self.state
+        best = survivors(state.archive.values(), 1)[0]
+        uniform = self.space.uniform(self.ratio)
+        first = next((c for c in state.history if c.genes == uniform), None)
+        final = state.archive.get(uniform, first)
+        policy = {
+            matrix.name: level
+            for matrix, level in zip(self.adapter.matrices, self._ratios(best.genes), strict=True)
+        }
+        projector = {
+            name: tensor.clone() for name, tensor in self.adapter.projector.state_dict().items()
+        }
+        summary = {
+            "best_risk": best.risk,
+            "best_loss": best.loss,
+            "best_complexity": best.complexity,
+            "mean_sparsity": best.mean_sparsity,
+            "uniform_risk": None if first is None else first.risk,
+            "uniform_loss": None if first is None else first.loss,
+            "uniform_risk_final_projector": None if final is None else final.risk,
+            "uniform_loss_final_projector": None if final is None else final.loss,
+            "lowest_mean_sparsity": min(c.mean_sparsity for c in state.history),
+            "highest_mean_sparsity": max(c.mean_sparsity for c in state.history),
+            "rounds": len(state.rounds),
+            "candidates": len(state.history),
+            "projector_rounds_kept": state.projector,
+        }
+        return SearchResult(policy, projector, state.history, state.rounds, summary)
+
+
+def require_pairs(count: int) -> None:
+    """Check that projector evolution has image-text pairs.
+
+    Raises:
+        UserError: there are none, and why that matters.
+    """
+    if count == 0:
+        raise UserError(
+            "projector evolution needs image-text pairs: with text alone the projector is not in "
+            "the forward pass and its gradient is exactly zero",
+            where="proxy.pairs",
+            remedy="set proxy.pairs above 0, or search.evolve_projector: false",
+        )

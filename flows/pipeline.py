@@ -1,0 +1,280 @@
+"""The whole pipeline: `python -m flows.pipeline` in the clone.
+
+Reads the stages from dvc.yaml, runs what has changed, logs every pruned model to MLflow and
+prints the comparison. Exit status: 0; 2 when the user can mend what went wrong; 1 otherwise.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from prefect import allow_failure, flow, get_run_logger, task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.context import FlowRunContext
+from prefect.states import Completed, Failed, State
+from prefect.utilities.urls import url_for
+
+from efficientllava.errors import UserError
+from efficientllava.parameters import Parameters
+from flows.console import say_failures_once
+from flows.graph import Node, read_graph
+from flows.live import Values
+from flows.record import ModelRecord, cell_of, read_record
+from flows.server import mark_crashed, prefect_server
+from flows.stages import USER_ERROR, Call, StageFailure, Watchers, run_stage
+from flows.tracking import Tracking, check_server, tracking_uri
+from tasks.stage import ARTIFACTS, read_parameters
+from tasks.workspace import workspace_lock
+
+
+class PipelineFailure(Exception):
+    """Some steps failed; those that do not depend on them have run."""
+
+    def __init__(self, failures: list[StageFailure], not_run: list[str]) -> None:
+        self.failures, self.not_run = failures, not_run
+        lines = [
+            f"{failure.stage} failed with exit status {failure.status}; its message is above"
+            for failure in failures
+        ]
+        if not_run:
+            lines.append(f"not run because of that: {', '.join(not_run)}")
+        super().__init__("\n".join(lines))
+
+    @property
+    def status(self) -> int:
+        """2 when the user can mend every failure."""
+        user_errors = all(failure.status == USER_ERROR for failure in self.failures)
+        return USER_ERROR if user_errors else 1
+
+
+class Run:
+    """One run over the graph: which stages and models are done, and what failed."""
+
+    def __init__(self, root: Path, nodes: list[Node], tracking: Tracking) -> None:
+        self.root, self.nodes, self.tracking = root, nodes, tracking
+        self.states: dict[str, State[Any]] = {}
+        self.failures: list[StageFailure] = []
+        self.not_run: list[str] = []
+        self.culprits: dict[str, set[str]] = {}
+        self.records: list[ModelRecord] = []
+        self.mlflow_runs: dict[str, str] = {}
+
+    def starts(self, node: Node) -> None:
+        """A stage of a model is about to run: open the model's MLflow run."""
+        if cell := cell_of(node):
+            with self._live():
+                self.tracking.begin(cell)
+
+    def step(self, node: Node, number: int, values: Values) -> None:
+        """A round of a model's search ended."""
+        with self._live():
+            self.tracking.log_round(cell_of(node), number, values)
+
+    @contextmanager
+    def _live(self) -> Iterator[None]:
+        """What is logged on the way is logged again at the end: no reason to stop a stage."""
+        try:
+            yield
+        except Exception as error:
+            get_run_logger().warning("MLflow: %s", str(error).splitlines()[0])
+
+    def stage(self, node: Node, call: Call) -> None:
+        """Run one stage, or say which failure keeps it from running."""
+        blocked_by = {
+            culprit for name in node.depends_on for culprit in self.culprits.get(name, ())
+        }
+        state = run_stage.with_options(name=node.name, task_run_name=node.name)(
+            node,
+            sorted(blocked_by),
+            call,
+            # in the graph, what is not run hangs on what keeps it from running
+            wait_for=[allow_failure(self.states[name]) for name in blocked_by or node.depends_on],
+            return_state=True,
+        )
+        self.states[node.name] = state
+        if blocked_by:
+            self.not_run.append(node.name)
+            self.culprits[node.name] = blocked_by
+        elif not state.is_completed():
+            self._failed(node.name, state)
+        if node.name in self.culprits and (cell := cell_of(node)):
+            self.tracking.fail(cell, ", ".join(sorted(self.culprits[node.name])) + " failed")
+
+    def log(self, cell: str) -> None:
+        """Log a model to MLflow when all of its stages are done."""
+        name = f"mlflow@{cell}"
+        own = [node.name for node in self.nodes if cell_of(node) == cell]
+        if any(stage in self.culprits for stage in own):
+            self.not_run.append(name)
+            return
+        state = log_model.with_options(name=name, task_run_name=name)(
+            self, cell, wait_for=[self.states[stage] for stage in own], return_state=True
+        )
+        self.states[name] = state
+        if not state.is_completed():
+            self._failed(name, state)
+
+    def promote(self, ratio: float) -> None:
+        """Choose the champion, once every model is logged."""
+        if self.failures:
+            self.not_run.append("promote")
+            return
+        logged = [self.states[f"mlflow@{record.cell}"] for record in self.records]
+        state = promote(self, ratio, wait_for=logged, return_state=True)
+        if not state.is_completed():
+            self._failed("promote", state)
+
+    def _failed(self, name: str, state: State[Any]) -> None:
+        failure = state.result(raise_on_failure=False)
+        if not isinstance(failure, StageFailure):
+            failure = StageFailure(name, 1, str(failure))
+        self.failures.append(failure)
+        self.culprits[name] = {name}
+
+
+@task(cache_policy=NO_CACHE, persist_result=False)
+def log_model(run: Run, cell: str) -> State[Any]:
+    """Log one model with everything that dvc.yaml declares of it, and register it."""
+    from mlflow.exceptions import MlflowException
+
+    record = read_record(run.root, run.nodes, cell)
+    try:
+        run.mlflow_runs[cell], new = run.tracking.log(record)
+    except (MlflowException, OSError) as error:
+        what = f"MLflow: {str(error).splitlines()[0]}\n  -> start again: no stage runs twice"
+        get_run_logger().error("%s", what)
+        return Failed(message=what, data=StageFailure(f"mlflow@{cell}", USER_ERROR, what))
+    run.records.append(record)
+    if not new:
+        return Completed(name="Cached", message="logged before")
+    return Completed(message=f"MLflow run {run.mlflow_runs[cell]}")
+
+
+@task(name="promote", task_run_name="promote", cache_policy=NO_CACHE, persist_result=False)
+def promote(run: Run, ratio: float) -> State[Any]:
+    """Give the alias `champion` to the best model at the target ratio."""
+    return Completed(message=run.tracking.promote(run.mlflow_runs, run.records, ratio))
+
+
+@flow(name="pipeline", persist_result=False, validate_parameters=False)
+def pipeline() -> State[Any]:
+    """Every stage of dvc.yaml in the current folder, each one only if something changed."""
+    root = Path.cwd()
+    say_failures_once()
+    try:
+        with workspace_lock("the pipeline", root):
+            return _pipeline(root, read_parameters(root / "params.yaml"))
+    except UserError as error:
+        failure = StageFailure("pipeline", USER_ERROR, str(error))
+        get_run_logger().error("%s", error)
+        return Failed(message=str(error), data=PipelineFailure([failure], []))
+
+
+def _pipeline(root: Path, parameters: Parameters) -> State[Any]:
+    logger = get_run_logger()
+    context = FlowRunContext.get()
+    assert context is not None and context.flow_run is not None
+    flow_run = context.flow_run
+    if crashed := mark_crashed(root, flow_run.id):
+        logger.warning("marked %d earlier run(s) as Crashed: their process was killed", crashed)
+    page = url_for("flow-run", obj_id=flow_run.id) or ""
+    tags = {"prefect.flow_run_id": str(flow_run.id), "prefect.flow_run_url": page}
+    tracking = Tracking(parameters.tracking, root, tags)
+    tracking.close_left_open()
+    nodes = read_graph(root)
+    run = Run(root, nodes, tracking)
+    try:
+        call = Call(root, Watchers(run.starts, run.step))
+        for number, node in enumerate(nodes):
+            run.stage(node, call)
+            cell = cell_of(node)
+            if cell and cell not in {cell_of(later) for later in nodes[number + 1 :]}:
+                run.log(cell)
+        target = parameters.tracking.champion_ratio
+        run.promote(parameters.ratios[0] if target is None else target)
+    except BaseException:
+        tracking.fail_all("the pipeline was stopped")
+        raise
+    if run.failures:
+        failure = PipelineFailure(run.failures, run.not_run)
+        return Failed(message=str(failure), data=failure)
+    _keep_comparison(parameters)
+    return Completed(message="every stage is up to date")
+
+
+def _keep_comparison(parameters: Parameters) -> None:
+    """The comparison as an artifact of the flow run."""
+    from efficientllava.report.comparison import markdown, read_rows
+
+    try:
+        rows = read_rows(ARTIFACTS, parameters.methods, parameters.ratios)
+    except UserError as error:
+        get_run_logger().warning("no comparison: %s", error)
+        return
+    create_markdown_artifact(markdown(rows), key="comparison", description="All models, measured")
+
+
+def _warm_up() -> None:
+    """Import what takes seconds while the server starts, which takes longer."""
+    import mlflow  # noqa: F401
+
+    import efficientllava.report.comparison  # noqa: F401
+
+
+def _show(parameters: Parameters) -> None:
+    """The comparison, and where to look."""
+    from rich.console import Console
+
+    from efficientllava.report.comparison import read_rows
+    from efficientllava.report.terminal import rich_table
+
+    console = Console()
+    try:
+        table = rich_table(read_rows(ARTIFACTS, parameters.methods, parameters.ratios))
+    except UserError:
+        return  # the flow has said so
+    console.print()
+    console.print(table)
+    console.print(
+        f"\nThe same with plots: {ARTIFACTS / 'report' / 'report.html'}\n"
+        f"Every run and version: mlflow ui --backend-store-uri {parameters.tracking.uri}\n"
+        "Every stage and round:  prefect server start",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def main() -> int:
+    """Run the flow once and tell how it went by the exit status."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        parameters = read_parameters()
+        check_server(tracking_uri(parameters.tracking, Path.cwd()))
+        with workspace_lock("the pipeline"):
+            threading.Thread(target=_warm_up, daemon=True).start()
+            with prefect_server():
+                state = pipeline(return_state=True)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print("interrupted: start again, it goes on from here", file=sys.stderr)
+        return 130
+    if state.is_completed():
+        _show(parameters)
+        return 0
+    failure = state.result(raise_on_failure=False)
+    print(f"error: {failure}", file=sys.stderr)
+    return failure.status if isinstance(failure, PipelineFailure) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,38 @@
+"""Stage `database`: prune every matrix of the dense model at every level in one pass.
+
+In:  params pruning, search.offsets, ratios; artifacts/model, artifacts/proxy
+Out: artifacts/database/ (block-NNN.safetensors, manifest.json)
+Finished blocks are kept in .work/database: a killed run goes on from there.
+"""
+
+from __future__ import annotations
+
+from tasks.stage import ARTIFACTS, Stage, run_stage
+
+
+def database(stage: Stage) -> None:
+    """Build the database at the levels of all target ratios."""
+    from efficientllava.data.proxy import load_proxy
+    from efficientllava.files import folder_digest
+    from efficientllava.models.adapter import adapter_for
+    from efficientllava.models.checkpoint import load_model
+    from efficientllava.pruning.database import build_database
+    from tasks.identity import unfinished
+
+    parameters = stage.parameters
+    levels = {level for ratio in parameters.ratios for level in parameters.levels(ratio)}
+    proxy = load_proxy(ARTIFACTS / "proxy")
+    build_database(
+        adapter_for(load_model(ARTIFACTS / "model")),
+        proxy,
+        sorted(levels),
+        parameters.pruning,
+        ARTIFACTS / "database",
+        unfinished("database", stage),
+        {"model": folder_digest(ARTIFACTS / "model"), "proxy": proxy.digest},
+        stage.progress,
+    )
+
+
+if __name__ == "__main__":
+    run_stage(database)

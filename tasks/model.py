@@ -1,0 +1,80 @@
+"""Stage `model`: put the checkpoint that is to be pruned in artifacts/model.
+
+In:  params model; artifacts/questions when the embedded model is trained
+Out: artifacts/model/ (a transformers checkpoint), with training.json (metrics)
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from efficientllava.errors import UserError
+from tasks.check import model_folder
+from tasks.stage import ARTIFACTS, WORK, Stage, run_stage
+
+# what a checkpoint consists of; never pickles, never code
+PATTERNS = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
+
+
+def model(stage: Stage) -> None:
+    """Train the embedded model, or take the user's checkpoint as it is."""
+    source = stage.parameters.model.source
+    folder = ARTIFACTS / "model"
+    if source == "embedded":
+        from efficientllava.models.embedded import train_embedded
+
+        train_embedded(
+            folder, stage.parameters.model.embedded, ARTIFACTS / "questions", stage.progress
+        )
+        return
+    given = model_folder(stage.parameters) or _download(source, stage.parameters.model.revision)
+    take(given, folder)
+
+
+def take(given: Path, folder: Path) -> None:
+    """Copy a checkpoint's files into `folder` after checking that it can be pruned.
+
+    A copy and no hard link: DVC makes what it caches read-only, and the user's files are not ours.
+
+    Raises:
+        UserError: see `load_model`.
+    """
+    from efficientllava.files import replacing, write_json
+    from efficientllava.models.adapter import adapter_for
+    from efficientllava.models.checkpoint import check_tokenizer, load_model, load_processor
+
+    loaded = load_model(given)  # every weight is read: truncated, NaN or unknown is told here
+    check_tokenizer(load_processor(given), loaded, str(given))
+    matrices = adapter_for(loaded).matrices
+    with replacing(folder) as temporary:
+        temporary.mkdir(parents=True)
+        for pattern in PATTERNS:
+            for file in sorted(given.glob(pattern)):
+                shutil.copyfile(file, temporary / file.name)
+        write_json(
+            temporary / "training.json",
+            {"prunable_matrices": len(matrices), "prunable_weights": sum(m.size for m in matrices)},
+        )
+
+
+def _download(name: str, revision: str | None) -> Path:
+    """Fetch the safetensors, configuration and tokenizer of a pinned hub revision."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        folder = snapshot_download(
+            name, revision=revision, allow_patterns=list(PATTERNS), cache_dir=WORK / "hub"
+        )
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise UserError(
+            f"the hub does not give it: {str(error).strip().splitlines()[0]}",
+            where=f"params.yaml, model.source: {name} at {revision}",
+            remedy="check name, revision and network, or download it and give the folder",
+        ) from error
+    return Path(folder)
+
+
+if __name__ == "__main__":
+    run_stage(model)

@@ -1,0 +1,20 @@
+"""Stage `questions`: write the embedded question set in ScienceQA's official layout.
+
+In:  params model.embedded
+Out: artifacts/questions/ (problems.json, pid_splits.json, images/)
+"""
+
+from __future__ import annotations
+
+from tasks.stage import ARTIFACTS, Stage, run_stage
+
+
+def questions(stage: Stage) -> None:
+    """Write the question set; the evaluation asks it, whatever the model."""
+    from efficientllava.data.embedded import write_questions
+
+    write_questions(ARTIFACTS / "questions", stage.parameters.model.embedded, stage.progress)
+
+
+if __name__ == "__main__":
+    run_stage(questions)

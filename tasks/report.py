@@ -1,0 +1,26 @@
+"""Stage `report`: the comparison of all models as tables, a plot and one HTML page."""
+
+from __future__ import annotations
+
+from tasks.stage import ARTIFACTS, PARAMETERS, Stage, run_stage
+
+
+def report(stage: Stage) -> None:
+    """artifacts/* -> artifacts/report/{table.md, table.csv, accuracy_latency.png, report.html}."""
+    from rich.console import Console
+
+    from efficientllava.report.page import write_report
+    from efficientllava.report.terminal import rich_table
+
+    rows = write_report(
+        ARTIFACTS,
+        ARTIFACTS / "report",
+        stage.parameters.methods,
+        stage.parameters.ratios,
+        parameters=PARAMETERS.read_text(encoding="utf-8"),
+    )
+    Console().print(rich_table(rows))
+
+
+if __name__ == "__main__":
+    run_stage(report)

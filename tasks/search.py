@@ -1,0 +1,115 @@
+"""Stage `search`: the ratio of every matrix, found by evolution or the same for all.
+
+In:  params search, pruning; artifacts/model, artifacts/proxy, artifacts/database
+Out: artifacts/search/METHOD-RATIO/ (policy.json, history.jsonl, projector.safetensors,
+     search.json (metrics), convergence.png, policy.png)
+Finished rounds are kept in .work/search: a killed run goes on from there, and more rounds are
+added to those that are there.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from efficientllava.pruning.methods import Method, method_named
+from tasks.stage import ARTIFACTS, Stage, run_stage
+
+
+def search(stage: Stage) -> None:
+    """Search a policy, or write down the uniform one."""
+    method = method_named(stage.method)
+    if method.allocation == "uniform":
+        _write_uniform(stage)
+    else:
+        _search(stage, method)
+
+
+def _write_uniform(stage: Stage) -> None:
+    from efficientllava.files import read_json
+
+    names = read_json(ARTIFACTS / "database" / "manifest.json")["matrices"]
+    policy = dict.fromkeys(names, stage.ratio)
+    _write(stage, policy, "uniform", [], {}, {"mean_sparsity": stage.ratio})
+
+
+def _search(stage: Stage, method: Method) -> None:
+    from efficientllava.data.proxy import load_proxy
+    from efficientllava.files import file_digest, folder_digest
+    from efficientllava.models.adapter import adapter_for
+    from efficientllava.models.checkpoint import load_model
+    from efficientllava.pruning.database import open_database
+    from efficientllava.search.run import Search
+    from tasks.identity import unfinished
+
+    levels = stage.parameters.levels(stage.ratio)
+    proxy = load_proxy(ARTIFACTS / "proxy")
+    result = Search(
+        adapter_for(load_model(ARTIFACTS / "model")),
+        proxy,
+        open_database(ARTIFACTS / "database", levels),
+        levels,
+        stage.ratio,
+        method.search_parameters(stage.parameters.search),
+        unfinished("search", stage),
+        {
+            "model": folder_digest(ARTIFACTS / "model"),
+            "proxy": proxy.digest,
+            "database": file_digest(ARTIFACTS / "database" / "manifest.json"),
+        },
+        method.upper_bound,
+        stage.progress,
+    ).run()
+    history = []
+    for candidate in result.history:
+        row = candidate.as_row()
+        row["policy"] = [levels[gene] for gene in row.pop("genes")]
+        history.append(row)
+    _write(stage, result.policy, "search", history, result.projector, result.summary)
+
+
+def _write(
+    stage: Stage,
+    policy: dict[str, float],
+    allocation: str,
+    history: list[dict[str, Any]],
+    projector: dict[str, Any],
+    summary: dict[str, Any],
+) -> None:
+    from efficientllava.files import save_tensors, write_json, write_text
+    from efficientllava.report.plots import policy_plot
+
+    folder = stage.folder("search")
+    title = f"{stage.method} at {stage.ratio:g}"
+    policy_plot(policy, folder / "policy.png", stage.ratio, f"{title}: share of zeros per matrix")
+    _plot_history(history, folder / "convergence.png", title)
+    save_tensors(folder / "projector.safetensors", projector)
+    lines = (json.dumps(row, sort_keys=True) + "\n" for row in history)
+    write_text(folder / "history.jsonl", "".join(lines))
+    write_json(folder / "search.json", summary)
+    record = {
+        "method": stage.method,
+        "ratio": stage.ratio,
+        "levels": stage.parameters.levels(stage.ratio),
+        "allocation": allocation,
+        "mean_sparsity": summary["mean_sparsity"],
+        "policy": policy,
+    }
+    write_json(folder / "policy.json", record)
+
+
+def _plot_history(history: list[dict[str, Any]], path: Path, title: str) -> None:
+    """The convergence of a search; of a uniform policy, which has none, the statement of that."""
+    from efficientllava.report.plots import convergence_plot
+    from efficientllava.report.theme import LIGHT, figure
+
+    if history:
+        convergence_plot(history, path, title)
+        return
+    with figure(path, LIGHT, 6, 1.2) as made:
+        made.text(0.02, 0.5, f"{title}: uniform, nothing was searched", color=LIGHT.soft)
+
+
+if __name__ == "__main__":
+    run_stage(search, per_model=True)

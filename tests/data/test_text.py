@@ -1,0 +1,130 @@
+"""Proxy text: what is read, what is held out, how segments are drawn."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from efficientllava.data.text import (
+    embedded_text,
+    held_out_segments,
+    read_text,
+    sample_segments,
+)
+from efficientllava.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def numbers() -> PreTrainedTokenizerFast:
+    """One token a word: "17" is token 17."""
+    vocabulary = {str(number): number for number in range(1000)} | {"<unk>": 1000}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
+
+
+def count_to(number: int) -> str:
+    return " ".join(map(str, range(number)))
+
+
+def test_segments_are_windows_of_the_text(numbers: PreTrainedTokenizerFast) -> None:
+    segments = sample_segments(numbers, count_to(500), 40, 16, seed=3)
+    assert segments.shape == (40, 16) and segments.dtype == torch.int64
+    assert torch.equal(segments, segments[:, :1] + torch.arange(16))
+    assert len(set(segments[:, 0].tolist())) > 30  # starts are spread ...
+    assert int(segments[:, 0].max()) > 400 and int(segments[:, 0].min()) < 100
+    assert torch.equal(segments, sample_segments(numbers, count_to(500), 40, 16, seed=3))
+    assert not torch.equal(segments, sample_segments(numbers, count_to(500), 40, 16, seed=4))
+
+
+def test_segments_are_drawn_as_sparsegpt_does(numbers: PreTrainedTokenizerFast) -> None:
+    """`random.seed(s); i = random.randint(0, tokens - length - 1)`, for every segment."""
+    import random
+
+    random.seed(11)
+    starts = [random.randint(0, 300 - 16 - 1) for _ in range(10)]
+    segments = sample_segments(numbers, count_to(300), 10, 16, seed=11)
+    assert segments[:, 0].tolist() == starts
+
+
+def test_too_little_text(numbers: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(UserError, match="too short: it has 16 tokens, a segment needs 16"):
+        sample_segments(numbers, count_to(16), 1, 16, seed=0)
+    assert sample_segments(numbers, count_to(20), 4, 16, seed=0).shape == (4, 16)
+    with pytest.raises(UserError, match="more segments than the text holds: 5"):
+        sample_segments(numbers, count_to(20), 5, 16, seed=0)
+    with pytest.raises(UserError, match="text is empty"):
+        sample_segments(numbers, " \n", 1, 16, seed=0)
+
+
+def test_a_file_is_cut_into_two_parts(tmp_path: Path, numbers: PreTrainedTokenizerFast) -> None:
+    file = tmp_path / "text.txt"
+    file.write_text(count_to(1000))
+    proxy, held_out = read_text(str(file)).split(), read_text(str(file), "held_out").split()
+    assert proxy + held_out == count_to(1000).split()
+    assert 0.1 < len(held_out) / 1000 < 0.2
+    segments = held_out_segments(numbers, str(file), 5, 16)
+    assert segments.shape == (5, 16)
+    assert segments.flatten().tolist() == [int(word) for word in held_out[: 5 * 16]]
+    assert len(held_out_segments(numbers, str(file), 1000, 16)) == len(held_out) // 16
+    with pytest.raises(UserError, match="held-out text is too short"):
+        held_out_segments(numbers, str(file), 1, 500)
+
+
+def test_bad_sources_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such text"):
+        read_text(str(tmp_path / "none.txt"))
+    with pytest.raises(UserError, match=r"ptb\.train\.txt: no such text file"):
+        read_text(str(tmp_path))
+    file = tmp_path / "text.txt"
+    file.write_bytes(b"plain \xff text")
+    with pytest.raises(UserError, match=r"text\.txt: is not UTF-8 \(byte 6"):
+        read_text(str(file))
+    file.write_text(" \n ")
+    with pytest.raises(UserError, match=r"text\.txt: the text is empty"):
+        read_text(str(file))
+
+
+def test_mikolov_files_are_joined_by_blanks(tmp_path: Path) -> None:
+    (tmp_path / "ptb.train.txt").write_text(" a <unk> b \n\n c N \n")
+    (tmp_path / "ptb.valid.txt").write_text(" d \n e \n")
+    assert read_text(str(tmp_path)) == "a <unk> b c N"
+    assert read_text(str(tmp_path), "held_out") == "d e"
+
+
+@pytest.mark.skipif("EFFICIENTLLAVA_DATA" not in os.environ, reason="needs EFFICIENTLLAVA_DATA")
+def test_penn_treebank() -> None:
+    words = read_text(str(Path(os.environ["EFFICIENTLLAVA_DATA"]) / "ptb")).split(" ")
+    assert words[:3] == ["aer", "banknote", "berlitz"]
+    assert len(words) == 887_521 and words.count("<unk>") == 45_020
+
+
+def test_embedded_text_is_english_in_two_disjoint_parts() -> None:
+    proxy, held_out = embedded_text().splitlines(), embedded_text("held_out").splitlines()
+    assert not set(proxy) & set(held_out)
+    assert len(" ".join(proxy).split()) > 50_000
+    assert len(" ".join(held_out).split()) > 8_000
+    words = " ".join(held_out).lower().split()
+    assert 0.03 < words.count("the") / len(words) < 0.12
+
+
+def test_embedded_text_does_not_depend_on_the_process() -> None:
+    """Hash seeds and installed packages change nothing."""
+    import hashlib
+    import subprocess
+
+    script = (
+        "import hashlib; from efficientllava.data.text import embedded_text; "
+        "print(hashlib.sha256(embedded_text().encode()).hexdigest())"
+    )
+    environment = {**os.environ, "PYTHONHASHSEED": "123"}
+    told = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True
+    )
+    assert told.stdout.strip() == hashlib.sha256(embedded_text().encode()).hexdigest()

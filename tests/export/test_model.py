@@ -1,0 +1,189 @@
+"""The export as a whole: what it records, and what it refuses without touching what stands."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from efficientllava.errors import UserError
+from efficientllava.export.assistant import Prompt, usable_runtime
+from efficientllava.export.model import export_model
+from efficientllava.export.parity import parity, reference_answer, require_parity
+from efficientllava.export.runtimes import unavailable
+from efficientllava.export.speed import WARM_UP, interleaved, milliseconds, ratio_quartiles
+from efficientllava.models.adapter import adapter_for
+from efficientllava.models.checkpoint import load_model, load_processor, save_checkpoint
+from efficientllava.parameters import ExportParameters
+from efficientllava.progress import Event
+from tests.export.conftest import (
+    NEW_TOKENS,
+    PARAMETERS,
+    PROMPT_TOKENS,
+    REASONS,
+    Assistants,
+    each_runtime,
+    tiny_model,
+    tiny_processor,
+)
+
+GRAPHS = ("vision", "prefill", "decode")
+
+
+def test_the_record_tells_what_was_measured(
+    exported: Path, checkpoints: dict[str, Path], prompts: list[Prompt]
+) -> None:
+    record = json.loads((exported / "export.json").read_text())
+    assert record["threads"] == 1 and record["machine"]["cores"] >= 1
+    assert record["tokens_match"] and len(record["answers"]) == len(prompts)
+    matrices = adapter_for(load_model(checkpoints["pruned"])).matrices
+    zeros = sum(int((matrix.weight == 0).sum()) for matrix in matrices)
+    size = sum(matrix.size for matrix in matrices)
+    assert record["sparsity"] == {"prefill": zeros / size, "decode": zeros / size}
+    for runtime in PARAMETERS.runtimes:
+        row = record["runtimes"][runtime]
+        if unavailable(runtime) is not None:
+            assert row["available"] is False and row["reason"]
+            continue
+        errors = record["parity"][runtime]
+        assert set(errors) == {"features", "prefill_logits", "decode_logits"}
+        # float32 in another order of summation is never exactly the same, and never far off
+        assert 0 < max(errors.values()) < 5e-5
+        for name in GRAPHS:
+            dense, pruned = row["dense"][f"{name}_ms"], row["pruned"][f"{name}_ms"]
+            assert dense > 0 and pruned > 0
+            assert row[f"{name}_speedup"] == pytest.approx(dense / pruned, abs=1e-3)
+            lower, upper = row["pruned"][f"{name}_quartiles_ms"]
+            assert lower <= pruned <= upper
+        assert ("engine_share" in row["pruned"]) == (runtime == "deepsparse")
+        if runtime == "deepsparse":
+            assert 0.5 < row["pruned"]["engine_share"] <= 1.0
+    best = min(
+        row["dense"]["prefill_ms"] for row in record["runtimes"].values() if row["available"]
+    )
+    row = record["runtimes"]["onnxruntime"]
+    assert row["prefill_speedup_over_best_dense"] == pytest.approx(
+        best / row["pruned"]["prefill_ms"], abs=1e-3
+    )
+
+
+def test_the_folder_holds_the_pruned_model_alone(exported: Path) -> None:
+    names = {path.name for path in exported.rglob("*")}
+    assert {f"{name}.onnx" for name in GRAPHS} <= names
+    assert {"embeddings.safetensors", "tokenizer.json", "generation_config.json"} <= names
+    assert not any(path.is_dir() for path in exported.iterdir())
+    assert not list(exported.parent.glob(".*tmp"))
+
+
+@each_runtime
+def test_parity_sees_another_model(
+    assistants: Assistants, checkpoints: dict[str, Path], prompts: list[Prompt], runtime: str
+) -> None:
+    """Held against the dense model the pruned graphs must fail, features alone must not."""
+    dense, processor = load_model(checkpoints["dense"]), load_processor(checkpoints["dense"])
+    references = [
+        reference_answer(dense, processor, prompt, NEW_TOKENS, PROMPT_TOKENS) for prompt in prompts
+    ]
+    errors = parity(assistants(runtime), references)
+    assert errors["features"] < 5e-5
+    assert errors["prefill_logits"] > 0.1 and errors["decode_logits"] > 0.1
+    with pytest.raises(UserError, match="prefill_logits by .*, decode_logits by"):
+        require_parity(runtime, errors, 1e-3)
+    with pytest.raises(UserError, match="features by nan"):
+        require_parity(runtime, {"features": float("nan")}, 1e-3)
+    require_parity(runtime, {"features": 1e-3}, 1e-3)
+
+
+def test_a_failure_leaves_the_finished_export(
+    exported: Path,
+    checkpoints: dict[str, Path],
+    prompts: list[Prompt],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = tmp_path / "export"
+    shutil.copytree(exported, folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    quick = PARAMETERS.model_copy(update={"runtimes": ("onnxruntime",)})
+    arguments = (checkpoints["pruned"], checkpoints["dense"])
+    long = Prompt(" ".join(["w1"] * (PROMPT_TOKENS + 1)), None)
+    with pytest.raises(UserError, match="the prefill graph takes"):
+        export_model(*arguments, [long], folder, quick)
+    monkeypatch.setattr("efficientllava.export.model.TOLERANCE", 0.0)
+    with pytest.raises(UserError, match="the exported model differs from PyTorch: .*logits by"):
+        export_model(*arguments, prompts, folder, quick)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["export"]
+
+
+@pytest.mark.skipif(REASONS["deepsparse"] is not None, reason="no deepsparse")
+def test_a_crash_of_deepsparse_is_recorded(prompts: list[Prompt], tmp_path: Path) -> None:
+    """1.8.0 ends its process on shared keys in a prefill graph of under 16 tokens."""
+    save_checkpoint(tiny_model(kv_heads=2), tiny_processor(), tmp_path / "grouped")
+    grouped, folder = tmp_path / "grouped", tmp_path / "export"
+    short = ExportParameters(prompt_tokens=12, context=32, new_tokens=2, repetitions=3)
+    record = export_model(grouped, grouped, prompts[2:3], folder, short)
+    assert record["runtimes"]["deepsparse"] == {
+        "available": False,
+        "reason": "deepsparse crashed during the comparison with PyTorch",
+    }
+    assert record["runtimes"]["onnxruntime"]["available"] and record["tokens_match"]
+    assert usable_runtime(folder) == "onnxruntime"
+    assert not (folder / ".step").exists()
+
+
+def test_a_missing_runtime_is_recorded_and_told(
+    checkpoints: dict[str, Path],
+    prompts: list[Prompt],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "deepsparse", None)
+    events: list[Event] = []
+    arguments: tuple[Any, ...] = (checkpoints["pruned"], checkpoints["dense"], prompts[:1])
+    record = export_model(*arguments, tmp_path / "export", PARAMETERS, events.append)
+    missing = record["runtimes"]["deepsparse"]
+    assert missing == {"available": False, "reason": "deepsparse is not installed"}
+    assert record["runtimes"]["onnxruntime"]["available"] and record["tokens_match"]
+    assert [event.done for event in events] == list(range(1, events[0].total + 1))
+    assert any("deepsparse" in str(event.values["step"]) for event in events)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(UserError, match=r"none of the runtimes can be used here \(deepsparse:"):
+        export_model(*arguments, tmp_path / "other", PARAMETERS)
+    assert not (tmp_path / "other").exists()
+
+
+class Recorder:
+    """A graph that writes down when it ran."""
+
+    shapes: dict[str, tuple[int, ...]] = {}
+    compile_seconds = 0.0
+    engine_share = None
+
+    def __init__(self, name: str, log: list[str]) -> None:
+        self.name, self.log = name, log
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        self.log.append(self.name)
+        return {}
+
+
+def test_dense_and_pruned_run_in_turns() -> None:
+    log: list[str] = []
+    seconds = interleaved({"a": Recorder("a", log), "b": Recorder("b", log)}, {}, 4)
+    assert log[-8:] == ["a", "b", "b", "a", "a", "b", "b", "a"]
+    assert len(log) == 2 * (WARM_UP + 4)
+    assert {name: len(times) for name, times in seconds.items()} == {"a": 4, "b": 4}
+    assert milliseconds([0.001, 0.002, 0.003, 0.004, 0.1]) == {
+        "ms": 3.0,
+        "quartiles_ms": [1.5, 52.0],
+        "fastest_ms": 1.0,
+    }
+    # pairs 1/2, 1, 3/2, 2, 5/2
+    assert ratio_quartiles([1.0, 2.0, 3.0, 4.0, 5.0], [2.0] * 5) == [0.75, 2.25]

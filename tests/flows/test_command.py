@@ -1,0 +1,103 @@
+"""`python -m flows.pipeline`: what is told before anything starts, and how signals end it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.flows.conftest import change
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def assert_told(result: subprocess.CompletedProcess[str], *words: str) -> None:
+    assert result.returncode == 2, result.stderr
+    assert "Traceback" not in result.stderr
+    for word in words:
+        assert word in result.stderr
+
+
+def test_misspelt_parameter(toy: Path, command: Command) -> None:
+    change(toy, "rounds: 3", "rouns: 3")
+    assert_told(command(), "search.rouns", "did you mean rounds?")
+
+
+def test_second_run_in_the_workspace(toy: Path, command: Command) -> None:
+    (toy / ".work").mkdir()
+    with open(toy / ".work" / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert_told(command(), "another run is working in this workspace")
+
+
+def test_prefect_server_that_does_not_answer(toy: Path, command: Command) -> None:
+    result = command(PREFECT_API_URL="http://127.0.0.1:9/api")
+    assert_told(result, "PREFECT_API_URL http://127.0.0.1:9/api", "does not answer")
+
+
+def test_mlflow_server_that_does_not_answer(toy: Path, command: Command) -> None:
+    result = command(MLFLOW_TRACKING_URI="http://127.0.0.1:9")
+    assert_told(result, "http://127.0.0.1:9", "does not answer", "nothing has been run yet")
+
+
+def start(tmp_path: Path, log: Path, **environment: str) -> subprocess.Popen[str]:
+    home = str(tmp_path / "prefect")
+    return subprocess.Popen(
+        [sys.executable, "-m", "flows.pipeline"],
+        env={
+            **os.environ,
+            "PREFECT_HOME": home,
+            "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "300",
+            **environment,
+        },
+        stdin=subprocess.DEVNULL,
+        stdout=open(log, "w"),
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_for(log: Path, words: str, seconds: float = 900.0) -> None:
+    end = time.monotonic() + seconds
+    while words not in log.read_text():
+        assert time.monotonic() < end, log.read_text()
+        time.sleep(0.2)
+
+
+def group_of(words: str) -> list[str]:
+    """Processes whose command line holds the words."""
+    found = subprocess.run(["ps", "-eo", "pid=,args="], capture_output=True, text=True).stdout
+    return [line for line in found.splitlines() if words in line and " ps " not in line]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_signals_leave_no_process_and_the_next_run_goes_on(
+    number: signal.Signals, toy: Path, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    process = start(tmp_path, log, TOY_FAILS="search sparsegpt-0.5 sleep")
+    try:
+        wait_for(log, "working on search sparsegpt-0.5")
+        process.send_signal(number)
+        assert process.wait(60) != 0
+    finally:
+        process.kill()
+    time.sleep(2)
+    assert group_of("stage.py search sparsegpt-0.5") == []
+    assert group_of(str(toy)) == []
+    again = start(tmp_path, log)
+    assert again.wait(900) == 0, log.read_text()
+    text = log.read_text()
+    if number == signal.SIGKILL:
+        assert "marked 1 earlier run(s) as Crashed" in text
+    assert "'search@magnitude-0.5' - Finished in state Cached" in text
+    assert "champion: version" in text
+    assert "Traceback" not in text

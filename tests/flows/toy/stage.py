@@ -1,0 +1,71 @@
+"""Stages that write in a moment what the real ones write in minutes; progress is told for real."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from efficientllava.progress import Event
+from tasks.progress import reporter
+
+ACCURACIES = {"magnitude-0.5": 0.80, "sparsegpt-0.5": 0.85, "dense": 0.90}
+name, cell = sys.argv[1], (sys.argv[2:] or [""])[0]
+
+
+def write(path: str, value: Any) -> None:
+    target = Path("artifacts") / path
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(value if isinstance(value, str) else json.dumps(value))
+
+
+def model() -> None:
+    write("model/config.json", {})
+    write("model/model.safetensors", "dense weights")
+    with reporter("model") as tell:
+        for step in (1, 2):
+            tell(Event("training", step, 2, {"loss": 1 / step}))
+
+
+def search() -> None:
+    rows = []
+    with reporter(f"search {cell}") as tell:
+        for number in (1, 2, 3):
+            tell(Event("round_started", number, 3))
+            for index in (1, 2):
+                values = {"round": number, "best_risk": 1 / number, "seconds_left": 0.1}
+                tell(Event("candidate", index, 2, values))
+                row = {"round": number, "index": index, "policy": [number, index]}
+                rows.append(row | {"risk": index / number, "loss": 0.5, "complexity": 1.0})
+                time.sleep(0.02)
+            tell(Event("round", number, 3, {"best_risk": 1 / number, "best_loss": 0.5}))
+    write(f"search/{cell}/policy.json", {"policy": {"layer": 0.5}})
+    write(f"search/{cell}/history.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def prune() -> None:
+    write(f"pruned/{cell}/config.json", {})
+    write(f"pruned/{cell}/model.safetensors", f"weights of {cell}")
+    metrics = {"achieved_sparsity": 0.5, "proxy_loss": 0.1, "bytes_on_disk": 1000}
+    write(f"pruned_metrics/{cell}.json", metrics)
+
+
+def evaluate() -> None:
+    part = {"accuracy": ACCURACIES[cell], "standard_error": 0.01, "n": 100}
+    write(f"evaluation/{cell}/scores.json", {**part, "breakdowns": {"G1-6": part}})
+
+
+def report() -> None:
+    write("report/table.md", "a table")
+
+
+print(f"working on {name} {cell}", flush=True)
+if (failing := os.environ.get("TOY_FAILS", "").split())[:2] == [name, cell]:
+    if failing[2] == "sleep":
+        time.sleep(600)
+    print("error: params.yaml: search.rounds cannot work\n  -> mend it", file=sys.stderr)
+    sys.exit(int(failing[2]))
+globals()[name]()

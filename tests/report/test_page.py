@@ -1,0 +1,77 @@
+"""The report's folder, and that its page needs nothing from elsewhere."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+from PIL import Image
+
+from efficientllava.files import folder_digest
+from efficientllava.report.page import write_report
+
+METHODS, RATIOS = ["sparsegpt", "efficientllava"], [0.5, 0.7]
+
+
+class Seen(HTMLParser):
+    """Attributes that load something, visible text, and balance of tags."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loads: list[str] = []
+        self.text: list[str] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.loads += [value or "" for name, value in attrs if name in ("src", "srcset", "href")]
+        if tag not in ("meta", "img", "source", "br", "link"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def test_page_needs_no_network_and_escapes(artifacts: Path, tmp_path: Path) -> None:
+    write_report(artifacts, tmp_path / "report", METHODS, RATIOS, "search: <script>x</script>")
+    source = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
+    page = Seen()
+    page.feed(source)
+    assert not page.open
+    # accuracy against latency, 3 x sparsity, policy, convergence; each light and dark
+    assert len(page.loads) == 12
+    for load in page.loads:
+        kind, _, content = load.partition(";base64,")
+        assert kind == "data:image/png"
+        assert Image.open(io.BytesIO(base64.b64decode(content))).size[0] > 500
+    assert not re.search(r"https?://|@import|url\(", source)
+    text = " ".join(page.text)
+    assert "search: <script>x</script>" in text and "a <fast> one" in text
+    assert "<script>x" not in source
+    assert "82.5 ± 0.6" in text
+
+
+def test_same_records_give_the_same_bytes(artifacts: Path, tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        write_report(artifacts, tmp_path / name, METHODS, RATIOS)
+    assert folder_digest(tmp_path / "first") == folder_digest(tmp_path / "second")
+    assert {path.name for path in (tmp_path / "first").iterdir()} == {
+        "table.md",
+        "table.csv",
+        "accuracy_latency.png",
+        "report.html",
+    }
+
+
+def test_report_without_any_speed(artifacts: Path, tmp_path: Path) -> None:
+    """Before the exports have run there is a report all the same."""
+    for path in artifacts.glob("export/*/export.json"):
+        path.unlink()
+    rows = write_report(artifacts, tmp_path / "report", METHODS, RATIOS)
+    assert all(not row.latencies for row in rows)
+    assert "DeepSparse" not in (tmp_path / "report" / "table.md").read_text(encoding="utf-8")

@@ -1,0 +1,24 @@
+"""docs/parameters.md is what the parameters' own descriptions say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from efficientllava.report.parameters_page import parameters_page
+
+PAGE = Path(__file__).parents[2] / "docs" / "parameters.md"
+
+
+def test_page_is_up_to_date() -> None:
+    assert PAGE.read_text(encoding="utf-8") == parameters_page(), (
+        "run: python -m efficientllava.report.parameters_page docs/parameters.md"
+    )
+
+
+def test_bounds_and_choices_are_told() -> None:
+    page = parameters_page()
+    row = next(line for line in page.splitlines() if "`pruning.damping`" in line)
+    assert "number, above 0, at most 1" in row and "`0.01`" in row
+    row = next(line for line in page.splitlines() if "`search.patience`" in line)
+    assert "whole number, at least 1 or null" in row and "`null`" in row
+    assert "`text`, `text_and_pairs`" in page

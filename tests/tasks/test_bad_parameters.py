@@ -1,0 +1,127 @@
+"""Parameters that cannot work: exit code 2 and the name, from the real command, at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.tasks.conftest import Workspace
+
+BAD: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "misspelt": (
+        {"search": {"candidtes": 8}},
+        ["unknown parameter search.candidtes", "did you mean candidates?"],
+    ),
+    "unknown section": ({"deployment": {"port": 1}}, ["unknown parameter deployment"]),
+    "ratio above 1": ({"ratios": [1.2]}, ["ratios.0", "1.2"]),
+    "ratio below 0": ({"ratios": [-0.1]}, ["ratios.0", "-0.1"]),
+    "not a number": ({"search": {"rounds": "ten"}}, ["search.rounds", "'ten'"]),
+    "unknown method": ({"methods": ["wandaa"]}, ["methods.0", "'wandaa'"]),
+    "dense among the methods": ({"methods": ["dense"]}, ["methods", "always measured"]),
+    "band that no policy meets": (
+        {"search": {"offsets": [-0.1, 0.0], "band": [0.05, 0.08]}},
+        ["band", "[0.55, 0.58]", "0.4, 0.5"],
+    ),
+    "n:m cut by the block size": (
+        {"pruning": {"pattern": "2:4", "block_size": 30}},
+        ["block_size 30", "2:4"],
+    ),
+    "n:m with a ratio between the counts": (
+        {"pruning": {"pattern": "2:4"}, "ratios": [0.6], "methods": ["sparsegpt"]},
+        ["ratio 0.6", "group of 4"],
+    ),
+    "n:m with offsets between the counts": (
+        {"pruning": {"pattern": "2:4"}},
+        ["search.offsets", "multiples of 1/4"],
+    ),
+    "no pairs for the projector": (
+        {"proxy": {"pairs": 0}},
+        ["proxy.pairs", "efficientllava", "search.evolve_projector: false"],
+    ),
+    "no pairs for the calibration": (
+        {"proxy": {"pairs": 0}, "methods": ["sparsegpt"]},
+        ["proxy.pairs", "pruning.calibration"],
+    ),
+    "hub id without its commit": (
+        {"model": {"source": "llava-hf/llava-1.5-7b-hf"}},
+        ["llava-hf/llava-1.5-7b-hf", "model.revision"],
+    ),
+    "model folder missing": (
+        {"model": {"source": "./nowhere/model"}},
+        ["./nowhere/model", "no such model folder"],
+    ),
+    "text file missing": ({"proxy": {"text": "./nowhere.txt"}}, ["./nowhere.txt"]),
+    "folder of pairs missing": ({"proxy": {"pairs_source": "nowhere"}}, ["nowhere"]),
+}
+
+
+@pytest.mark.parametrize("change, told", BAD.values(), ids=BAD.keys())
+def test_bad_parameters_are_told_before_any_work(
+    workspace: Workspace, change: dict[str, Any], told: list[str]
+) -> None:
+    workspace.set_parameters(change)
+    outcome = workspace.run("tasks.questions")
+    assert outcome.status == 2, outcome.error
+    for part in told:
+        assert part in outcome.error
+    assert "Traceback" not in outcome.error
+    assert not (workspace.folder / "artifacts").exists()
+
+
+@pytest.mark.parametrize(
+    "text, told",
+    [
+        (None, "no such file"),
+        ("model: [unclosed", "not valid YAML"),
+        ("- a\n- list\n", "mapping of sections"),
+    ],
+)
+def test_unreadable_parameters(workspace: Workspace, text: str | None, told: str) -> None:
+    path = workspace.folder / "params.yaml"
+    path.unlink()
+    if text is not None:
+        path.write_text(text)
+    outcome = workspace.run("tasks.questions")
+    assert outcome.status == 2, outcome.error
+    assert told in outcome.error and "params.yaml" in outcome.error
+    assert "Traceback" not in outcome.error
+
+
+def test_bad_parameters_cost_no_import_of_torch(workspace: Workspace) -> None:
+    """The message comes before anything heavy: the import of torch alone would take longer."""
+    workspace.set_parameters({"search": {"candidtes": 8}})
+    probe = (
+        "import runpy, sys\n"
+        "sys.argv = ['tasks.search', '--method', 'efficientllava', '--ratio', '0.5']\n"
+        "try: runpy.run_module('tasks.search', run_name='__main__')\n"
+        "except SystemExit as end: status = end.code\n"
+        "sys.exit(0 if status == 2 and not {'torch', 'transformers'} & set(sys.modules) else 1)\n"
+    )
+    script = workspace.folder / "probe.py"
+    script.write_text(probe)
+    assert workspace.run("probe").status == 0
+
+
+def test_a_number_with_exponent_is_a_number(workspace: Workspace) -> None:
+    """PyYAML would read 1e-3 as a string."""
+    from tasks.stage import read_parameters
+
+    path = workspace.folder / "params.yaml"
+    text = path.read_text().replace(
+        "projector_learning_rate: 0.0001", "projector_learning_rate: 1e-3"
+    )
+    assert "1e-3" in text
+    path.write_text(text)
+    assert read_parameters(path).search.projector_learning_rate == 0.001
+
+
+def test_repository_parameters_are_the_defaults() -> None:
+    """params.yaml shows every default: what is written there and in the code cannot drift."""
+    from efficientllava.parameters import Parameters
+    from tasks.stage import read_parameters
+    from tests.tasks.conftest import ROOT
+
+    assert read_parameters(ROOT / "params.yaml") == Parameters()
+    read_parameters(Path(ROOT / "tests" / "smallest_params.yaml"))

@@ -1,0 +1,87 @@
+"""dvc.yaml names the code that a stage runs and parameters that exist."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dvc.utils.serialize import load_yaml
+
+from efficientllava.parameters import Parameters
+from tests.tasks.conftest import ROOT
+
+STAGES: dict[str, Any] = load_yaml(str(ROOT / "dvc.yaml"))["stages"]
+# what everything stands on; it decides no result
+GROUND = {"errors", "files", "progress", "parameters", "__init__"}
+
+
+def imported(path: Path) -> Iterator[Path]:
+    """Library files that a file imports, anywhere in it."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("efficientllava"):
+            names = [f"{node.module}.{alias.name}" for alias in node.names] + [str(node.module)]
+        elif isinstance(node, ast.Import):
+            names = [a.name for a in node.names if a.name.startswith("efficientllava")]
+        else:
+            continue
+        for name in names:
+            file = ROOT / (name.replace(".", "/") + ".py")
+            if file.is_file() and file.stem not in GROUND:
+                yield file
+
+
+def code_of(stage: str) -> set[Path]:
+    """The library files that a stage's module reaches."""
+    module = STAGES[stage]["cmd"].split()[2].replace(".", "/")
+    reached: set[Path] = set()
+    waiting = [ROOT / f"{module}.py"]
+    while waiting:
+        for file in imported(waiting.pop()):
+            if file not in reached:
+                reached.add(file)
+                waiting.append(file)
+    return reached
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_stage_lists_the_code_it_runs(stage: str) -> None:
+    listed = [ROOT / dep for dep in STAGES[stage]["deps"] if dep.startswith("efficientllava")]
+    missing = [
+        str(file.relative_to(ROOT))
+        for file in sorted(code_of(stage))
+        if not any(file == dep or dep in file.parents for dep in listed)
+    ]
+    assert not missing, f"a change there would not re-run {stage}"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_what_a_stage_lists_exists(stage: str) -> None:
+    for dep in STAGES[stage]["deps"]:
+        assert dep.startswith("artifacts/") or (ROOT / dep).exists(), dep
+    for name in STAGES[stage].get("params", []):
+        section: Any = Parameters()
+        for part in name.split("."):
+            section = getattr(section, part)
+    module = STAGES[stage]["cmd"].split()[2].replace(".", "/")
+    assert f"{module}.py" in STAGES[stage]["deps"]
+
+
+@pytest.mark.parametrize("file", ["params.yaml", "tests/smallest_params.yaml"])
+def test_parameter_files_name_what_dvc_asks_for(file: str) -> None:
+    """DVC refuses a parameter that is listed in dvc.yaml and missing in params.yaml."""
+    values = load_yaml(str(ROOT / file))
+    for stage in STAGES.values():
+        for name in stage.get("params", []):
+            found: Any = values
+            for part in name.split("."):
+                assert part in found, name
+                found = found[part]
+
+
+def test_database_depends_on_no_seed_of_the_search() -> None:
+    """Sweeps over seeds, eta and rounds build no database again."""
+    assert not {"search", "search.seed", "search.eta"} & set(STAGES["database"]["params"])
+    assert "search" not in STAGES["proxy"]["params"]
