@@ -13,6 +13,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from efficientllava.errors import UserError
 from flows.serve import main, schedule, serve
@@ -28,11 +29,12 @@ def test_what_is_no_schedule_is_told() -> None:
 
 
 def test_serving_needs_a_lasting_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("PREFECT_API_URL", raising=False)
     monkeypatch.setattr(sys, "argv", ["serve", "--cron", "* * * * *"])
-    with pytest.raises(UserError, match="PREFECT_API_URL"):
-        serve(schedule("* * * * *", "UTC"), "test")
-    assert main() == 2
+    # another test's server may be configured in this process: then it would serve for ever
+    with temporary_settings(restore_defaults={PREFECT_API_URL}):
+        with pytest.raises(UserError, match="PREFECT_API_URL"):
+            serve(schedule("* * * * *", "UTC"), "test")
+        assert main() == 2
 
 
 @contextmanager
