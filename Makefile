@@ -25,7 +25,8 @@ export NM_DISABLE_ANALYTICS := 1
 export ORT_DISABLE_TELEMETRY := 1
 export RUFF_CACHE_DIR := $(CURDIR)/.work/caches/ruff
 
-.PHONY: help install demo repro test lint results screenshots ui clean constraints
+
+.PHONY: help install demo repro test lint results experiments screenshots ui clean constraints
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -72,6 +73,14 @@ lint: .venv/installed  ## ruff (rules and form) and mypy
 
 results: .venv/installed  ## the tables of docs/results.md: all methods, ratios and seeds (hours)
 	@$(BIN)/python -m bench.results
+
+EXPERIMENTS := table1 table2 table3 table4 figure1 figure3 methods
+.PHONY: $(EXPERIMENTS)
+$(EXPERIMENTS): .venv/installed
+	@echo "== $@ on the configured model, over the seeds of params.yaml"
+	@$(BIN)/python -m flows.experiments $@
+
+experiments: $(EXPERIMENTS)  ## the paper's tables and figures, and all methods, over seeds (hours)
 
 screenshots: .venv/installed  ## pictures of the MLflow and Prefect pages, by a headless Chromium
 	@XDG_CONFIG_HOME=$(CURDIR)/.work/caches/config XDG_CACHE_HOME=$(CURDIR)/.work/caches \

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from bench import plots, tables
 from bench.cells import MATCHED
-from bench.statistics import Row, chosen, differences
 from efficientllava.files import write_text
 from efficientllava.parameters import Parameters
+from efficientllava.report.statistics import Row, chosen, differences
 
 
 def write_page(

@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from bench.cells import MATCHED
-from bench.statistics import Row, chosen, mean, mean_of
 from bench.tables import methods_of, ratios_of
+from efficientllava.report.statistics import Row, chosen, mean, mean_of
 from efficientllava.report.theme import LIGHT, figure, marker, quiet
 
 MEASURES = (

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bench.cells import MATCHED
-from bench.statistics import Row, chosen, differences, mean, mean_of, told
 from efficientllava.report.comparison import BREAKDOWNS, markdown_table
+from efficientllava.report.statistics import Row, chosen, differences, mean, mean_of, told
 from efficientllava.report.theme import METHODS
 
 SEARCHED = tuple(name for name in METHODS if name not in ("dense", "magnitude", "sparsegpt"))

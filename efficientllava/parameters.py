@@ -43,8 +43,8 @@ class EmbeddedParameters(Section):
     seed: int = Field(
         0, ge=0, description="seed of the weights, the training order and the questions"
     )
-    width: int = Field(40, ge=16, description="width of the decoder's residual stream")
-    mlp_width: int = Field(96, ge=16, description="width inside the decoder's MLPs")
+    width: int = Field(36, ge=16, description="width of the decoder's residual stream")
+    mlp_width: int = Field(88, ge=16, description="width inside the decoder's MLPs")
     blocks: int = Field(6, ge=1, description="number of decoder blocks")
     heads: int = Field(2, ge=1, description="number of attention heads")
     vocabulary: int = Field(
@@ -277,6 +277,22 @@ class TrackingParameters(Section):
     )
 
 
+class ExperimentParameters(Section):
+    """The paper's tables and figures (`make table1` ... `make figure3`), measured over seeds."""
+
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (0, 1, 2),
+        min_length=1,
+        description="a seed is one of the embedded model, the proxy data and the search",
+    )
+    segments: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (16, 32, 64, 128), min_length=1, description="figure 3: numbers of text segments"
+    )
+    segment_lengths: tuple[Annotated[int, Field(ge=2)], ...] = Field(
+        (64, 128, 256, 512), min_length=1, description="figure 3: tokens in a segment"
+    )
+
+
 class Parameters(Section):
     """All of params.yaml."""
 
@@ -287,6 +303,7 @@ class Parameters(Section):
     evaluation: EvaluationParameters = EvaluationParameters()
     export: ExportParameters = ExportParameters()
     tracking: TrackingParameters = TrackingParameters()
+    experiments: ExperimentParameters = ExperimentParameters()
     machine: MachineParameters = MachineParameters()
     methods: tuple[MethodName, ...] = Field(
         ("magnitude", "sparsegpt", "efficientllava"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,8 +55,11 @@ def open_repo(root: Path) -> Repo:
         raise UserError(str(error), where="DVC") from error
 
 
-def read_graph(root: Path) -> list[Node]:
-    """All stages, each after those it depends on: the order in which `dvc repro` runs them.
+def read_graph(root: Path, until: Collection[str] = ()) -> list[Node]:
+    """The stages, each after those it depends on: the order in which `dvc repro` runs them.
+
+    Args:
+        until: stages (without their cells) that are wanted, with all they depend on; all if empty.
 
     Raises:
         UserError: see `open_repo`; or dvc.yaml declares no stage.
@@ -72,7 +75,13 @@ def read_graph(root: Path) -> list[Node]:
         ]
     if not nodes:
         raise UserError("declares no stage", where=str(root / "dvc.yaml"))
-    return nodes
+    if not until:
+        return nodes
+    wanted = {node.name for node in nodes if node.base in until}
+    for node in reversed(nodes):  # whoever is depended on comes earlier
+        if node.name in wanted:
+            wanted.update(node.depends_on)
+    return [node for node in nodes if node.name in wanted]
 
 
 def _load(repo: Repo, stage: str) -> Any:

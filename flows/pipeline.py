@@ -164,20 +164,24 @@ def promote(run: Run, ratio: float) -> State[Any]:
 
 
 @flow(name="pipeline", persist_result=False, validate_parameters=False)
-def pipeline() -> State[Any]:
-    """Every stage of dvc.yaml in the current folder, each one only if something changed."""
+def pipeline(until: tuple[str, ...] = ()) -> State[Any]:
+    """The stages of dvc.yaml in the current folder, each one only if something changed.
+
+    Args:
+        until: stages (without their cells) that are wanted, with all they depend on; all if empty.
+    """
     root = Path.cwd()
     say_failures_once()
     try:
         with workspace_lock("the pipeline", root):
-            return _pipeline(root, read_parameters(root / "params.yaml"))
+            return _pipeline(root, read_parameters(root / "params.yaml"), until)
     except UserError as error:
         failure = StageFailure("pipeline", USER_ERROR, str(error))
         get_run_logger().error("%s", error)
         return Failed(message=str(error), data=PipelineFailure([failure], []))
 
 
-def _pipeline(root: Path, parameters: Parameters) -> State[Any]:
+def _pipeline(root: Path, parameters: Parameters, until: tuple[str, ...]) -> State[Any]:
     logger = get_run_logger()
     context = FlowRunContext.get()
     assert context is not None and context.flow_run is not None
@@ -188,7 +192,7 @@ def _pipeline(root: Path, parameters: Parameters) -> State[Any]:
     tags = {"prefect.flow_run_id": str(flow_run.id), "prefect.flow_run_url": page}
     tracking = Tracking(parameters.tracking, root, tags)
     tracking.close_left_open()
-    nodes = read_graph(root)
+    nodes = read_graph(root, until)
     run = Run(root, nodes, tracking)
     try:
         call = Call(root, Watchers(run.starts, run.step))

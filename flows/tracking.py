@@ -74,9 +74,7 @@ class Tracking:
         found = self.client.get_experiment_by_name(name)
         if found is not None:
             return str(found.experiment_id)
-        local = urlparse(self.uri).scheme.startswith("sqlite")
-        location = (self.root / "mlruns").as_uri() if local else None
-        return str(self.client.create_experiment(name, artifact_location=location))
+        return str(self.client.create_experiment(name, artifact_location=_artifacts(self.uri)))
 
     def _registered_model(self) -> None:
         name = self.parameters.registered_model
@@ -232,6 +230,29 @@ def tracking_uri(parameters: TrackingParameters, root: Path) -> str:
     if scheme.startswith("sqlite") and slashes and not path.startswith("/"):
         return f"{scheme}:///{root.resolve() / path}"
     return uri
+
+
+def _artifacts(uri: str) -> str | None:
+    """Beside a local database, in mlruns/; a server decides by itself."""
+    scheme, _, database = uri.partition(":///")
+    return (Path(database).parent / "mlruns").as_uri() if scheme.startswith("sqlite") else None
+
+
+def log_experiment(
+    parameters: TrackingParameters, root: Path, name: str, means: Mapping[str, float], folder: Path
+) -> None:
+    """Log the means over seeds of an experiment and its table and plot, as a run of its own.
+
+    Raises:
+        UserError: MLflow cannot be used.
+    """
+    experiment = parameters.model_copy(update={"experiment": f"{parameters.experiment}/{name}"})
+    tracking = Tracking(experiment, root)
+    client = tracking.client
+    run = client.create_run(tracking.experiment, run_name=f"{name}, all seeds").info.run_id
+    tracking._log_metrics(run, means)
+    client.log_artifacts(run, str(folder), "table")
+    client.set_terminated(run)
 
 
 def check_server(uri: str) -> None:

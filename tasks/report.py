@@ -1,8 +1,15 @@
-"""Stage `report`: the comparison of all models as tables, a plot and one HTML page."""
+"""Stage `report`: the comparison of all models as tables, a plot and one HTML page.
+
+The tables and figures of experiments/ are on the page too, as far as they have been run.
+"""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from tasks.stage import ARTIFACTS, PARAMETERS, Stage, run_stage
+
+EXPERIMENTS = Path("experiments")
 
 
 def report(stage: Stage) -> None:
@@ -18,6 +25,7 @@ def report(stage: Stage) -> None:
         stage.parameters.methods,
         stage.parameters.ratios,
         parameters=PARAMETERS.read_text(encoding="utf-8"),
+        experiments=EXPERIMENTS,
     )
     Console().print(rich_table(rows))
 

@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from html import escape
 from string import Template
 
+from markdown_it import MarkdownIt
+
 from efficientllava.report.comparison import Row, Score, breakdown_cells, cells
 
+_MARKDOWN = MarkdownIt("commonmark", {"html": False}).enable("table")
 _PAGE = Template("""<!doctype html>
 <html lang="en">
 <head>
@@ -101,11 +104,12 @@ class Picture:
 
 @dataclass(frozen=True)
 class Part:
-    """A part of the page that can be unfolded: pictures, or preformatted text."""
+    """A part of the page that can be unfolded: pictures, preformatted text, or Markdown."""
 
     title: str
     pictures: Sequence[Picture] = ()
     text: str = ""
+    markdown: str = ""
     open: bool = False
 
 
@@ -114,6 +118,7 @@ def html_page(
     pictures: Sequence[Picture] = (),
     parts: Sequence[Part] = (),
     facts: Mapping[str, str] | None = None,
+    experiments: Sequence[Part] = (),
     title: str = "EfficientLLaVA: pruned models compared",
 ) -> str:
     """The whole report as one HTML document that loads nothing from elsewhere.
@@ -123,6 +128,7 @@ def html_page(
         pictures: shown below the table.
         parts: one per pruned model, and whatever else can be unfolded.
         facts: model, machine, threads ... shown at the end.
+        experiments: tables and figures over several seeds.
     """
     body = [
         "<h2>Comparison</h2>",
@@ -140,6 +146,11 @@ def html_page(
             "<p>Natural, social and language science; with text context, with an image, with "
             "neither; grades 1 to 6 and 7 to 12. Per cent with one standard error.</p>",
             _table(headings, lines),
+        ]
+    if experiments:
+        body += [
+            "<h2>The paper's tables and figures, over seeds</h2>",
+            *(_part(part) for part in experiments),
         ]
     if parts:
         body += ["<h2>Model by model</h2>", *(_part(part) for part in parts)]
@@ -223,6 +234,11 @@ def _part(part: Part) -> str:
     inside = "".join(_picture(picture) for picture in part.pictures)
     if part.text:
         inside += f"<pre>{escape(part.text)}</pre>"
+    if part.markdown:
+        rendered = _MARKDOWN.render(part.markdown)
+        inside += rendered.replace("<table>", '<div class="panel"><table>').replace(
+            "</table>", "</table></div>"
+        )
     state = " open" if part.open else ""
     return (
         f"<details{state}><summary>{escape(part.title)}</summary>"

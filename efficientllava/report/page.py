@@ -28,6 +28,7 @@ def write_report(
     methods: Sequence[str],
     ratios: Sequence[float],
     parameters: str = "",
+    experiments: Path | None = None,
 ) -> list[Row]:
     """Write table.md, table.csv, accuracy_latency.png and report.html.
 
@@ -37,6 +38,7 @@ def write_report(
         artifacts: the folder that the stages write.
         folder: where the report goes, whole or not at all.
         parameters: text of params.yaml, shown on the page.
+        experiments: folder of finished tables and figures, shown on the page.
 
     Returns:
         the rows of the comparison, for a terminal's table.
@@ -53,7 +55,8 @@ def write_report(
     parts = [part for row in rows if (part := _part(artifacts, row)) is not None]
     if parameters:
         parts.append(Part("params.yaml", text=parameters))
-    page = html_page(rows, pictures, parts, _facts(artifacts, rows))
+    tables = [] if experiments is None else _experiments(Path(experiments))
+    page = html_page(rows, pictures, parts, _facts(artifacts, rows), tables)
     with replacing(Path(folder)) as temporary:
         temporary.mkdir()
         write_text(temporary / "table.md", markdown(rows))
@@ -69,6 +72,18 @@ def read_history(path: Path) -> list[dict[str, Any]]:
     """Rows of a search's history.jsonl, in the order of evaluation."""
     lines = Path(path).read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines if line.strip()]
+
+
+def _experiments(folder: Path) -> list[Part]:
+    """The tables and figures that `make table1` ... have written, each with its plot."""
+    parts = []
+    for table in sorted(folder.glob("*/table.md")):
+        title, _, text = table.read_text(encoding="utf-8").partition("\n")
+        plot = (table.parent / "plot.png").read_bytes()
+        text = text.replace("![plot](plot.png)", "")
+        title = title.removeprefix("# ")
+        parts.append(Part(title, [Picture(title, plot, plot)], markdown=text))
+    return parts
 
 
 def _drawn(caption: str, draw: Callable[[Path, Theme], None]) -> Picture:

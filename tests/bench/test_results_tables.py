@@ -12,8 +12,8 @@ import pytest
 from bench import tables
 from bench.cells import MATCHED, Unit
 from bench.page import write_page
-from bench.statistics import chosen, differences, mean
 from efficientllava.parameters import Parameters
+from efficientllava.report.statistics import chosen, differences, mean
 
 
 def cell(seed: int, method: str, ratio: float, accuracy: float, **more: Any) -> dict[str, Any]:

@@ -1,0 +1,120 @@
+"""Plots of the experiments: means over seeds with standard errors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from efficientllava.report.statistics import Mean
+from efficientllava.report.theme import LIGHT, Theme, figure, marker, quiet, readable_on
+
+Key = tuple[str, float]
+
+
+def accuracy_by_method_plot(
+    accuracies: Mapping[Key, Mean], path: Path, title: str, theme: Theme = LIGHT
+) -> None:
+    """Accuracy in per cent over the ratio, a series per method; dense as a line.
+
+    Args:
+        accuracies: (method, ratio) -> per cent.
+    """
+    with figure(path, theme, 7.5, 4.2, title) as made:
+        axes = made.subplots()
+        quiet(axes, theme)
+        for method in dict.fromkeys(method for method, _ in accuracies):
+            points = {ratio: value for (name, ratio), value in accuracies.items() if name == method}
+            if method == "dense":
+                axes.axhline(points[0.0].value, color=theme.ink, linewidth=1, label="dense")
+                continue
+            axes.errorbar(
+                list(points),
+                [value.value for value in points.values()],
+                yerr=[value.error or 0.0 for value in points.values()],
+                color=theme.colour(method),
+                marker=marker(method),
+                markersize=8,
+                markeredgecolor=theme.surface,
+                linewidth=1.2,
+                label=method,
+            )
+        axes.set_xlabel("target ratio")
+        axes.set_ylabel("accuracy %")
+        made.legend(loc="outside lower center", ncols=3, fontsize=8.5)
+
+
+def trade_off_plot(
+    accuracies: Mapping[Key, Mean],
+    milliseconds: Mapping[Key, float],
+    path: Path,
+    title: str,
+    theme: Theme = LIGHT,
+) -> None:
+    """Figure 1: accuracy over the prefill latency in DeepSparse, a series per method."""
+    measured = [key for key in accuracies if key in milliseconds]
+    with figure(path, theme, 7.5, 4.4, title) as made:
+        axes = made.subplots()
+        if not measured:
+            axes.set_axis_off()
+            axes.text(0.5, 0.5, "no latency was measured", ha="center", color=theme.soft)
+            return
+        quiet(axes, theme)
+        for method in dict.fromkeys(method for method, _ in measured):
+            keys = [key for key in measured if key[0] == method]
+            axes.errorbar(
+                [milliseconds[key] for key in keys],
+                [accuracies[key].value for key in keys],
+                yerr=[accuracies[key].error or 0.0 for key in keys],
+                color=theme.colour(method),
+                marker=marker(method),
+                markersize=11 if method == "dense" else 8,
+                markeredgecolor=theme.surface,
+                linewidth=1.2,
+                label=method,
+            )
+            for key in keys:
+                if method != "dense":
+                    axes.annotate(
+                        f"{key[1]:g}",
+                        (milliseconds[key], accuracies[key].value),
+                        xytext=(7, 5),
+                        textcoords="offset points",
+                        fontsize=8,
+                        color=theme.soft,
+                    )
+        axes.set_xlabel("DeepSparse prefill, median ms (left is faster)")
+        axes.set_ylabel("accuracy %")
+        axes.margins(x=0.12, y=0.12)
+        made.legend(loc="outside lower center", ncols=3, fontsize=8.5)
+
+
+def grid_plot(
+    accuracies: Mapping[tuple[float, float], Mean], path: Path, title: str, theme: Theme = LIGHT
+) -> None:
+    """Figure 3: accuracy over segments (down) and their length (across) as a map with numbers."""
+    counts = sorted({count for count, _ in accuracies})
+    lengths = sorted({length for _, length in accuracies})
+    with figure(path, theme, 1.9 + 1.3 * len(lengths), 1.6 + 0.7 * len(counts), title) as made:
+        axes = made.subplots()
+        values = [
+            [accuracies[n, s].value if (n, s) in accuracies else float("nan") for s in lengths]
+            for n in counts
+        ]
+        image = axes.imshow(values, cmap=theme.sequential(), aspect="auto")
+        axes.set_xticks(range(len(lengths)), [f"{length:g}" for length in lengths])
+        axes.set_yticks(range(len(counts)), [f"{count:g}" for count in counts])
+        axes.set_xlabel("tokens in a segment (s)")
+        axes.set_ylabel("segments (n)")
+        axes.tick_params(length=0)
+        for down, count in enumerate(counts):
+            for across, length in enumerate(lengths):
+                if (mean := accuracies.get((count, length))) is not None:
+                    axes.text(
+                        across,
+                        down,
+                        mean.told(1),
+                        ha="center",
+                        va="center",
+                        fontsize=8.5,
+                        color=readable_on(image.to_rgba(mean.value)),
+                    )

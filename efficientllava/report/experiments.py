@@ -1,0 +1,289 @@
+"""The paper's tables and figures from what was measured here, in the paper's layout."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from efficientllava.files import replacing, write_text
+from efficientllava.report.comparison import Row, Score, comma_separated, markdown_table, number
+from efficientllava.report.experiment_plots import (
+    accuracy_by_method_plot,
+    grid_plot,
+    trade_off_plot,
+)
+from efficientllava.report.paper import PARTS, TABLE1, TABLE2, TABLE3, TABLE4, PaperRow
+from efficientllava.report.statistics import Mean, mean, told
+
+DASH = "–"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One model of an experiment.
+
+    Attributes:
+        seed: of the model (embedded), the proxy data and the search.
+        row: what the pipeline's stages recorded of it.
+        setting: parameters that the experiment varies, by their dotted name.
+    """
+
+    seed: int
+    row: Row
+    setting: tuple[tuple[str, float], ...] = ()
+
+
+def accuracy_of(rows: Sequence[Measured], part: str = "") -> Mean | None:
+    """Mean accuracy in per cent over seeds, in all or of one part.
+
+    With a single seed its standard error is the one over questions.
+    """
+    scores = [
+        score
+        for each in rows
+        if (score := each.row.breakdowns.get(part) if part else each.row.score) is not None
+    ]
+    return _mean_score(scores)
+
+
+def _mean_score(scores: Sequence[Score]) -> Mean | None:
+    if len(scores) == 1:
+        [only] = scores
+        return Mean(100 * only.accuracy, 100 * only.standard_error, 1)
+    return mean(100 * score.accuracy for score in scores)
+
+
+def models_of(measured: Sequence[Measured]) -> dict[tuple[str, float], list[Measured]]:
+    """The models by method and ratio, dense first, in the order of measurement."""
+    found: dict[tuple[str, float], list[Measured]] = {}
+    for each in measured:
+        found.setdefault((each.row.method, each.row.ratio), []).append(each)
+    return dict(sorted(found.items(), key=lambda item: item[0][1]))
+
+
+def ablation_table(measured: Sequence[Measured], paper: Sequence[PaperRow]) -> str:
+    """Tables 1 and 2: average ratio and accuracy of each variant, the paper's beside them."""
+    body = []
+    for (method, ratio), rows in models_of(measured).items():
+        same = [row for row in paper if (row.method, row.ratio) == (method, ratio)]
+        body.append(
+            [
+                method,
+                f"{ratio:g}" if ratio else DASH,
+                _achieved(rows),
+                told(accuracy_of(rows), 2),
+                str(len(rows)),
+                *(
+                    [f"{number(same[0].achieved, '.2f')}", f"{same[0].accuracy:.2f}"]
+                    if same
+                    else [DASH, DASH]
+                ),
+            ]
+        )
+    headings = ["method", "target", "average ratio", "accuracy %", "seeds"]
+    model = paper[0].model
+    return markdown_table(
+        [*headings, f"paper, {model}: ratio", f"paper, {model}: accuracy %"], body
+    )
+
+
+def _achieved(rows: Sequence[Measured]) -> str:
+    return told(
+        mean(e.row.achieved_sparsity for e in rows if e.row.achieved_sparsity is not None), 4
+    )
+
+
+def domain_table(measured: Sequence[Measured], paper: Sequence[PaperRow]) -> str:
+    """Table 3: accuracy by subject, context and grade; then the paper's own, model by model."""
+    models = list(dict.fromkeys(row.model for row in paper))
+    body = []
+    for (method, ratio), rows in models_of(measured).items():
+        theirs = {
+            row.model: row.accuracy for row in paper if (row.method, row.ratio) == (method, ratio)
+        }
+        body.append(
+            [
+                f"{ratio:.1f}",
+                method,
+                *(told(accuracy_of(rows, part), 1) for part in PARTS),
+                told(accuracy_of(rows), 2),
+                str(len(rows)),
+                *(number(theirs.get(model), ".2f") for model in models),
+            ]
+        )
+    headings = ["ratio", "method", *PARTS, "average", "seeds"]
+    text = markdown_table([*headings, *(f"paper, {model}: average" for model in models)], body)
+    for model in models:
+        lines = [
+            [f"{row.ratio:.1f}", row.method, *(f"{v:.2f}" for v in (*row.parts, row.accuracy))]
+            for row in paper
+            if row.model == model
+        ]
+        text += f"\nThe paper's table 3 on {model}, as printed:\n\n"
+        text += markdown_table(["ratio", "method", *PARTS, "average"], lines)
+    return text
+
+
+def benchmark_table(
+    measured: Sequence[Measured], paper: Mapping[str, Sequence[PaperRow]], benchmark: str
+) -> str:
+    """Table 4: methods down, ratios across; then the paper's on its three benchmarks."""
+    groups = models_of(measured)
+    ratios = sorted({ratio for _, ratio in groups})
+    methods = list(dict.fromkeys(method for method, _ in groups if method != "dense"))
+
+    def line(name: str, values: Mapping[tuple[str, float], str]) -> list[str]:
+        dense = values.get(("dense", 0.0), DASH)
+        return [name, *(values.get((name, r), DASH) if r else dense for r in ratios)]
+
+    ours = {key: told(accuracy_of(rows), 2) for key, rows in groups.items()}
+    headings = ["method", *(f"{ratio:g}" for ratio in ratios)]
+    text = f"Measured here, benchmark `{benchmark}`, accuracy or score in per cent:\n\n"
+    text += markdown_table(headings, [line(method, ours) for method in methods])
+    for name, rows in paper.items():
+        theirs = {(row.method, row.ratio): f"{row.accuracy:.2f}" for row in rows}
+        text += f"\nThe paper's, {name} on {rows[0].model}, as printed:\n\n"
+        text += markdown_table(headings, [line(method, theirs) for method in methods])
+    return text
+
+
+def trade_off_table(measured: Sequence[Measured], paper: str) -> str:
+    """Figure 1: accuracy, latency and speed-up of every model."""
+    body = []
+    for (method, ratio), rows in models_of(measured).items():
+        cells = [method, f"{ratio:g}" if ratio else DASH, told(accuracy_of(rows), 2)]
+        for runtime in ("deepsparse", "onnxruntime"):
+            timings = [e.row.latencies[runtime] for e in rows if runtime in e.row.latencies]
+            for phase in ("prefill", "decode"):
+                milliseconds = mean(getattr(timing, f"{phase}_ms") for timing in timings)
+                gains = [getattr(timing, f"{phase}_speedup") for timing in timings]
+                gain = mean(value for value in gains if value is not None)
+                cells += [told(milliseconds, 2), told(gain, 2)]
+        body.append([*cells, str(len(rows))])
+    headings = ["method", "ratio", "accuracy %"]
+    for runtime in ("DeepSparse", "ONNX Runtime"):
+        for phase in ("prefill", "decode"):
+            headings += [f"{runtime} {phase} ms", "×"]
+    return markdown_table([*headings, "seeds"], body) + f"\n{paper}\n"
+
+
+def grid_table(measured: Sequence[Measured]) -> str:
+    """Figure 3: accuracy over the number and the length of the proxy's text segments."""
+    cells = grid_of(measured)
+    lengths = sorted({length for _, length in cells})
+    body = [
+        [f"n = {n:g}", *(told(accuracy_of(cells[n, s]), 2) for s in lengths)]
+        for n in sorted({n for n, _ in cells})
+    ]
+    return markdown_table(["segments", *(f"s = {length:g}" for length in lengths)], body)
+
+
+def grid_of(measured: Sequence[Measured]) -> dict[tuple[float, float], list[Measured]]:
+    """The pruned models by (segments, tokens in a segment)."""
+    cells: dict[tuple[float, float], list[Measured]] = {}
+    for each in measured:
+        if each.row.method != "dense":
+            setting = dict(each.setting)
+            key = setting["proxy.segments"], setting["proxy.segment_length"]
+            cells.setdefault(key, []).append(each)
+    return cells
+
+
+def overview_table(measured: Sequence[Measured]) -> str:
+    """Every method at every ratio: size, losses, accuracy and latency."""
+    body = []
+    for (method, ratio), rows in models_of(measured).items():
+        cells = [method, f"{ratio:g}" if ratio else DASH, _achieved(rows)]
+        size = mean(e.row.bytes_on_disk / 1e6 for e in rows if e.row.bytes_on_disk is not None)
+        losses = [
+            mean(value for e in rows if (value := getattr(e.row, name)) is not None)
+            for name in ("text_loss", "answer_nll")
+        ]
+        cells += [told(size, 3), *(told(loss, 3) for loss in losses), told(accuracy_of(rows), 2)]
+        for runtime in ("deepsparse", "onnxruntime"):
+            timings = [e.row.latencies[runtime] for e in rows if runtime in e.row.latencies]
+            for phase in ("prefill", "decode"):
+                gains = [getattr(timing, f"{phase}_speedup") for timing in timings]
+                cells.append(told(mean(gain for gain in gains if gain is not None), 2))
+        body.append([*cells, str(len(rows))])
+    headings = ["method", "ratio", "zeros or removed", "MB on disk", "text loss", "answer loss"]
+    headings.append("accuracy %")
+    for runtime in ("DeepSparse", "ONNX Runtime"):
+        headings += [f"{runtime} prefill ×", "decode ×"]
+    return markdown_table([*headings, "seeds"], body)
+
+
+FIGURE1_OF_PAPER = (
+    "The paper reports, for its own models in DeepSparse: ×1.47 at 0.45 points of accuracy lost "
+    "(LLaVA-v1.5-7B), ×1.8 at 83.05 % on ScienceQA, ×2.16 at ratio 0.5."
+)
+Layout = Callable[[Sequence[Measured], str], str]
+LAYOUTS: dict[str, Layout] = {
+    "table1": lambda measured, benchmark: ablation_table(measured, TABLE1),
+    "table2": lambda measured, benchmark: ablation_table(measured, TABLE2),
+    "table3": lambda measured, benchmark: domain_table(measured, TABLE3),
+    "table4": lambda measured, benchmark: benchmark_table(measured, TABLE4, benchmark),
+    "figure1": lambda measured, benchmark: trade_off_table(measured, FIGURE1_OF_PAPER),
+    "figure3": lambda measured, benchmark: grid_table(measured),
+    "methods": lambda measured, benchmark: overview_table(measured),
+}
+
+
+def write_experiment(
+    folder: Path, name: str, title: str, lead: str, measured: Sequence[Measured], benchmark: str
+) -> None:
+    """Write table.md, table.csv and plot.png of an experiment, whole or not at all.
+
+    Args:
+        folder: is replaced.
+        name: a key of LAYOUTS.
+        lead: what was run, on which model, by which command.
+        benchmark: on which the accuracy was measured.
+    """
+    table = LAYOUTS[name](measured, benchmark)
+    with replacing(Path(folder)) as temporary:
+        temporary.mkdir(parents=True)
+        write_text(temporary / "table.md", f"# {title}\n\n{lead}\n\n![plot](plot.png)\n\n{table}")
+        write_text(temporary / "table.csv", _csv(measured))
+        _plot(name, temporary / "plot.png", title, measured)
+
+
+def _plot(name: str, path: Path, title: str, measured: Sequence[Measured]) -> None:
+    if name == "figure3":
+        grid = {key: accuracy_of(rows) for key, rows in grid_of(measured).items()}
+        grid_plot({key: value for key, value in grid.items() if value is not None}, path, title)
+        return
+    groups = models_of(measured)
+    accuracies = {key: value for key, rows in groups.items() if (value := accuracy_of(rows))}
+    if name == "figure1":
+        times = {
+            key: milliseconds.value
+            for key, rows in groups.items()
+            if (
+                milliseconds := mean(
+                    e.row.latencies["deepsparse"].prefill_ms
+                    for e in rows
+                    if "deepsparse" in e.row.latencies
+                )
+            )
+        }
+        trade_off_plot(accuracies, times, path, title)
+    else:
+        accuracy_by_method_plot(accuracies, path, title)
+
+
+def _csv(measured: Sequence[Measured]) -> str:
+    """One line per model and seed, with everything that was recorded of it."""
+    lines = list(csv.DictReader(io.StringIO(comma_separated([e.row for e in measured]))))
+    settings = [{"seed": e.seed, **dict(e.setting)} for e in measured]
+    names = list(dict.fromkeys(key for setting in settings for key in setting))
+    names += list(lines[0]) if lines else []
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, names, restval="", lineterminator="\n")
+    writer.writeheader()
+    for setting, line in zip(settings, lines, strict=True):
+        writer.writerow({**setting, **line})
+    return buffer.getvalue()

@@ -1,0 +1,231 @@
+"""The paper's tables and figures on the configured model: `python -m flows.experiments table1`.
+
+An experiment is the pipeline run in workspaces of its own (.work/experiments/NAME), one per seed
+and setting; its table, CSV and plot go to experiments/NAME, from where the `report` stage takes
+them. Every model is logged to MLflow by the pipeline, the means over seeds by this flow. Killed,
+it goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import chdir
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+from prefect.artifacts import create_markdown_artifact
+from prefect.states import Completed, Failed, State
+
+from efficientllava.errors import UserError
+from efficientllava.parameters import Parameters
+from efficientllava.pruning.methods import METHODS
+from efficientllava.report.comparison import read_rows
+from efficientllava.report.experiments import Measured, accuracy_of, models_of, write_experiment
+from flows.pipeline import PipelineFailure, pipeline
+from flows.server import prefect_server
+from flows.stages import USER_ERROR
+from flows.tracking import log_experiment
+from flows.workspaces import changed, make_workspace
+from tasks.stage import ARTIFACTS, WORK, read_parameters
+from tasks.workspace import workspace_lock
+
+RESULTS = Path("experiments")
+EVALUATED, EXPORTED = ("evaluate", "evaluate_dense"), ("evaluate", "evaluate_dense", "export")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One table or figure.
+
+    Attributes:
+        methods, ratios: the models that are compared; dense is always among them.
+        until: the stages (without their cells) that are needed, with all they depend on.
+        grid: whether the number and length of the proxy's segments vary (figure 3).
+    """
+
+    name: str
+    title: str
+    methods: tuple[str, ...]
+    ratios: tuple[float, ...]
+    until: tuple[str, ...] = EVALUATED
+    grid: bool = False
+
+    def settings(self, parameters: Parameters) -> list[tuple[tuple[str, float], ...]]:
+        """What varies beside the seed: parameters by dotted name."""
+        if not self.grid:
+            return [()]
+        wanted = parameters.experiments
+        return [
+            (("proxy.segments", count), ("proxy.segment_length", length))
+            for count in wanted.segments
+            for length in wanted.segment_lengths
+        ]
+
+
+EXPERIMENTS = {
+    experiment.name: experiment
+    for experiment in (
+        Experiment(
+            "table1",
+            "Table 1: automatic pruning and its generalisation",
+            ("sparsegpt", "auto_without_generalization", "efficientllava"),
+            (0.5,),
+        ),
+        Experiment(
+            "table2",
+            "Table 2: evolution of the search space",
+            ("no_evolution", "evolution_without_upper_bound", "efficientllava"),
+            (0.5,),
+        ),
+        Experiment(
+            "table3",
+            "Table 3: accuracy by subject, context and grade",
+            ("sparsegpt", "efficientllava"),
+            (0.3, 0.4, 0.5),
+        ),
+        Experiment(
+            "table4",
+            "Table 4: further benchmarks",
+            ("sparsegpt", "efficientllava"),
+            (0.3, 0.4, 0.5),
+        ),
+        Experiment(
+            "figure1",
+            "Figure 1: accuracy against latency",
+            ("sparsegpt", "efficientllava"),
+            (0.3, 0.4, 0.5),
+            EXPORTED,
+        ),
+        Experiment(
+            "figure3",
+            "Figure 3: proxy samples n and their length s",
+            ("efficientllava",),
+            (0.4,),
+            grid=True,
+        ),
+        Experiment(
+            "methods",
+            "Every method at three ratios",
+            tuple(name for name in METHODS if name != "dense"),
+            (0.3, 0.5, 0.7),
+            EXPORTED,
+        ),
+    )
+}
+
+
+def seeded(parameters: Parameters, seed: int) -> dict[str, int]:
+    """The parameters that a seed sets: proxy data, search, and the embedded model."""
+    changes = {"proxy.seed": seed, "search.seed": seed}
+    if parameters.model.source == "embedded":
+        changes["model.embedded.seed"] = seed
+    return changes
+
+
+def workspaces(
+    experiment: Experiment, parameters: Parameters, root: Path
+) -> Iterator[tuple[int, tuple[tuple[str, float], ...], Path]]:
+    """Make the experiment's workspaces, one after the other: (seed, setting, folder)."""
+    tracking = parameters.tracking
+    for seed in parameters.experiments.seeds:
+        for setting in experiment.settings(parameters):
+            changes: dict[str, Any] = {
+                "methods": list(experiment.methods),
+                "ratios": list(experiment.ratios),
+                "tracking.experiment": f"{tracking.experiment}/{experiment.name}",
+                "tracking.registered_model": f"{tracking.registered_model}-experiments",
+                **seeded(parameters, seed),
+                **dict(setting),
+            }
+            label = "-".join([f"seed{seed}", *(f"{value:g}" for _, value in setting)])
+            folder = root / WORK / "experiments" / experiment.name / label
+            make_workspace(root, folder, changed(parameters, changes))
+            yield seed, setting, folder
+
+
+@flow(name="experiment", flow_run_name="{name}", persist_result=False)
+def run_experiment(name: str) -> State[Any]:
+    """Run the pipeline for every seed and setting, and write the table over all of them."""
+    root = Path.cwd()
+    experiment, parameters = EXPERIMENTS[name], read_parameters(root / "params.yaml")
+    measured: list[Measured] = []
+    for seed, setting, folder in workspaces(experiment, parameters, root):
+        told = ", ".join([f"seed {seed}", *(f"{key} {value:g}" for key, value in setting)])
+        with chdir(folder):
+            state = pipeline.with_options(flow_run_name=f"{name}, {told}")(
+                experiment.until, return_state=True
+            )
+        if not state.is_completed():
+            failure = state.result(raise_on_failure=False)
+            return Failed(message=f"{told}: {failure}", data=failure)
+        rows = read_rows(folder / ARTIFACTS, experiment.methods, experiment.ratios)
+        measured += [Measured(seed, row, setting) for row in rows]
+    folder = root / RESULTS / name
+    benchmark = parameters.evaluation.benchmark
+    write_experiment(folder, name, experiment.title, _lead(name, parameters), measured, benchmark)
+    means = {
+        f"{statistic}/{method}-{ratio:g}": value
+        for (method, ratio), rows in models_of(measured).items()
+        if (accuracy := accuracy_of(rows)) is not None
+        for statistic, value in (("accuracy", accuracy.value), ("error", accuracy.error))
+        if value is not None
+    }
+    log_experiment(parameters.tracking, root, name, means, folder)
+    create_markdown_artifact((folder / "table.md").read_text("utf-8"), key=f"experiment-{name}")
+    return Completed(message=f"{folder / 'table.md'}")
+
+
+def _lead(name: str, parameters: Parameters) -> str:
+    source = parameters.model.source
+    embedded = parameters.model.embedded
+    model = (
+        f"the embedded model (width {embedded.width}, {embedded.blocks} blocks, trained anew for "
+        "every seed)"
+        if source == "embedded"
+        else f"{source} at revision {parameters.model.revision}"
+    )
+    search, seeds = parameters.search, parameters.experiments.seeds
+    over = (
+        "± is one standard error over seeds"
+        if len(seeds) > 1
+        else "one seed: ± is the standard error over questions"
+    )
+    return (
+        f"Measured by `make {name}` on {model}; seeds {', '.join(map(str, seeds))} ({over}); "
+        f"{search.rounds} rounds of {search.candidates} candidates. The paper's numbers stand in "
+        "columns of their own; they are of another model and not comparable in level."
+    )
+
+
+def main() -> int:
+    """Run one experiment and show its table."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("name", choices=list(EXPERIMENTS))
+    name = parser.parse_args().name
+    try:
+        read_parameters()
+        with workspace_lock(f"experiment {name}"), prefect_server():
+            state = run_experiment(name, return_state=True)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print("interrupted: start again, it goes on from here", file=sys.stderr)
+        return 130
+    if state.is_completed():
+        print((RESULTS / name / "table.md").read_text(encoding="utf-8"))
+        print(f"written: {shlex.quote(str(RESULTS / name))}/{{table.md, table.csv, plot.png}}")
+        print("`make demo` takes it into artifacts/report/report.html")
+        return 0
+    failure = state.result(raise_on_failure=False)
+    print(f"error: {failure}", file=sys.stderr)
+    return failure.status if isinstance(failure, PipelineFailure) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,73 @@
+"""Workspaces beside this one: the same stages under other parameters, with one cache for all.
+
+What two of them have in common (the model of a seed, its proxy data, a database) is computed once:
+DVC finds it by its content.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from dvc.utils.serialize import dump_yaml
+
+from efficientllava.files import replacing
+from efficientllava.parameters import Parameters
+from flows.graph import open_repo
+from flows.tracking import tracking_uri
+
+CODE = ("efficientllava", "tasks")
+# parameters that may name a path, relative to the workspace in which they stand
+PATHS = ("model.source", "proxy.text", "proxy.pairs_source")
+
+
+def changed(parameters: Parameters, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """All parameters as params.yaml holds them, some of them changed.
+
+    Args:
+        changes: value by dotted name.
+    """
+    values = parameters.model_dump(mode="json")
+    for name, value in changes.items():
+        *sections, last = name.split(".")
+        section = values
+        for each in sections:
+            section = section[each]
+        assert last in section, name
+        section[last] = value
+    return values
+
+
+def make_workspace(root: Path, folder: Path, values: dict[str, Any]) -> None:
+    """Make `folder` a workspace with the code of `root` as it is now and with these parameters.
+
+    What its stages have made before stays.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    ignored = shutil.ignore_patterns("__pycache__")
+    for name in CODE:
+        with replacing(folder / name) as temporary:
+            shutil.copytree(root / name, temporary, ignore=ignored)
+    for name in ("dvc.yaml", ".dvcignore"):
+        shutil.copyfile(root / name, folder / name)
+    _absolute(values, root, PATHS)
+    tracking = Parameters.model_validate(values).tracking
+    values["tracking"]["uri"] = tracking_uri(tracking, root)
+    dump_yaml(str(folder / "params.yaml"), values)
+    with open_repo(root) as repo:
+        cache = repo.cache.local.path
+    (folder / ".dvc").mkdir(exist_ok=True)
+    settings = (root / ".dvc" / "config").read_text(encoding="utf-8")
+    settings = settings.replace("[core]\n", "[core]\n    no_scm = true\n")
+    settings = settings.replace("[cache]\n", f"[cache]\n    dir = {cache}\n")
+    (folder / ".dvc" / "config").write_text(settings, encoding="utf-8")
+
+
+def _absolute(values: dict[str, Any], root: Path, names: Iterable[str]) -> None:
+    for name in names:
+        section, _, last = name.partition(".")
+        value = values[section][last]
+        if isinstance(value, str) and value != "embedded" and (root / value).exists():
+            values[section][last] = str((root / value).resolve())
