@@ -16,19 +16,24 @@ def accuracy_by_method_plot(
 ) -> None:
     """Accuracy in per cent over the ratio, a series per method; dense as a line.
 
+    Methods at one ratio stand side by side.
+
     Args:
         accuracies: (method, ratio) -> per cent.
     """
+    ratios = {ratio for method, ratio in accuracies if method != "dense"}
     with figure(path, theme, 7.5, 4.2, title) as made:
         axes = made.subplots()
         quiet(axes, theme)
+        place = 0
         for method in dict.fromkeys(method for method, _ in accuracies):
             points = {ratio: value for (name, ratio), value in accuracies.items() if name == method}
             if method == "dense":
                 axes.axhline(points[0.0].value, color=theme.ink, linewidth=1, label="dense")
                 continue
+            place += 1
             axes.errorbar(
-                list(points),
+                list(points) if len(ratios) > 1 else [place],
                 [value.value for value in points.values()],
                 yerr=[value.error or 0.0 for value in points.values()],
                 color=theme.colour(method),
@@ -38,7 +43,12 @@ def accuracy_by_method_plot(
                 linewidth=1.2,
                 label=method,
             )
-        axes.set_xlabel("target ratio")
+        if len(ratios) > 1:
+            axes.set_xlabel("target ratio")
+        else:
+            axes.set_xticks([])
+            axes.set_xlim(0.3, place + 0.7)
+            axes.set_xlabel(f"target ratio {', '.join(f'{ratio:g}' for ratio in ratios)}")
         axes.set_ylabel("accuracy %")
         made.legend(loc="outside lower center", ncols=3, fontsize=8.5)
 
@@ -100,7 +110,10 @@ def grid_plot(
             [accuracies[n, s].value if (n, s) in accuracies else float("nan") for s in lengths]
             for n in counts
         ]
-        image = axes.imshow(values, cmap=theme.sequential(), aspect="auto")
+        known = [mean.value for mean in accuracies.values()]
+        low, high = min(known), max(known)
+        ramp = theme.sequential()
+        axes.imshow(values, cmap=ramp, aspect="auto", vmin=low, vmax=high)
         axes.set_xticks(range(len(lengths)), [f"{length:g}" for length in lengths])
         axes.set_yticks(range(len(counts)), [f"{count:g}" for count in counts])
         axes.set_xlabel("tokens in a segment (s)")
@@ -109,6 +122,7 @@ def grid_plot(
         for down, count in enumerate(counts):
             for across, length in enumerate(lengths):
                 if (mean := accuracies.get((count, length))) is not None:
+                    shade = (mean.value - low) / (high - low) if high > low else 0.0
                     axes.text(
                         across,
                         down,
@@ -116,5 +130,5 @@ def grid_plot(
                         ha="center",
                         va="center",
                         fontsize=8.5,
-                        color=readable_on(image.to_rgba(mean.value)),
+                        color=readable_on(ramp(shade)),
                     )

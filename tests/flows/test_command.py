@@ -61,6 +61,8 @@ def start(tmp_path: Path, log: Path, **environment: str) -> subprocess.Popen[str
         stdout=open(log, "w"),
         stderr=subprocess.STDOUT,
         text=True,
+        # tests that run in a shell's background inherit an ignored Ctrl-C
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -46,12 +47,17 @@ def running(log: Path, *command: str, **environment: str) -> Iterator[subprocess
             stdout=file,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
+            start_new_session=True,
         )
         try:
             yield process
         finally:
             process.terminate()
-            process.wait(30)
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:  # a worker waits for the run that was due meanwhile
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
 
 
 def wait(what: str, seconds: float, log: Path) -> Iterator[None]:

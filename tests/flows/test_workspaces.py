@@ -1,0 +1,65 @@
+"""Workspaces of experiments: which stages are wanted, which parameters stand in them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from dvc.utils.serialize import load_yaml
+
+from efficientllava.parameters import Parameters, parse_parameters
+from flows.experiments import EXPERIMENTS, seeded
+from flows.graph import open_repo, read_graph
+from flows.workspaces import PATHS, changed, make_workspace
+from tests.flows.conftest import ROOT
+
+
+def test_only_what_is_wanted_and_what_it_needs(toy: Path) -> None:
+    assert [n.name for n in read_graph(toy, ("evaluate_dense",))] == ["model", "evaluate_dense"]
+    names = {node.name for node in read_graph(toy, ("prune",))}
+    assert "search@magnitude-0.5" in names and "evaluate@magnitude-0.5" not in names
+
+
+def test_a_workspace_holds_the_code_the_changes_and_the_same_cache(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("words")
+    changes = {"methods": ["sparsegpt"], "proxy.segments": 7, "proxy.text": str(text)}
+    values = changed(Parameters(), {**changes, **seeded(Parameters(), 3)})
+    folder = tmp_path / "workspace"
+    make_workspace(ROOT, folder, values)
+    written = parse_parameters(load_yaml(str(folder / "params.yaml")))
+    assert written.methods == ("sparsegpt",)
+    assert (written.proxy.segments, written.proxy.seed) == (7, 3)
+    assert written.model.embedded.seed == 3
+    assert written.tracking.uri == f"sqlite:///{ROOT}/mlflow.db"
+    assert (folder / "tasks" / "search.py").read_bytes() == (
+        ROOT / "tasks" / "search.py"
+    ).read_bytes()
+    with open_repo(folder) as mine, open_repo(ROOT) as whole:
+        assert mine.cache.local.path == whole.cache.local.path
+    # made again, it keeps what its stages have made
+    (folder / "artifacts").mkdir()
+    make_workspace(ROOT, folder, values)
+    assert (folder / "artifacts").is_dir()
+
+
+def test_a_seed_of_one_s_own_model_leaves_the_model_alone() -> None:
+    own = parse_parameters({"model": {"source": "./checkpoint"}})
+    assert "model.embedded.seed" not in seeded(own, 1)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_experiments_ask_for_methods_and_stages_that_exist(name: str) -> None:
+    experiment = EXPERIMENTS[name]
+    values = changed(
+        Parameters(), {"methods": list(experiment.methods), "ratios": list(experiment.ratios)}
+    )
+    parse_parameters(values)
+    for setting in experiment.settings(Parameters()):
+        parse_parameters(changed(Parameters(), dict(setting)))
+    stages = load_yaml(str(ROOT / "dvc.yaml"))["stages"]
+    assert set(experiment.until) <= set(stages)
+
+
+def test_names_that_may_be_paths_are_parameters() -> None:
+    changed(Parameters(), dict.fromkeys(PATHS, "embedded"))
