@@ -57,7 +57,7 @@ def make_workspace(root: Path, folder: Path, values: dict[str, Any]) -> None:
     values["tracking"]["uri"] = tracking_uri(tracking, root)
     dump_yaml(str(folder / "params.yaml"), values)
     with open_repo(root) as repo:
-        cache = repo.cache.local.path
+        cache = repo.cache.local_cache_dir
     (folder / ".dvc").mkdir(exist_ok=True)
     settings = (root / ".dvc" / "config").read_text(encoding="utf-8")
     settings = settings.replace("[core]\n", "[core]\n    no_scm = true\n")
