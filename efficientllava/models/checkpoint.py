@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from transformers import (
+    AutoConfig,
     AutoModelForImageTextToText,
     AutoProcessor,
     PreTrainedModel,
@@ -19,6 +20,9 @@ from transformers import (
 from efficientllava.errors import UserError
 from efficientllava.files import read_json, replacing, write_json
 from efficientllava.models.adapter import require_family
+from efficientllava.models.image_tokens import check_image_size, fit_image_tokens
+from efficientllava.models.llava_images import use_original_images
+from efficientllava.models.still_images import processor_class
 
 INDEX = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
@@ -125,20 +129,29 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedMo
 def load_processor(folder: Path) -> ProcessorMixin:
     """Load a checkpoint's processor (tokenizer and image processor; PIL, no torchvision).
 
+    The one place that decides how images are prepared: LLaVA-1.5's are padded as in its training
+    (`llava_images`), and the number of image tokens is made to fit the vision tower.
+
     Raises:
-        UserError: the folder holds none.
+        UserError: the folder holds none, or one that cannot be used.
     """
+    folder = Path(folder)
     try:
-        processor: ProcessorMixin = AutoProcessor.from_pretrained(
-            Path(folder), local_files_only=True, trust_remote_code=False, backend="pil"
+        loader = processor_class(folder) or AutoProcessor
+        processor: ProcessorMixin = loader.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, backend="pil"
         )
-    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError, json.JSONDecodeError) as error:
         first = str(error).strip().splitlines()[0]
         raise UserError(
             f"no usable processor: {first}",
             where=str(folder),
             remedy="the folder needs the tokenizer and processor files of its model",
         ) from error
+    if config.model_type == "llava":
+        use_original_images(processor)
+    fit_image_tokens(processor, config, str(folder))
     return processor
 
 
@@ -146,8 +159,9 @@ def check_tokenizer(processor: ProcessorMixin, model: PreTrainedModel, where: st
     """Check that every token the tokenizer can give has an embedding in the model.
 
     Raises:
-        UserError: the tokenizer does not fit the model.
+        UserError: the tokenizer, or the size of the images, does not fit the model.
     """
+    check_image_size(processor, model.config, where)
     largest = max(processor.tokenizer.get_vocab().values())
     rows = model.get_input_embeddings().num_embeddings
     if largest >= rows:

@@ -142,8 +142,7 @@ class ProjectorEvolution:
         output = self.adapter.model.model(**pairs.inputs, use_cache=False)  # type: ignore[operator,union-attr]
         positions = pairs.answer_positions()
         hidden = output.last_hidden_state[positions]
-        head = self.adapter.model.get_output_embeddings()  # type: ignore[operator]
-        scored = torch.log_softmax(head(hidden).float(), dim=-1)
+        scored = torch.log_softmax(self.adapter.head(hidden).float(), dim=-1)
         if self.loss == "kl":
             rows = torch.cat([self.rows[index] for index in chosen])
             return kl_divergence(self.dense[rows], scored).sum(), scored.shape[0]
