@@ -100,7 +100,6 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedMo
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=False,
-            attn_implementation="sdpa",
             output_loading_info=True,
         )
     except (ValueError, KeyError, RuntimeError, OSError) as error:

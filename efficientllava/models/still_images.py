@@ -20,7 +20,7 @@ class _StillImages:
         return ["image_processor", "tokenizer"]
 
 
-class _StillSmolVLM(_StillImages, SmolVLMProcessor):
+class _StillSmolVLM(SmolVLMProcessor):
     """SmolVLM's own __init__ asks for num2words, which only spells out numbers of frames."""
 
     def __init__(
