@@ -82,6 +82,16 @@ class Matrix:
         """The weight [out, in], outside autograd."""
         return self.module.weight.data
 
+    def replace(self, weight: torch.Tensor) -> None:
+        """Put another weight [out, in] in place of the old one, which stays as it was.
+
+        Raises:
+            ValueError: it has another shape.
+        """
+        if weight.shape != self.weight.shape:
+            raise ValueError(f"{self.name}: {tuple(weight.shape)} for {tuple(self.weight.shape)}")
+        self.module.weight.data = weight.to(self.weight.dtype)
+
     @property
     def size(self) -> int:
         """Number of weights."""

@@ -190,9 +190,8 @@ class ProxyLoss:
         uses_pairs = data == "text_and_pairs" and proxy.pairs is not None
         self.pairs = pair_loss_batches(adapter, proxy) if uses_pairs else []
         if fitness == "kl":
-            for batches in (self.text, self.pairs):
-                if batches:
-                    remember_dense(adapter, self.head, batches)
+            for batch in (*self.text, *self.pairs):
+                remember_dense(adapter, self.head, [batch])
 
     def projector_moved(self) -> None:
         """Merge the images into the pairs' embeddings again, with the projector as it is now."""

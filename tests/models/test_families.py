@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,14 @@ from transformers import AutoModelForImageTextToText, PreTrainedModel, Processor
 from efficientllava.data.proxy import ProxyData, build_pairs, load_proxy, save_proxy
 from efficientllava.data.questions import Question
 from efficientllava.models.adapter import FAMILIES, Adapter, adapter_for
+from efficientllava.models.blocks_on_disk import blocks_on_disk
 from efficientllava.models.checkpoint import (
     check_tokenizer,
     load_model,
     load_processor,
     save_checkpoint,
 )
+from efficientllava.models.weight_files import shard_bytes, weight_files
 from efficientllava.parameters import PruningParameters, SearchParameters
 from efficientllava.pruning.calibration import BlockWalk, calibration_inputs
 from efficientllava.pruning.database import build_database, open_database
@@ -198,9 +201,40 @@ def test_whole_chain(case: Case, tmp_path: Path) -> None:
         for name, value in adapter.projector.state_dict().items()
     )
     assert moved == found.rounds[1]["projector_kept"]
-    save_checkpoint(model, case.processor, tmp_path / "pruned")
+    save_checkpoint(model, case.folder, tmp_path / "pruned", shard=20_000)
+    assert len(weight_files(tmp_path / "pruned")) > 2
     require_same_logits(model, load_model(tmp_path / "pruned"), case.proxy)
     _check_reloaded(tmp_path / "pruned", adapter, case.proxy)
+
+
+def test_one_block_in_memory_changes_nothing(case: Case, tmp_path: Path) -> None:
+    """In bfloat16, from shards into shards: the same weights as with the whole model in memory."""
+    dense = tmp_path / "dense"
+    save_checkpoint(case.model().to(torch.bfloat16), case.folder, dense, shard=20_000)
+    pruning, search = PruningParameters(), SearchParameters(eta=0.0)
+    for name in ("memory", "disk"):
+        model = load_model(dense)
+        assert model.dtype == torch.bfloat16
+        adapter = adapter_for(model)
+        policy = {matrix.name: 0.5 for matrix in adapter.matrices}
+        with ExitStack() as stack:
+            kept = stack.enter_context(blocks_on_disk(adapter, dense, tmp_path / "work"))
+            on_disk = kept if name == "disk" else None
+            if on_disk is None:
+                stack.close()
+            prune_finally(
+                adapter, case.proxy, None, "obs", policy, {}, pruning, search, on_disk=on_disk
+            )
+            state = None if on_disk is None else on_disk.state(model)
+            save_checkpoint(
+                model, dense, tmp_path / name, state=state, shard=shard_bytes(dense)
+            )
+    files = sorted(path.name for path in (tmp_path / "memory").iterdir())
+    assert "model.safetensors.index.json" in files
+    assert [path.name for path in sorted((tmp_path / "disk").iterdir())] == files
+    for file in files:
+        assert (tmp_path / "disk" / file).read_bytes() == (tmp_path / "memory" / file).read_bytes()
+    assert not list((tmp_path / "work").iterdir())
 
 
 def _check_reloaded(folder: Path, adapter: Adapter, proxy: ProxyData) -> None:
