@@ -43,12 +43,14 @@ def ask(
     import torch
 
     from efficientllava.export.parity import reference_answer
+    from efficientllava.models.adapter import require_family
     from efficientllava.models.checkpoint import load_model, load_processor
 
     torch.set_num_threads(threads)
     model, processor = load_model(folder), load_processor(folder)
-    if picture is not None and IMAGE_TOKEN not in text:
-        text = f"{IMAGE_TOKEN}\n{text}"
+    image_token = require_family(model.config.model_type).image_token
+    if picture is not None and image_token not in text:
+        text = f"{image_token}\n{text}"
     tokens = reference_answer(model, processor, Prompt(text, picture), new_tokens).tokens
     typer.echo(processor.tokenizer.decode(tokens, skip_special_tokens=True).strip())
 

@@ -7,7 +7,7 @@ Finished blocks are kept in .work/database: a killed run goes on from there.
 
 from __future__ import annotations
 
-from tasks.stage import ARTIFACTS, Stage, run_stage
+from tasks.stage import ARTIFACTS, WORK, Stage, run_stage
 
 
 def database(stage: Stage) -> None:
@@ -15,6 +15,7 @@ def database(stage: Stage) -> None:
     from efficientllava.data.proxy import load_proxy
     from efficientllava.files import folder_digest
     from efficientllava.models.adapter import adapter_for
+    from efficientllava.models.blocks_on_disk import blocks_on_disk
     from efficientllava.models.checkpoint import load_model
     from efficientllava.pruning.database import build_database
     from tasks.identity import unfinished
@@ -22,16 +23,19 @@ def database(stage: Stage) -> None:
     parameters = stage.parameters
     levels = {level for ratio in parameters.ratios for level in parameters.levels(ratio)}
     proxy = load_proxy(ARTIFACTS / "proxy")
-    build_database(
-        adapter_for(load_model(ARTIFACTS / "model")),
-        proxy,
-        sorted(levels),
-        parameters.pruning,
-        ARTIFACTS / "database",
-        unfinished("database", stage),
-        {"model": folder_digest(ARTIFACTS / "model"), "proxy": proxy.digest},
-        stage.progress,
-    )
+    model = ARTIFACTS / "model"
+    adapter = adapter_for(load_model(model))
+    with blocks_on_disk(adapter, model, WORK / "database"):
+        build_database(
+            adapter,
+            proxy,
+            sorted(levels),
+            parameters.pruning,
+            ARTIFACTS / "database",
+            unfinished("database", stage),
+            {"model": folder_digest(model), "proxy": proxy.digest},
+            stage.progress,
+        )
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ def proxy(stage: Stage) -> None:
     from efficientllava.data.proxy import ProxyData, build_pairs, save_proxy
     from efficientllava.data.questions import read_questions
     from efficientllava.data.text import read_text, sample_segments
-    from efficientllava.files import value_digest
+    from efficientllava.files import read_json, value_digest
+    from efficientllava.models.adapter import require_family
     from efficientllava.models.checkpoint import load_processor
 
     wanted = stage.parameters.proxy
@@ -29,7 +30,14 @@ def proxy(stage: Stage) -> None:
     if wanted.pairs:
         own = wanted.pairs_source != "embedded"
         folder = Path(wanted.pairs_source).expanduser() if own else ARTIFACTS / "questions"
-        pairs = build_pairs(read_questions(folder, "train"), processor, wanted.pairs, wanted.seed)
+        model_type = read_json(ARTIFACTS / "model" / "config.json")["model_type"]
+        pairs = build_pairs(
+            read_questions(folder, "train"),
+            processor,
+            wanted.pairs,
+            wanted.seed,
+            require_family(model_type).image_token,
+        )
     manifest = {**wanted.model_dump(mode="json"), "text_digest": value_digest(text)}
     save_proxy(ARTIFACTS / "proxy", ProxyData(segments, pairs), manifest)
 

@@ -9,7 +9,7 @@ Out: artifacts/pruned/METHOD-RATIO/ (checkpoint with pruning.json),
 from __future__ import annotations
 
 from efficientllava.pruning.methods import method_named
-from tasks.stage import ARTIFACTS, Stage, run_stage
+from tasks.stage import ARTIFACTS, WORK, Stage, run_stage
 
 
 def prune(stage: Stage) -> None:
@@ -18,7 +18,9 @@ def prune(stage: Stage) -> None:
     from efficientllava.data.proxy import load_proxy
     from efficientllava.files import folder_digest, load_tensors, read_json, write_json
     from efficientllava.models.adapter import adapter_for
-    from efficientllava.models.checkpoint import load_model, load_processor, save_checkpoint
+    from efficientllava.models.blocks_on_disk import blocks_on_disk
+    from efficientllava.models.checkpoint import load_model, save_checkpoint
+    from efficientllava.models.weight_files import shard_bytes
     from efficientllava.pruning.database import open_database
     from efficientllava.report.plots import sparsity_plot
     from efficientllava.search.final import prune_finally, require_same_logits
@@ -26,29 +28,34 @@ def prune(stage: Stage) -> None:
     method = method_named(stage.method)
     search = stage.folder("search")
     policy = read_json(search / "policy.json")["policy"]
-    model, processor = load_model(ARTIFACTS / "model"), load_processor(ARTIFACTS / "model")
-    proxy = load_proxy(ARTIFACTS / "proxy")
-    found = method.allocation == "search"
-    record = prune_finally(
-        adapter_for(model),
-        proxy,
-        open_database(ARTIFACTS / "database", sorted(set(policy.values()))) if found else None,
-        method.update,
-        policy,
-        load_tensors(search / "projector.safetensors"),
-        stage.parameters.pruning,
-        method.search_parameters(stage.parameters.search),
-        stage.progress,
-    )
-    record |= {
-        "method": stage.method,
-        "ratio": stage.ratio,
-        "digests": {"model": folder_digest(ARTIFACTS / "model"), "proxy": proxy.digest},
-        "version": __version__,
-    }
-    folder = stage.folder("pruned")
-    save_checkpoint(model, processor, folder, {"pruning.json": record})
-    require_same_logits(model, load_model(folder), proxy)
+    dense = ARTIFACTS / "model"
+    model = load_model(dense)
+    adapter, proxy = adapter_for(model), load_proxy(ARTIFACTS / "proxy")
+    found, folder, work = method.allocation == "search", stage.folder("pruned"), WORK / "prune"
+    with blocks_on_disk(adapter, dense, work) as on_disk:
+        record = prune_finally(
+            adapter,
+            proxy,
+            open_database(ARTIFACTS / "database", sorted(set(policy.values()))) if found else None,
+            method.update,
+            policy,
+            load_tensors(search / "projector.safetensors"),
+            stage.parameters.pruning,
+            method.search_parameters(stage.parameters.search),
+            stage.progress,
+            on_disk,
+        )
+        record |= {
+            "method": stage.method,
+            "ratio": stage.ratio,
+            "digests": {"model": folder_digest(dense), "proxy": proxy.digest},
+            "version": __version__,
+        }
+        state, shard = on_disk.state(model), shard_bytes(dense)
+        save_checkpoint(model, dense, folder, {"pruning.json": record}, state, shard)
+        reloaded = load_model(folder)
+        with blocks_on_disk(adapter_for(reloaded), folder, work / "reloaded"):
+            require_same_logits(model, reloaded, proxy)
 
     measured = {key: value for key, value in record.items() if isinstance(value, (int, float))}
     measured["bytes_on_disk"] = sum(path.stat().st_size for path in folder.glob("*.safetensors"))

@@ -9,10 +9,14 @@ from efficientllava.data.questions import Question
 IMAGE_TOKEN = "<image>"
 
 
-def question_prompt(question: Question) -> str:
-    """The prompt of a question; the answer follows it after a space."""
+def question_prompt(question: Question, image_token: str = IMAGE_TOKEN) -> str:
+    """The prompt of a question; the answer follows it after a space.
+
+    Args:
+        image_token: what stands for an image in a prompt of the model's family.
+    """
     text = format_prompt(question.question, question.choices, question.hint)
-    return f"{IMAGE_TOKEN}\n{text}" if question.image is not None else text
+    return f"{image_token}\n{text}" if question.image is not None else text
 
 
 def answer_text(question: Question) -> str:

@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from efficientllava.data.encoding import Encoded, encode_answered, join
+from efficientllava.data.prompts import IMAGE_TOKEN, answer_text, question_prompt
+from efficientllava.data.questions import Question
 from efficientllava.errors import UserError
-from efficientllava.files import load_tensors, read_json, save_tensors, write_json
+from efficientllava.files import (
+    folder_digest,
+    load_tensors,
+    read_json,
+    save_tensors,
+    write_json,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from transformers import ProcessorMixin
 
-    from efficientllava.data.questions import Question
-
 IGNORED = -100
 """Label of positions that are no answer (as in transformers)."""
+
+ROWS = "rows."
+"""How the keys of `Pairs.rows` begin in pairs.safetensors."""
 
 TOKENS_PER_BATCH = 4096
 """Batches are cut by tokens: peak memory follows it, results do not."""
@@ -31,21 +41,37 @@ class Pairs:
     """Image-text pairs, right-padded.
 
     Attributes:
-        inputs: what the model takes, first dimension the pair: `input_ids` [n, T] int64,
-            `attention_mask` [n, T] int64, `pixel_values` [n, ...] float32.
+        inputs: what the model takes, first dimension the pair unless `rows` says otherwise:
+            `input_ids` [n, T] int64, `attention_mask` [n, T] int64, `pixel_values` [n, ...]
+            float32, and what else the family wants.
         labels: [n, T] int64: the answer's token ids at their own positions, IGNORED elsewhere.
             Without an answer, all IGNORED.
+        rows: [n] int64 for each input whose first dimension is not the pair (patches of all images
+            strung together): how many of its rows belong to each pair.
     """
 
     inputs: dict[str, torch.Tensor]
     labels: torch.Tensor
+    rows: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return self.labels.shape[0]
 
     def __getitem__(self, index: slice | torch.Tensor) -> Pairs:
-        inputs = {name: tensor[index] for name, tensor in self.inputs.items()}
-        return Pairs(inputs, self.labels[index])
+        inputs = {
+            name: tensor[self._rows_of(name, index)] if name in self.rows else tensor[index]
+            for name, tensor in self.inputs.items()
+        }
+        rows = {name: counts[index] for name, counts in self.rows.items()}
+        return Pairs(inputs, self.labels[index], rows)
+
+    def _rows_of(self, name: str, index: slice | torch.Tensor) -> torch.Tensor:
+        """[m]: the rows of an input that belong to the pairs at `index`, in that order."""
+        counts = self.rows[name]
+        ends = counts.cumsum(0)
+        chosen = torch.arange(len(self))[index].tolist()
+        spans = [torch.arange(int(ends[i] - counts[i]), int(ends[i])) for i in chosen]
+        return torch.cat(spans) if spans else torch.empty(0, dtype=torch.int64)
 
     def answer_positions(self) -> torch.Tensor:
         """[n, T] bool: positions whose next token is part of the answer.
@@ -83,7 +109,11 @@ def batches(count: int, tokens: int) -> Iterator[slice]:
 
 
 def build_pairs(
-    questions: Sequence[Question], processor: ProcessorMixin, count: int, seed: int
+    questions: Sequence[Question],
+    processor: ProcessorMixin,
+    count: int,
+    seed: int,
+    image_token: str = IMAGE_TOKEN,
 ) -> Pairs:
     """Draw image-text pairs from questions and encode prompt + answer.
 
@@ -91,12 +121,12 @@ def build_pairs(
         questions: of a training split; those without an image are left out.
         count: number of pairs drawn without replacement.
         seed: of the draw.
+        image_token: what stands for an image in a prompt of the model's family.
 
     Raises:
-        UserError: fewer questions with an image than asked for.
+        UserError: fewer questions with an image than asked for, or an image that the processor
+            refuses.
     """
-    from efficientllava.data.prompts import answer_text, question_prompt
-
     pictured = [question for question in questions if question.image is not None]
     if len(pictured) < count:
         raise UserError(
@@ -106,24 +136,28 @@ def build_pairs(
         )
     generator = torch.Generator().manual_seed(seed)
     drawn = [pictured[i] for i in torch.randperm(len(pictured), generator=generator)[:count]]
-    processor.tokenizer.padding_side = "right"
-    texts = [f"{question_prompt(question)} {answer_text(question)}" for question in drawn]
-    images = [question.open_image() for question in drawn]
-    encoded = processor(text=texts, images=images, padding=True, return_tensors="pt")
-    inputs = {
-        name: tensor
-        for name, tensor in encoded.items()
-        if name in ("input_ids", "attention_mask") or tensor.shape[0] == count
-    }
+    samples = [_encoded(processor, question, image_token) for question in drawn]
+    inputs, rows = join(samples, processor.tokenizer.pad_token_id)
     labels = torch.full_like(inputs["input_ids"], IGNORED)
-    for row, question in enumerate(drawn):
+    for row, sample in enumerate(samples):
         length = int(inputs["attention_mask"][row].sum())
-        answer = processor.tokenizer(" " + answer_text(question), add_special_tokens=False)
-        answered = len(answer["input_ids"])
-        labels[row, length - answered : length] = inputs["input_ids"][
-            row, length - answered : length
-        ]
-    return Pairs(inputs, labels)
+        answer = slice(length - sample.answered, length)
+        labels[row, answer] = inputs["input_ids"][row, answer]
+    return Pairs(inputs, labels, rows)
+
+
+def _encoded(processor: ProcessorMixin, question: Question, image_token: str) -> Encoded:
+    image = question.open_image()
+    assert image is not None
+    prompt = question_prompt(question, image_token)
+    try:
+        return encode_answered(processor, prompt, answer_text(question), image)
+    except ValueError as error:
+        raise UserError(
+            f"the model's processor refuses it: {str(error).strip().splitlines()[0]}",
+            where=f"{question.image} ({image.width} x {image.height})",
+            remedy="leave the question out, or resize the image",
+        ) from error
 
 
 def save_proxy(folder: Path, proxy: ProxyData, manifest: dict[str, Any]) -> None:
@@ -131,7 +165,8 @@ def save_proxy(folder: Path, proxy: ProxyData, manifest: dict[str, Any]) -> None
     folder = Path(folder)
     save_tensors(folder / "segments.safetensors", {"input_ids": proxy.segments})
     if proxy.pairs is not None:
-        tensors = {**proxy.pairs.inputs, "labels": proxy.pairs.labels}
+        rows = {f"{ROWS}{name}": counts for name, counts in proxy.pairs.rows.items()}
+        tensors = {**proxy.pairs.inputs, "labels": proxy.pairs.labels, **rows}
         save_tensors(folder / "pairs.safetensors", tensors)
     write_json(folder / "manifest.json", manifest)
 
@@ -142,8 +177,6 @@ def load_proxy(folder: Path) -> ProxyData:
     Raises:
         UserError: a file is missing or damaged.
     """
-    from efficientllava.files import folder_digest
-
     folder = Path(folder)
     read_json(folder / "manifest.json")
     segments = load_tensors(folder / "segments.safetensors")["input_ids"]
@@ -151,5 +184,10 @@ def load_proxy(folder: Path) -> ProxyData:
     if (folder / "pairs.safetensors").exists():
         tensors = load_tensors(folder / "pairs.safetensors")
         labels = tensors.pop("labels")
-        pairs = Pairs(tensors, labels)
+        rows = {
+            name.removeprefix(ROWS): tensors.pop(name)
+            for name in list(tensors)
+            if name.startswith(ROWS)
+        }
+        pairs = Pairs(tensors, labels, rows)
     return ProxyData(segments, pairs, folder_digest(folder))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from efficientllava.errors import UserError
@@ -76,7 +77,7 @@ def export_model(
     def done(name: str, **values: float | str) -> None:
         progress(Event("export", next(steps), total, {"step": name, **values}))
 
-    model, processor = load_model(checkpoint), load_processor(checkpoint)
+    model, processor = load_model(checkpoint, torch.float32), load_processor(checkpoint)
     references = [
         reference_answer(model, processor, prompt, parameters.new_tokens, parameters.prompt_tokens)
         for prompt in prompts[: parameters.answers]
@@ -91,7 +92,10 @@ def export_model(
         dense = temporary / DENSE
         dense.mkdir()
         export_graphs(
-            load_model(dense_checkpoint), dense, parameters.prompt_tokens, parameters.context
+            load_model(dense_checkpoint, torch.float32),
+            dense,
+            parameters.prompt_tokens,
+            parameters.context,
         )
         done("dense graphs")
         record: dict[str, Any] = {

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
 from efficientllava.errors import UserError
+
+
+LLAMA_GROUPS = (
+    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    ("self_attn.o_proj",),
+    ("mlp.gate_proj", "mlp.up_proj"),
+    ("mlp.down_proj",),
+)
 
 
 @dataclass(frozen=True)
@@ -19,25 +29,32 @@ class Family:
         blocks: the list of decoder blocks, from `language_model`.
         input_groups: prunable matrices inside a block; those in one group read the same input
             and share one Hessian.
-        projector: the module between vision tower and language model.
+        projector: the module (projector, connector, merger) between vision tower and language
+            model.
+        image_token: what stands for an image in a prompt, as the family's processor reads it.
     """
 
     language_model: str
-    blocks: str
-    input_groups: tuple[tuple[str, ...], ...]
     projector: str
+    image_token: str = "<image>"
+    blocks: str = "layers"
+    input_groups: tuple[tuple[str, ...], ...] = LLAMA_GROUPS
 
-
-LLAMA_GROUPS = (
-    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    ("self_attn.o_proj",),
-    ("mlp.gate_proj", "mlp.up_proj"),
-    ("mlp.down_proj",),
-)
 
 FAMILIES: dict[str, Family] = {
-    "llava": Family("model.language_model", "layers", LLAMA_GROUPS, "model.multi_modal_projector"),
+    "llava": Family("model.language_model", "model.multi_modal_projector"),
+    "llava_next": Family("model.language_model", "model.multi_modal_projector"),
+    "qwen2_5_vl": Family(
+        "model.language_model",
+        "model.visual.merger",
+        "<|vision_start|><|image_pad|><|vision_end|>",
+    ),
+    "paligemma": Family("model.language_model", "model.multi_modal_projector"),
+    "idefics3": Family("model.text_model", "model.connector"),
+    "smolvlm": Family("model.text_model", "model.connector"),
+    "internvl": Family("model.language_model", "model.multi_modal_projector", "<IMG_CONTEXT>"),
 }
+"""The hub's `-hf` layouts; their decoders are Llama, Mistral, Qwen 2 / 2.5 / 3, Gemma, Gemma 2."""
 
 
 def known_families() -> str:
@@ -65,6 +82,16 @@ class Matrix:
         """The weight [out, in], outside autograd."""
         return self.module.weight.data
 
+    def replace(self, weight: torch.Tensor) -> None:
+        """Put another weight [out, in] in place of the old one, which stays as it was.
+
+        Raises:
+            ValueError: it has another shape.
+        """
+        if weight.shape != self.weight.shape:
+            raise ValueError(f"{self.name}: {tuple(weight.shape)} for {tuple(self.weight.shape)}")
+        self.module.weight.data = weight.to(self.weight.dtype)
+
     @property
     def size(self) -> int:
         """Number of weights."""
@@ -88,6 +115,16 @@ class Adapter:
             if matrix.block == block:
                 groups.setdefault(matrix.group, []).append(matrix)
         return [groups[index] for index in sorted(groups)]
+
+    @property
+    def head(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Last hidden states [..., width] to logits [..., vocabulary], capped where Gemma 2 does."""
+        model: Any = self.model
+        linear: nn.Module = model.get_output_embeddings()
+        cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+        if cap is None:
+            return linear
+        return lambda hidden: torch.tanh(linear(hidden) / cap) * cap
 
     @property
     def sizes(self) -> list[int]:
@@ -141,7 +178,8 @@ def require_family(model_type: str) -> Family:
             f"(known: {known_families()})",
             where="model",
             remedy="add a Family to efficientllava/models/adapter.py: paths of the language model, "
-            "its list of blocks, the matrices that share an input, and the projector",
+            "its list of blocks, the matrices that share an input, the projector, and the image token "
+            "of its prompts (docs/models.md)",
         )
     return FAMILIES[model_type]
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from transformers import (
+    AutoConfig,
     AutoModelForImageTextToText,
     AutoProcessor,
     PreTrainedModel,
@@ -19,55 +20,18 @@ from transformers import (
 from efficientllava.errors import UserError
 from efficientllava.files import read_json, replacing, write_json
 from efficientllava.models.adapter import require_family
+from efficientllava.models.image_tokens import check_image_size, fit_image_tokens
+from efficientllava.models.llava_images import use_original_images
+from efficientllava.models.still_images import processor_class
+from efficientllava.models.weight_files import INDEX, check_finite, weight_files
 
-INDEX = "model.safetensors.index.json"
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
+SHARD_BYTES = 5 * 10**9
+"""Larger checkpoints are saved in shards of this size."""
 
+WEIGHTS_AND_RECORDS = ("config.json", "generation_config.json", INDEX, "training.json")
+"""JSON files of a checkpoint that are not its processor's."""
 
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint, in order, each opened once to see that it is whole.
-
-    Raises:
-        UserError: no folder, no config.json, no safetensors (or only pickles), a shard missing
-            or truncated.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError("no such model folder", where=str(folder))
-    if not (folder / "config.json").is_file():
-        raise UserError(
-            "the model folder has no config.json",
-            where=str(folder),
-            remedy="give a folder saved by transformers' save_pretrained",
-        )
-    if (folder / INDEX).is_file():
-        names = sorted(set(read_json(folder / INDEX).get("weight_map", {}).values()))
-        files = [folder / name for name in names]
-    else:
-        files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        pickled = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
-        what = f"only pickled weights ({', '.join(pickled)})" if pickled else "no safetensors"
-        raise UserError(
-            f"the model folder holds {what}; pickles are never loaded",
-            where=str(folder),
-            remedy="save it again with save_pretrained(..., safe_serialization=True)",
-        )
-    for file in files:
-        if not file.is_file():
-            raise UserError(
-                f"shard {file.name} is missing", where=str(folder), remedy="download it again"
-            )
-        try:
-            with safe_open(file, framework="pt"):
-                pass
-        except (SafetensorError, OSError) as error:
-            raise UserError(
-                f"not a complete safetensors file ({error})",
-                where=str(file),
-                remedy="copy or download the file again",
-            ) from error
-    return files
+PROCESSOR_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
 
 
 def check_checkpoint(folder: Path) -> None:
@@ -80,8 +44,14 @@ def check_checkpoint(folder: Path) -> None:
     require_family(str(read_json(Path(folder) / "config.json").get("model_type")))
 
 
-def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+def load_model(folder: Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
     """Load a vision-language model in evaluation mode on the CPU.
+
+    Weights in their own dtype are mapped from the files: they take no memory before they are
+    used, and no more than the files after that.
+
+    Args:
+        dtype: of the weights; the checkpoint's own when None.
 
     Raises:
         UserError: as `check_checkpoint`; weights missing or of another shape than the
@@ -92,11 +62,10 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedMo
     try:
         model, loading = AutoModelForImageTextToText.from_pretrained(
             folder,
-            dtype=dtype,
+            dtype="auto" if dtype is None else dtype,
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=False,
-            attn_implementation="sdpa",
             output_loading_info=True,
         )
     except (ValueError, KeyError, RuntimeError, OSError) as error:
@@ -111,13 +80,7 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedMo
                 where=str(folder),
                 remedy="weights and config.json do not belong together",
             )
-    for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise UserError(
-                f"weight {name} holds NaN or inf",
-                where=str(folder),
-                remedy="the checkpoint is damaged: get it again",
-            )
+    check_finite(folder)
     loaded: PreTrainedModel = model.eval()
     return loaded
 
@@ -125,20 +88,29 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedMo
 def load_processor(folder: Path) -> ProcessorMixin:
     """Load a checkpoint's processor (tokenizer and image processor; PIL, no torchvision).
 
+    The one place that decides how images are prepared: LLaVA-1.5's are padded as in its training
+    (`llava_images`), and the number of image tokens is made to fit the vision tower.
+
     Raises:
-        UserError: the folder holds none.
+        UserError: the folder holds none, or one that cannot be used.
     """
+    folder = Path(folder)
     try:
-        processor: ProcessorMixin = AutoProcessor.from_pretrained(
-            Path(folder), local_files_only=True, trust_remote_code=False, backend="pil"
+        loader = processor_class(folder) or AutoProcessor
+        processor: ProcessorMixin = loader.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, backend="pil"
         )
-    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError, json.JSONDecodeError) as error:
         first = str(error).strip().splitlines()[0]
         raise UserError(
             f"no usable processor: {first}",
             where=str(folder),
             remedy="the folder needs the tokenizer and processor files of its model",
         ) from error
+    if config.model_type == "llava":
+        use_original_images(processor)
+    fit_image_tokens(processor, config, str(folder))
     return processor
 
 
@@ -146,8 +118,9 @@ def check_tokenizer(processor: ProcessorMixin, model: PreTrainedModel, where: st
     """Check that every token the tokenizer can give has an embedding in the model.
 
     Raises:
-        UserError: the tokenizer does not fit the model.
+        UserError: the tokenizer, or the size of the images, does not fit the model.
     """
+    check_image_size(processor, model.config, where)
     largest = max(processor.tokenizer.get_vocab().values())
     rows = model.get_input_embeddings().num_embeddings
     if largest >= rows:
@@ -170,18 +143,35 @@ def check_tokenizer(processor: ProcessorMixin, model: PreTrainedModel, where: st
 
 def save_checkpoint(
     model: PreTrainedModel,
-    processor: ProcessorMixin,
+    processor: ProcessorMixin | Path,
     folder: Path,
     records: Mapping[str, Any] | None = None,
+    state: dict[str, torch.Tensor] | None = None,
+    shard: int | None = None,
 ) -> None:
     """Save an ordinary transformers checkpoint, whole or not at all.
 
+    Weights are written from where they lie, one shard after the other; none is copied.
+
     Args:
+        processor: it, or the checkpoint whose processor files are copied.
         records: further JSON files by name, e.g. {"pruning.json": {...}}.
+        state: the weights, where they are not those in memory (`BlocksOnDisk.state`).
+        shard: largest bytes of a file; `SHARD_BYTES` when None.
     """
     with replacing(Path(folder)) as temporary:
         temporary.mkdir()
-        model.save_pretrained(temporary)
-        processor.save_pretrained(temporary)
+        model.save_pretrained(temporary, state_dict=state, max_shard_size=shard or SHARD_BYTES)
+        if isinstance(processor, Path):
+            _copy_processor(processor, temporary)
+        else:
+            processor.save_pretrained(temporary)
         for name, record in (records or {}).items():
             write_json(temporary / name, record)
+
+
+def _copy_processor(source: Path, folder: Path) -> None:
+    for pattern in PROCESSOR_FILES:
+        for file in sorted(source.glob(pattern)):
+            if file.name not in WEIGHTS_AND_RECORDS:
+                shutil.copyfile(file, folder / file.name)

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from efficientllava.data.encoding import common_prefix
 from efficientllava.data.prompts import question_prompt
 from efficientllava.data.questions import Question
+from efficientllava.models.adapter import require_family
 from efficientllava.progress import Event, Progress
 
 
@@ -43,7 +45,8 @@ def choice_likelihoods(
     A question whose choices are single tokens takes one row of a batch, any other question a
     row for each choice. That depends on the question alone, so batches change nothing.
     """
-    rows = [row for question in questions for row in _rows(processor, question)]
+    image_token = require_family(model.config.model_type).image_token  # type: ignore[union-attr,arg-type]
+    rows = [row for question in questions for row in _rows(processor, question, image_token)]
     likelihoods: dict[str, list[float]] = {question.id: [] for question in questions}
     for start in range(0, len(rows), batch_size):
         batch = rows[start : start + batch_size]
@@ -53,13 +56,13 @@ def choice_likelihoods(
     return [likelihoods[question.id] for question in questions]
 
 
-def _rows(processor: Any, question: Question) -> list[_Row]:
-    prompt = question_prompt(question)
+def _rows(processor: Any, question: Question, image_token: str) -> list[_Row]:
+    prompt = question_prompt(question, image_token)
     before = processor.tokenizer(prompt)["input_ids"]
     texts = [f"{prompt} {choice}" for choice in question.choices]
     tokens = [processor.tokenizer(text)["input_ids"] for text in texts]
     # the end of a prompt may melt with the choice into other tokens: what differs is the answer
-    shared = [_common_prefix(before, each) for each in tokens]
+    shared = [common_prefix(before, each) for each in tokens]
     if all(each == len(before) for each in shared) and all(
         len(each) == len(before) + 1 for each in tokens
     ):
@@ -68,15 +71,6 @@ def _rows(processor: Any, question: Question) -> list[_Row]:
         _Row(question, text, scored=len(each) - same)
         for text, each, same in zip(texts, tokens, shared, strict=True)
     ]
-
-
-def _common_prefix(one: list[int], other: list[int]) -> int:
-    length = 0
-    for left, right in zip(one, other, strict=False):
-        if left != right:
-            break
-        length += 1
-    return length
 
 
 def _batch_likelihoods(model: nn.Module, processor: Any, rows: list[_Row]) -> list[list[float]]:

@@ -131,5 +131,6 @@ def output_error(change: torch.Tensor, hessian: torch.Tensor) -> float:
 
 def relative_error(pruned: torch.Tensor, dense: torch.Tensor, hessian: torch.Tensor) -> float:
     """tr(dW H dW^T) / tr(W H W^T): the share of the layer's output energy that is lost."""
+    dense = dense.to(hessian.dtype)  # before the difference: half precision would round it
     energy = output_error(dense, hessian)
-    return output_error(pruned - dense, hessian) / energy if energy > 0 else 0.0
+    return output_error(pruned.to(hessian.dtype) - dense, hessian) / energy if energy > 0 else 0.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import Literal
@@ -21,6 +21,8 @@ from efficientllava.pruning.calibration import (
 )
 
 Fitness = Literal["kl", "nll"]
+Head = Callable[[torch.Tensor], torch.Tensor]
+"""Hidden states [n, d] to logits [n, vocabulary]."""
 
 ROWS_PER_CHUNK = 4096
 """Logits are formed for this many positions at a time: vocabulary x tokens never materialises."""
@@ -90,7 +92,7 @@ def hidden_states(language_model: nn.Module, inputs: LanguageInputs) -> torch.Te
 
 
 def log_probabilities(
-    head: nn.Module, hidden: torch.Tensor
+    head: Head, hidden: torch.Tensor
 ) -> Iterator[tuple[slice, torch.Tensor]]:
     """Log-probabilities of the next token for rows [n, d], in chunks."""
     for start in range(0, hidden.shape[0], ROWS_PER_CHUNK):
@@ -128,7 +130,7 @@ def pair_loss_batches(adapter: Adapter, proxy: ProxyData) -> list[LossBatch]:
 
 
 @torch.no_grad()
-def remember_dense(adapter: Adapter, head: nn.Module, batches: Sequence[LossBatch]) -> Distribution:
+def remember_dense(adapter: Adapter, head: Head, batches: Sequence[LossBatch]) -> Distribution:
     """Keep what the dense model says as the target of the KL divergence.
 
     Returns:
@@ -151,7 +153,7 @@ def _joined(parts: Sequence[Distribution]) -> Distribution:
 
 @torch.no_grad()
 def mean_loss(
-    language_model: nn.Module, head: nn.Module, batches: Sequence[LossBatch], fitness: Fitness
+    language_model: nn.Module, head: Head, batches: Sequence[LossBatch], fitness: Fitness
 ) -> float:
     """Mean loss over the scored positions of batches, accumulated in float64."""
     total, count = 0.0, 0
@@ -183,14 +185,13 @@ class ProxyLoss:
 
     def __init__(self, adapter: Adapter, proxy: ProxyData, fitness: Fitness, data: str) -> None:
         self.adapter, self.fitness, self._proxy = adapter, fitness, proxy
-        self.head: nn.Module = adapter.model.get_output_embeddings()  # type: ignore[operator]
+        self.head = adapter.head
         self.text = text_loss_batches(adapter, proxy.segments)
         uses_pairs = data == "text_and_pairs" and proxy.pairs is not None
         self.pairs = pair_loss_batches(adapter, proxy) if uses_pairs else []
         if fitness == "kl":
-            for batches in (self.text, self.pairs):
-                if batches:
-                    remember_dense(adapter, self.head, batches)
+            for batch in (*self.text, *self.pairs):
+                remember_dense(adapter, self.head, [batch])
 
     def projector_moved(self) -> None:
         """Merge the images into the pairs' embeddings again, with the projector as it is now."""

@@ -94,3 +94,16 @@ def magnitude(weight: torch.Tensor, ratio: float, group_size: int | None = None)
         count = zeros_per_group(ratio, group_size)
         mask = smallest_in_groups(weight.abs(), count, group_size)
     return weight.masked_fill(mask, 0.0)
+
+
+def in_dtype(weights: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Round weights to a dtype; one that would vanish (below 3e-8 in float16) keeps a tiny value.
+
+    Zeros are counted: there are as many after rounding as before.
+    """
+    rounded = weights.to(dtype)
+    if dtype != weights.dtype and (gone := (rounded == 0) & (weights != 0)).any():
+        limits = torch.finfo(dtype)
+        tiny = torch.tensor(limits.smallest_normal * limits.eps, dtype=dtype)
+        rounded[gone] = torch.copysign(tiny, weights[gone].to(dtype))
+    return rounded

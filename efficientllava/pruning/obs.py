@@ -14,6 +14,7 @@ import torch
 from efficientllava.pruning.hessian import InverseFactor
 from efficientllava.pruning.masks import (
     check_group_size,
+    in_dtype,
     smallest,
     smallest_in_groups,
     zeros_at,
@@ -107,7 +108,7 @@ def prune_levels(
     solutions = [stack[top:bottom] for top, bottom in pairwise(rows)]
     return [
         [
-            solutions[index * len(levels) + position].to(weight.dtype)
+            in_dtype(solutions[index * len(levels) + position], weight.dtype)
             for position in range(len(levels))
         ]
         for index, weight in enumerate(weights)

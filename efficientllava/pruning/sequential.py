@@ -9,7 +9,7 @@ import torch
 
 from efficientllava.data.proxy import ProxyData
 from efficientllava.errors import UserError
-from efficientllava.models.adapter import Adapter
+from efficientllava.models.adapter import Adapter, Matrix
 from efficientllava.parameters import PruningParameters
 from efficientllava.progress import Event, Progress, silent
 from efficientllava.pruning.calibration import BlockWalk, calibration_inputs
@@ -51,7 +51,7 @@ def prune_model(
     walk = BlockWalk(adapter, calibration_inputs(adapter, proxy, parameters.calibration))
     total = len(adapter.blocks)
     for block in range(total):
-        pruned: list[tuple[torch.Tensor, torch.Tensor]] = []
+        pruned: list[tuple[Matrix, torch.Tensor]] = []
         for group in walk.hessians(block, getattr(torch, parameters.precision)):
             factor = None
             if update == "obs":
@@ -77,10 +77,10 @@ def prune_model(
                     already |= factor.dead
                 row = _row(matrix.name, block, level, dense, new, error, int(already.sum()))
                 rows.append(row)
-                pruned.append((dense, new))
+                pruned.append((matrix, new))
         # all Hessians of a block are taken before any of its matrices changes (as SparseGPT does)
-        for dense, new in pruned:
-            dense.copy_(new)
+        for matrix, new in pruned:
+            matrix.replace(new)
         if block + 1 < total:
             walk.advance(block)
         progress(Event("block", block + 1, total))
@@ -101,7 +101,7 @@ def stitch_model(adapter: Adapter, database: Database, policy: Policy) -> list[d
         error = record["levels"][level_key(level)]["relative_error"]
         already = record["already_zero"]
         rows.append(_row(matrix.name, matrix.block, level, matrix.weight, new, error, already))
-        matrix.weight.copy_(new)
+        matrix.replace(new)
     return rows
 
 

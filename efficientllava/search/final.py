@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from efficientllava.data.proxy import ProxyData
 from efficientllava.errors import UserError
 from efficientllava.models.adapter import Adapter
+from efficientllava.models.blocks_on_disk import BlocksOnDisk
 from efficientllava.parameters import PruningParameters, SearchParameters
 from efficientllava.progress import Progress, silent
 from efficientllava.pruning.database import Database
@@ -36,6 +37,7 @@ def prune_finally(
     pruning: PruningParameters,
     search: SearchParameters,
     progress: Progress = silent,
+    on_disk: BlocksOnDisk | None = None,
 ) -> dict[str, Any]:
     """Prune a dense model in place with a policy and an evolved projector, and verify it.
 
@@ -47,6 +49,7 @@ def prune_finally(
         database: of the dense model at the policy's levels, or None for sequential alone.
         update: "obs", "magnitude" or "none".
         projector: state of the evolved projector; empty for the model's own.
+        on_disk: what keeps the model's blocks in files, if anything does.
 
     Returns:
         The content of pruning.json, without what only the caller knows (method, ratio, digests).
@@ -54,7 +57,7 @@ def prune_finally(
     Raises:
         UserError: see `prune_model` and `verify`.
     """
-    dense = [matrix.weight.clone() for matrix in adapter.matrices]
+    dense = _weights(adapter, on_disk) if database is not None else []
     data = search.fitness_data
     # remembers the dense model with its own projector, before either changes
     losses = {name: ProxyLoss(adapter, proxy, name, data) for name in ("kl", "nll")}
@@ -78,9 +81,9 @@ def prune_finally(
     scores, chosen, risks = measured(rows), "sequential", {}
     risks["sequential_risk"] = scores["risk"]
     if database is not None:
-        sequential = [matrix.weight.clone() for matrix in adapter.matrices]
+        sequential = _weights(adapter, on_disk)
         for matrix, weight in zip(adapter.matrices, dense, strict=True):
-            matrix.weight.copy_(weight)
+            matrix.replace(weight)
         stitched_rows = stitch_model(adapter, database, policy)
         stitched = measured(stitched_rows)
         risks["stitched_risk"] = stitched["risk"]
@@ -88,7 +91,7 @@ def prune_finally(
             rows, scores, chosen = stitched_rows, stitched, "stitched"
         else:
             for matrix, weight in zip(adapter.matrices, sequential, strict=True):
-                matrix.weight.copy_(weight)
+                matrix.replace(weight)
     verify(adapter, rows)
     return {
         **scores,
@@ -99,6 +102,14 @@ def prune_finally(
         "achieved_sparsity": achieved_sparsity(rows),
         "matrices": rows,
     }
+
+
+def _weights(adapter: Adapter, on_disk: BlocksOnDisk | None) -> list[torch.Tensor]:
+    """The prunable weights as they are, to be put back later; nothing is copied."""
+    if on_disk is None:
+        return [matrix.weight for matrix in adapter.matrices]
+    on_disk.let_go()
+    return [on_disk.weight(matrix) for matrix in adapter.matrices]
 
 
 @torch.no_grad()

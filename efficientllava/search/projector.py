@@ -110,15 +110,17 @@ class ProjectorEvolution:
         trained = list(projector.parameters())
         for parameter in trained:
             parameter.requires_grad_(True)
-        optimiser = torch.optim.AdamW(trained, lr=self.learning_rate, weight_decay=0.0)
+        # steps are smaller than what half precision resolves: float32 weights gather them
+        masters = [p if p.dtype == torch.float32 else p.detach().float() for p in trained]
+        optimiser = torch.optim.AdamW(masters, lr=self.learning_rate, weight_decay=0.0)
         for _ in range(self.steps):
             self.stitch(random.choices(range(len(weights)), weights)[0])
             chosen = random.sample(self.training, min(self.batch, len(self.training)))
-            optimiser.zero_grad(set_to_none=True)
+            projector.zero_grad(set_to_none=True)
             total, count = self._loss(sorted(chosen))
             (total / max(count, 1)).backward()
-            optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
+            _step(optimiser, masters, trained)
+        projector.zero_grad(set_to_none=True)
         for parameter, required in frozen:
             parameter.requires_grad_(required)
         after = self._weighted_loss(weights)
@@ -142,10 +144,25 @@ class ProjectorEvolution:
         output = self.adapter.model.model(**pairs.inputs, use_cache=False)  # type: ignore[operator,union-attr]
         positions = pairs.answer_positions()
         hidden = output.last_hidden_state[positions]
-        head = self.adapter.model.get_output_embeddings()  # type: ignore[operator]
-        scored = torch.log_softmax(head(hidden).float(), dim=-1)
+        scored = torch.log_softmax(self.adapter.head(hidden).float(), dim=-1)
         if self.loss == "kl":
             rows = torch.cat([self.rows[index] for index in chosen])
             return kl_divergence(self.dense[rows], scored).sum(), scored.shape[0]
         wanted = next_tokens(pairs.labels, positions)
         return negative_log_likelihood(scored, wanted).sum(), int((wanted != IGNORED).sum())
+
+
+@torch.no_grad()
+def _step(
+    optimiser: torch.optim.Optimizer,
+    masters: Sequence[torch.Tensor],
+    trained: Sequence[torch.Tensor],
+) -> None:
+    """Step the float32 weights with the gradients of those that are trained, and round them."""
+    for master, parameter in zip(masters, trained, strict=True):
+        if master is not parameter and parameter.grad is not None:
+            master.grad = parameter.grad.float()
+    optimiser.step()
+    for master, parameter in zip(masters, trained, strict=True):
+        if master is not parameter:
+            parameter.copy_(master)

@@ -1,0 +1,255 @@
+"""Every family of the adapter's table through the whole chain, on tiny random configurations."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, PreTrainedModel, ProcessorMixin
+
+from efficientllava.data.proxy import ProxyData, build_pairs, load_proxy, save_proxy
+from efficientllava.data.questions import Question
+from efficientllava.models.adapter import FAMILIES, Adapter, adapter_for
+from efficientllava.models.blocks_on_disk import blocks_on_disk
+from efficientllava.models.checkpoint import (
+    check_tokenizer,
+    load_model,
+    load_processor,
+    save_checkpoint,
+)
+from efficientllava.models.weight_files import shard_bytes, weight_files
+from efficientllava.parameters import PruningParameters, SearchParameters
+from efficientllava.pruning.calibration import BlockWalk, calibration_inputs
+from efficientllava.pruning.database import build_database, open_database
+from efficientllava.pruning.loss import ProxyLoss
+from efficientllava.search.final import prune_finally, require_same_logits
+from efficientllava.search.run import Search
+from tests.models.families import TINY
+
+LEVELS = [0.4, 0.5, 0.6]
+SIZES = [(20, 30), (40, 16), (16, 16), (30, 30), (17, 64), (33, 20)]
+"""Width and height: the families cut these into different numbers of patches."""
+
+
+@dataclass
+class Case:
+    name: str
+    folder: Path
+    processor: ProcessorMixin
+    proxy: ProxyData
+
+    def model(self) -> PreTrainedModel:
+        return load_model(self.folder)
+
+
+@pytest.fixture(scope="module", params=TINY)
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    """A checkpoint on disk, and proxy data that went through its files."""
+    folder = tmp_path_factory.mktemp(request.param)
+    model, processor = TINY[request.param].build()
+    save_checkpoint(model, processor, folder / "model")
+    processor = load_processor(folder / "model")
+    generator = np.random.default_rng(0)
+    questions = []
+    for index, (width, height) in enumerate(SIZES):
+        path = folder / f"{index}.png"
+        pixels = generator.integers(0, 255, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(path)
+        text, choices = " ".join(["w1"] * (index + 1)), ("w2", "w3 w4")
+        questions.append(
+            Question(str(index), text, choices, index % 2, "", path, "", "grade1", "train")
+        )
+    image_token = FAMILIES[model.config.model_type].image_token
+    pairs = build_pairs(questions, processor, len(SIZES), 0, image_token)
+    vocabulary = model.get_input_embeddings().num_embeddings
+    segments = torch.randint(20, vocabulary, (4, 12), generator=torch.Generator().manual_seed(0))
+    image = model.config.image_token_id
+    save_proxy(folder / "proxy", ProxyData(segments.masked_fill(segments == image, 20), pairs), {})
+    return Case(request.param, folder / "model", processor, load_proxy(folder / "proxy"))
+
+
+def test_every_family_is_tested() -> None:
+    assert FAMILIES.keys() == TINY.keys() - {"paligemma2"}
+
+
+def test_processor_fits_the_model(case: Case) -> None:
+    check_tokenizer(case.processor, case.model(), "here")
+
+
+def test_rows_of_a_pair_are_those_of_the_pair_alone(case: Case) -> None:
+    """Batches of any pairs give the logits that every pair gives alone."""
+    model, pairs = case.model(), case.proxy.pairs
+    assert pairs is not None
+    chosen = torch.tensor([4, 0, 3])
+    with torch.no_grad():
+        together = model(**pairs[chosen].inputs).logits
+        for row, index in enumerate(chosen.tolist()):
+            alone = pairs[torch.tensor([index])]
+            torch.testing.assert_close(model(**alone.inputs).logits[0], together[row])
+    assert torch.equal(pairs[1:3].labels, pairs.labels[1:3])
+    sliced, listed = pairs[1:3].inputs, pairs[torch.tensor([1, 2])].inputs
+    assert all(torch.equal(sliced[name], listed[name]) for name in sliced)
+
+
+def test_answers_are_labelled(case: Case) -> None:
+    pairs, tokenizer = case.proxy.pairs, case.processor.tokenizer
+    assert pairs is not None
+    answers = {tokenizer.decode(row[row != -100], skip_special_tokens=True) for row in pairs.labels}
+    assert {answer.strip() for answer in answers} == {"w2", "w3 w4"}
+
+
+def test_hessians_equal_those_of_the_whole_model(case: Case) -> None:
+    """Masks, positions and embeddings that a family makes reach every block as they should."""
+    adapter, proxy = adapter_for(case.model()), case.proxy
+    assert proxy.pairs is not None
+    gathered: dict[str, list[torch.Tensor]] = {}
+    mask = [torch.ones_like(proxy.segments, dtype=torch.bool)]
+    mask.append(proxy.pairs.inputs["attention_mask"].bool())
+    current, handles = [0], []
+    for matrix in adapter.matrices:
+
+        def keep(module: Any, args: Any, name: str = matrix.name) -> None:
+            gathered.setdefault(name, []).append(args[0][mask[current[0]]].double())
+
+        handles.append(matrix.module.register_forward_pre_hook(keep))
+    with torch.no_grad():
+        adapter.model(input_ids=proxy.segments)
+        current[0] = 1
+        adapter.model(**proxy.pairs.inputs)
+    for handle in handles:
+        handle.remove()
+    walk = BlockWalk(adapter, calibration_inputs(adapter, proxy, "text_and_pairs"))
+    for block in range(len(adapter.blocks)):
+        for group in walk.hessians(block):
+            for matrix in group.matrices:
+                inputs = torch.cat(gathered[matrix.name])
+                exact = 2 / len(inputs) * inputs.T @ inputs
+                torch.testing.assert_close(group.hessian.double(), exact, rtol=1e-3, atol=1e-4)
+        walk.advance(block)
+
+
+def test_loss_equals_that_of_a_plain_forward_pass(case: Case) -> None:
+    adapter, proxy = adapter_for(case.model()), case.proxy
+    assert proxy.pairs is not None
+    with torch.no_grad():
+        text = adapter.model(input_ids=proxy.segments).logits[:, :-1].double().log_softmax(-1)
+        nll = -text.gather(2, proxy.segments[:, 1:, None]).mean()
+        answers = adapter.model(**proxy.pairs.inputs).logits[:, :-1].double().log_softmax(-1)
+    wanted = proxy.pairs.labels[:, 1:]
+    picked = answers.gather(2, wanted.clamp(min=0)[..., None])[..., 0][wanted != -100]
+    loss = ProxyLoss(adapter, proxy, "nll", "text_and_pairs")
+    expected = (float(nll) - float(picked.mean())) / 2
+    assert loss(adapter.language_model) == pytest.approx(expected, rel=1e-4)
+
+
+def test_whole_chain(case: Case, tmp_path: Path) -> None:
+    """Database, search with projector evolution, sequential pruning, save, reload, generate."""
+    pruning = PruningParameters()
+    parameters = SearchParameters(
+        candidates=4,
+        rounds=2,
+        survivors=2,
+        offsets=(-0.1, 0.0, 0.1),
+        band=(-0.02, 0.02),
+        projector_steps=3,
+        projector_learning_rate=1e-3,
+        workers=1,
+    )
+    build_database(
+        adapter_for(case.model()),
+        case.proxy,
+        LEVELS,
+        pruning,
+        tmp_path / "database",
+        tmp_path / "work",
+        {},
+    )
+    database = open_database(tmp_path / "database", LEVELS)
+    found = Search(
+        adapter_for(case.model()),
+        case.proxy,
+        database,
+        LEVELS,
+        0.5,
+        parameters,
+        tmp_path / "search",
+        {},
+    ).run()
+    assert found.rounds[1]["projector_loss_after"] != found.rounds[1]["projector_loss_before"]
+    model = case.model()
+    adapter = adapter_for(model)
+    original = {name: value.clone() for name, value in adapter.projector.state_dict().items()}
+    record = prune_finally(
+        adapter,
+        case.proxy,
+        database,
+        "obs",
+        found.policy,
+        found.projector,
+        pruning,
+        parameters,
+    )
+    assert record["achieved_sparsity"] == pytest.approx(0.5, abs=0.021)
+    moved = any(
+        not torch.equal(original[name], value)
+        for name, value in adapter.projector.state_dict().items()
+    )
+    assert moved == found.rounds[1]["projector_kept"]
+    save_checkpoint(model, case.folder, tmp_path / "pruned", shard=20_000)
+    assert len(weight_files(tmp_path / "pruned")) > 2
+    require_same_logits(model, load_model(tmp_path / "pruned"), case.proxy)
+    _check_reloaded(tmp_path / "pruned", adapter, case.proxy)
+
+
+def test_one_block_in_memory_changes_nothing(case: Case, tmp_path: Path) -> None:
+    """In bfloat16, from shards into shards: the same weights as with the whole model in memory."""
+    dense = tmp_path / "dense"
+    save_checkpoint(case.model().to(torch.bfloat16), case.folder, dense, shard=20_000)
+    pruning, search = PruningParameters(), SearchParameters(eta=0.0)
+    for name in ("memory", "disk"):
+        model = load_model(dense)
+        assert model.dtype == torch.bfloat16
+        adapter = adapter_for(model)
+        policy = {matrix.name: 0.5 for matrix in adapter.matrices}
+        with ExitStack() as stack:
+            kept = stack.enter_context(blocks_on_disk(adapter, dense, tmp_path / "work"))
+            on_disk = kept if name == "disk" else None
+            if on_disk is None:
+                stack.close()
+            prune_finally(
+                adapter, case.proxy, None, "obs", policy, {}, pruning, search, on_disk=on_disk
+            )
+            state = None if on_disk is None else on_disk.state(model)
+            save_checkpoint(
+                model, dense, tmp_path / name, state=state, shard=shard_bytes(dense)
+            )
+    files = sorted(path.name for path in (tmp_path / "memory").iterdir())
+    assert "model.safetensors.index.json" in files
+    assert [path.name for path in sorted((tmp_path / "disk").iterdir())] == files
+    for file in files:
+        assert (tmp_path / "disk" / file).read_bytes() == (tmp_path / "memory" / file).read_bytes()
+    assert not list((tmp_path / "work").iterdir())
+
+
+def _check_reloaded(folder: Path, adapter: Adapter, proxy: ProxyData) -> None:
+    """Plain transformers reads the checkpoint, gives the same logits and generates the same."""
+    reloaded = AutoModelForImageTextToText.from_pretrained(folder).eval()
+    assert proxy.pairs is not None
+    inputs = proxy.pairs[2:3].inputs
+    length = int(inputs["attention_mask"].sum())
+    prompt = {
+        name: value[:, :length] if value.shape[:2] == inputs["input_ids"].shape else value
+        for name, value in inputs.items()
+    }
+    with torch.no_grad():
+        assert torch.equal(reloaded(**prompt).logits, adapter.model(**prompt).logits)
+    model: Any = adapter.model
+    generated = [m.generate(**prompt, max_new_tokens=3, do_sample=False) for m in (reloaded, model)]
+    assert torch.equal(*generated)
+    assert generated[0].shape[1] > length
