@@ -23,7 +23,7 @@ from efficientllava.pruning.masks import (
     zeros_at,
     zeros_per_group,
 )
-from efficientllava.pruning.obs_compiled import Block, Tiles
+from efficientllava.pruning.obs_compiled import Block, Tiles, stacked, unstacked
 
 Kernel = Literal["auto", "eager", "compiled"]
 
@@ -87,11 +87,13 @@ def prune_levels(
         for level in levels
     ]
     plan = _Plan(rows, starts, quotas, counts, group_size)
-    # rows side by side, [columns, rows]: a column of all rows is contiguous
-    stack = torch.cat([w.to(upper.dtype).T for w in weights for _ in levels], dim=1)
-    stack[factor.dead] = 0.0
-    _prune_stack(stack, factor, plan, _compiles(kernel, upper))
-    solutions = [stack[:, top:bottom].T for top, bottom in pairwise(rows)]
+    compiled = _compiles(kernel, upper)
+    tiles = Tiles(rows, torch.get_num_threads()) if compiled else None
+    try:
+        solutions = _prune_stack(weights, len(levels), factor, plan, tiles)
+    finally:
+        if tiles is not None:
+            tiles.close()
     return [
         [
             solutions[index * len(levels) + position].to(weight.dtype).contiguous()
@@ -132,23 +134,33 @@ def _compiles(kernel: Kernel, upper: torch.Tensor) -> bool:
 
 
 def _prune_stack(
-    stack: torch.Tensor, factor: InverseFactor, plan: _Plan, compiled: bool
-) -> None:
-    """Prune a stack [columns, rows] in place, block of columns by block."""
-    widest = max(end - start for start, end in pairwise(plan.starts))
-    tiles = Tiles(plan.rows, torch.get_num_threads() if compiled else 1)
-    kernel = Block(stack, tiles, widest, plan.group_size, plan.counts) if compiled else None
-    try:
-        for number, (start, end) in enumerate(pairwise(plan.starts)):
-            quotas = [quota[number] for quota in plan.quotas]
-            if kernel is not None:
-                errors = kernel.prune(start, end, factor.upper, factor.dead, quotas)
-            else:
-                inner, dead = factor.upper[start:end, start:end], factor.dead[start:end]
-                errors = _prune_block(stack[start:end], inner, dead, plan, quotas)
-            stack[end:].addmm_(factor.upper[start:end, end:].T, errors, alpha=-1.0)
-    finally:
-        tiles.close()
+    weights: Sequence[torch.Tensor],
+    levels: int,
+    factor: InverseFactor,
+    plan: _Plan,
+    tiles: Tiles | None,
+) -> list[torch.Tensor]:
+    """The solutions [matrix x level], block of columns by block; compiled if tiles are given."""
+    kernel = None
+    # rows side by side, [columns, rows]: one column of all rows is contiguous
+    if tiles is None:
+        stack = torch.cat([w.to(factor.upper.dtype).T for w in weights for _ in range(levels)], 1)
+    else:
+        stack = stacked(weights, levels, tiles)
+        widest = max(end - start for start, end in pairwise(plan.starts))
+        kernel = Block(stack, tiles, widest, plan.group_size, plan.counts)
+    stack[factor.dead] = 0.0
+    for number, (start, end) in enumerate(pairwise(plan.starts)):
+        quotas = [quota[number] for quota in plan.quotas]
+        if kernel is not None:
+            errors = kernel.prune(start, end, factor.upper, factor.dead, quotas)
+        else:
+            inner, dead = factor.upper[start:end, start:end], factor.dead[start:end]
+            errors = _prune_block(stack[start:end], inner, dead, plan, quotas)
+        stack[end:].addmm_(factor.upper[start:end, end:].T, errors, alpha=-1.0)
+    if tiles is not None:
+        return unstacked(stack, tiles)
+    return [stack[:, top:bottom].T for top, bottom in pairwise(plan.rows)]
 
 
 def _prune_block(

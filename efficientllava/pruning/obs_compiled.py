@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numba
@@ -43,7 +44,7 @@ class Tiles:
     def __post_init__(self) -> None:
         cut = [
             (top, min(top + TILE, end), index)
-            for index, (start, end) in enumerate(zip(self.rows, self.rows[1:], strict=False))
+            for index, (start, end) in enumerate(pairwise(self.rows))
             for top in range(start, end, TILE)
         ]
         self.bounds = np.array([[top, bottom] for top, bottom, _ in cut], dtype=np.int64)
@@ -65,6 +66,47 @@ class Tiles:
             self._pool.shutdown()
 
 
+def _uninitialised(*shape: int) -> torch.Tensor:
+    """A float32 tensor from numpy, which asks for huge pages: first use costs a third."""
+    return torch.from_numpy(np.empty(shape, dtype=np.float32))
+
+
+def stacked(weights: Sequence[torch.Tensor], repetitions: int, tiles: Tiles) -> torch.Tensor:
+    """Every matrix [rows_i, columns] `repetitions` times, rows side by side: [columns, rows]."""
+    stack = _uninitialised(weights[0].shape[1], tiles.rows[-1])
+    target = stack.numpy()
+    sources = [weight.float().contiguous().numpy() for weight in weights]
+
+    def fill(thread: int, first: int, last: int) -> None:
+        for (top, bottom), section in zip(
+            tiles.bounds[first:last], tiles.section[first:last], strict=True
+        ):
+            source = sources[section // repetitions]
+            offset = tiles.rows[section]
+            _transpose(source[top - offset : bottom - offset], target[:, top:bottom])
+
+    tiles.run(fill)
+    return stack
+
+
+def unstacked(stack: torch.Tensor, tiles: Tiles) -> list[torch.Tensor]:
+    """The sections of a stack [columns, rows], each [rows_i, columns]."""
+    heights = [end - start for start, end in pairwise(tiles.rows)]
+    solutions = [_uninitialised(height, len(stack)) for height in heights]
+    source = stack.numpy()
+
+    def fill(thread: int, first: int, last: int) -> None:
+        for (top, bottom), section in zip(
+            tiles.bounds[first:last], tiles.section[first:last], strict=True
+        ):
+            offset = tiles.rows[section]
+            into = solutions[section].numpy()[top - offset : bottom - offset]
+            _transpose(source[:, top:bottom], into)
+
+    tiles.run(fill)
+    return solutions
+
+
 class Block:
     """Scratch memory of the column loop, for blocks of at most `width` columns.
 
@@ -84,7 +126,7 @@ class Block:
     ) -> None:
         self.stack, self.tiles, self.group_size = stack.numpy(), tiles, group_size
         self.keys = np.empty((width, stack.shape[1]), dtype=np.uint32)
-        self.errors = torch.empty(width, stack.shape[1])
+        self.errors = _uninitialised(width, stack.shape[1])
         self.counts = np.array(counts, dtype=np.int64)
 
     def prune(
@@ -171,6 +213,16 @@ class Block:
                         top, bottom = self.tiles.rows[index], self.tiles.rows[index + 1]
                         _demote(self.keys, len(columns), top, bottom, prefix[index], rest[index])
         return np.where(np.array(quotas) > 0, prefix + np.uint32(1), np.uint32(0))
+
+
+@compiled
+def _transpose(source, target):  # type: ignore[no-untyped-def]
+    rows, columns = source.shape
+    for top in range(0, rows, 16):
+        for left in range(0, columns, 16):
+            for column in range(left, min(left + 16, columns)):
+                for row in range(top, min(top + 16, rows)):
+                    target[column, row] = source[row, column]
 
 
 @compiled
