@@ -141,25 +141,29 @@ def _prune_stack(
     tiles: Tiles | None,
 ) -> list[torch.Tensor]:
     """The solutions [matrix x level], block of columns by block; compiled if tiles are given."""
-    kernel = None
-    # rows side by side, [columns, rows]: one column of all rows is contiguous
-    if tiles is None:
-        stack = torch.cat([w.to(factor.upper.dtype).T for w in weights for _ in range(levels)], 1)
-    else:
-        stack = stacked(weights, levels, tiles)
-        widest = max(end - start for start, end in pairwise(plan.starts))
-        kernel = Block(stack, tiles, widest, plan.group_size, plan.counts)
-    stack[factor.dead] = 0.0
-    for number, (start, end) in enumerate(pairwise(plan.starts)):
-        quotas = [quota[number] for quota in plan.quotas]
-        if kernel is not None:
-            errors = kernel.prune(start, end, factor.upper, factor.dead, quotas)
-        else:
-            inner, dead = factor.upper[start:end, start:end], factor.dead[start:end]
-            errors = _prune_block(stack[start:end], inner, dead, plan, quotas)
-        stack[end:].addmm_(factor.upper[start:end, end:].T, errors, alpha=-1.0)
+    blocks = list(pairwise(plan.starts))
     if tiles is not None:
-        return unstacked(stack, tiles)
+        panels = stacked(weights, levels, tiles)
+        kernel = Block(
+            panels,
+            tiles,
+            factor.upper,
+            factor.dead,
+            max(end - start for start, end in blocks),
+            plan.group_size,
+            plan.counts,
+        )
+        for number, (start, end) in enumerate(blocks):
+            kernel.prune(start, end, [quota[number] for quota in plan.quotas])
+        return unstacked(panels, plan.starts[-1], tiles)
+    # rows side by side, [columns, rows]: one column of all rows is contiguous
+    stack = torch.cat([w.to(factor.upper.dtype).T for w in weights for _ in range(levels)], 1)
+    stack[factor.dead] = 0.0
+    for number, (start, end) in enumerate(blocks):
+        quotas = [quota[number] for quota in plan.quotas]
+        inner, dead = factor.upper[start:end, start:end], factor.dead[start:end]
+        errors = _prune_block(stack[start:end], inner, dead, plan, quotas)
+        stack[end:].addmm_(factor.upper[start:end, end:].T, errors, alpha=-1.0)
     return [stack[:, top:bottom].T for top, bottom in pairwise(plan.rows)]
 
 

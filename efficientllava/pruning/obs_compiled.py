@@ -1,13 +1,14 @@
 """The inside of a block of columns on a CPU, compiled: masks and the column loop of OBS.
 
-Bit for bit what the eager path of `obs` computes. The stack lies with its rows side by side
-([columns, rows]), so that a vector register holds one column of many rows; a tile of rows goes
-through a block of columns without leaving the cache.
+What the eager path of `obs` computes, in the same order of additions. A tile of rows goes through
+a block of columns without leaving the cache, with its rows side by side, so that a vector register
+holds one column of many rows; its errors are then spread to the columns on the right, which lie
+in panels of 64 so that memory is read in order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,11 +19,12 @@ import numba
 import numpy as np
 import torch
 
+from efficientllava.pruning.vector_kernel import PANEL, spread_row
+
 TILE = 256
 """Rows of a tile: two tiles of 128 columns are 256 KiB, within a core's second-level cache."""
 FIRST, SECOND, THIRD = 19, 9, 0
 """Bits below each digit of a key: 12, 10 and 9 bits wide; a score's sign is always 0."""
-EVERYTHING = 0xFFFFFFFF
 
 compiled: Callable[..., Any] = numba.njit(nogil=True, cache=True, error_model="numpy")
 
@@ -60,59 +62,65 @@ class Tiles:
         else:
             list(self._pool.map(lambda span: work(*span), spans))
 
+    def span(self, first: int, last: int) -> Iterator[tuple[int, int, int]]:
+        """(top, bottom, section) of tiles first..last."""
+        for (top, bottom), section in zip(
+            self.bounds[first:last].tolist(), self.section[first:last].tolist(), strict=True
+        ):
+            yield top, bottom, section
+
     def close(self) -> None:
         """Let the threads go."""
         if self._pool is not None:
             self._pool.shutdown()
 
 
-def _uninitialised(*shape: int) -> torch.Tensor:
-    """A float32 tensor from numpy, which asks for huge pages: first use costs a third."""
-    return torch.from_numpy(np.empty(shape, dtype=np.float32))
+def panels(columns: int, rows: int) -> torch.Tensor:
+    """An uninitialised stack [panels, rows, 64]; torch starts it at a vector's boundary."""
+    return torch.empty(-(-columns // PANEL), rows, PANEL)
 
 
 def stacked(weights: Sequence[torch.Tensor], repetitions: int, tiles: Tiles) -> torch.Tensor:
-    """Every matrix [rows_i, columns] `repetitions` times, rows side by side: [columns, rows]."""
-    stack = _uninitialised(weights[0].shape[1], tiles.rows[-1])
+    """Every matrix [rows_i, columns] `repetitions` times, in panels of 64 columns."""
+    stack = panels(weights[0].shape[1], tiles.rows[-1])
     target = stack.numpy()
     sources = [weight.float().contiguous().numpy() for weight in weights]
 
-    def fill(thread: int, first: int, last: int) -> None:
-        for (top, bottom), section in zip(
-            tiles.bounds[first:last], tiles.section[first:last], strict=True
-        ):
-            source = sources[section // repetitions]
+    def fill(first: int, last: int) -> None:
+        for top, bottom, section in tiles.span(first, last):
             offset = tiles.rows[section]
-            _transpose(source[top - offset : bottom - offset], target[:, top:bottom])
+            source = sources[section // repetitions][top - offset : bottom - offset]
+            _into_panels(source, target[:, top:bottom])
 
-    tiles.run(fill)
+    tiles.run(lambda thread, first, last: fill(first, last))
     return stack
 
 
-def unstacked(stack: torch.Tensor, tiles: Tiles) -> list[torch.Tensor]:
-    """The sections of a stack [columns, rows], each [rows_i, columns]."""
-    heights = [end - start for start, end in pairwise(tiles.rows)]
-    solutions = [_uninitialised(height, len(stack)) for height in heights]
+def unstacked(stack: torch.Tensor, columns: int, tiles: Tiles) -> list[torch.Tensor]:
+    """The sections of a stack, each [rows_i, columns]."""
+    # numpy asks the system for huge pages: the first use of new memory costs half
+    solutions = [
+        np.empty((end - start, columns), dtype=np.float32) for start, end in pairwise(tiles.rows)
+    ]
     source = stack.numpy()
 
-    def fill(thread: int, first: int, last: int) -> None:
-        for (top, bottom), section in zip(
-            tiles.bounds[first:last], tiles.section[first:last], strict=True
-        ):
+    def fill(first: int, last: int) -> None:
+        for top, bottom, section in tiles.span(first, last):
             offset = tiles.rows[section]
-            into = solutions[section].numpy()[top - offset : bottom - offset]
-            _transpose(source[:, top:bottom], into)
+            into = solutions[section][top - offset : bottom - offset]
+            _out_of_panels(source[:, top:bottom], into)
 
-    tiles.run(fill)
-    return solutions
+    tiles.run(lambda thread, first, last: fill(first, last))
+    return [torch.from_numpy(solution) for solution in solutions]
 
 
 class Block:
-    """Scratch memory of the column loop, for blocks of at most `width` columns.
+    """The column loop over a stack, block of columns by block of at most `width`.
 
     Args:
-        stack: [columns, rows] float32, changed in place.
+        stack: [panels, rows, 64] float32, changed in place.
         tiles: the same rows.
+        upper, dead: of the factor.
         group_size: m of an n:m pattern, with `counts` zeros per group in each section.
     """
 
@@ -120,40 +128,36 @@ class Block:
         self,
         stack: torch.Tensor,
         tiles: Tiles,
+        upper: torch.Tensor,
+        dead: torch.Tensor,
         width: int,
         group_size: int | None,
         counts: Sequence[int],
     ) -> None:
         self.stack, self.tiles, self.group_size = stack.numpy(), tiles, group_size
+        self.upper, self.dead = upper, dead.numpy()
+        self.turned = np.empty((width, stack.shape[1]), dtype=np.float32)
         self.keys = np.empty((width, stack.shape[1]), dtype=np.uint32)
-        self.errors = _uninitialised(width, stack.shape[1])
         self.counts = np.array(counts, dtype=np.int64)
 
-    def prune(
-        self, start: int, end: int, upper: torch.Tensor, dead: torch.Tensor, quotas: Sequence[int]
-    ) -> torch.Tensor:
-        """Choose the masks of columns start..end and run the column loop inside them.
+    def prune(self, start: int, end: int, quotas: Sequence[int]) -> None:
+        """Choose the masks of columns start..end, prune them, spread the errors to the right.
 
         Args:
-            upper: U [columns, columns].
-            dead: [columns], inputs that were always zero.
             quotas: pruned weights of each section in these columns (unstructured).
-
-        Returns:
-            The errors [end - start, rows] that are to be spread past the block.
         """
-        inner = np.ascontiguousarray(upper[start:end, start:end].numpy())
+        inner = np.ascontiguousarray(self.upper[start:end, start:end].numpy())
         diagonal = np.ascontiguousarray(inner.diagonal())
-        no_input = np.ascontiguousarray(dead[start:end].numpy())
-        columns = self.stack[start:end]
-        errors = self.errors[: end - start]
-        limits = np.zeros(len(self.tiles.rows) - 1, dtype=np.uint32)
-        if self.group_size is None:
-            limits = self._limits(columns, diagonal, no_input, quotas)
+        no_input = np.ascontiguousarray(self.dead[start:end])
+        limits = self._limits(start, end - start, diagonal, no_input, quotas)
+        first_panel = end // PANEL
+        right = self._factors(start, end, first_panel)
 
         def work(thread: int, first: int, last: int) -> None:
             _columns(
-                columns,
+                self.stack,
+                start,
+                self.turned[: end - start],
                 inner,
                 diagonal,
                 no_input,
@@ -163,20 +167,34 @@ class Block:
                 self.group_size or 0,
                 self.tiles.bounds[first:last],
                 self.tiles.section[first:last],
-                errors.numpy(),
+                right,
+                first_panel,
             )
 
         self.tiles.run(work)
-        return errors
+
+    def _factors(self, start: int, end: int, first_panel: int) -> np.ndarray:
+        """U of the block's rows and the columns right of it, [panels, end - start, 64].
+
+        Columns of the first panel that are done, and those past the last, get zeros.
+        """
+        wide = torch.zeros(end - start, (len(self.stack) - first_panel) * PANEL)
+        offset, columns = first_panel * PANEL, len(self.upper)
+        wide[:, end - offset : columns - offset] = self.upper[start:end, end:]
+        return wide.view(end - start, -1, PANEL).transpose(0, 1).contiguous().numpy()
 
     def _limits(
         self,
-        columns: np.ndarray,
+        start: int,
+        width: int,
         diagonal: np.ndarray,
         no_input: np.ndarray,
         quotas: Sequence[int],
     ) -> np.ndarray:
-        """Per section, the key below which exactly its quota of weights lies (radix selection)."""
+        """Per section, the key below which exactly its quota of weights lies (radix selection).
+
+        The first pass also turns the block's columns round, so that rows lie side by side.
+        """
         sections = len(quotas)
         rest = np.array(quotas, dtype=np.int64)
         prefix = np.zeros(sections, dtype=np.uint32)
@@ -184,9 +202,14 @@ class Block:
             bins = 1 << (min(above, 31) - shift)
             histograms = np.zeros((self.tiles.threads, sections, bins), dtype=np.int64)
             if above == 32:
-                digits = partial(_first_digits, columns, diagonal, no_input, self.keys)
+                turned = self.turned[:width]
+                digits = partial(
+                    _first_digits, self.stack, start, turned, diagonal, no_input, self.keys
+                )
+            elif self.group_size is not None:
+                break
             else:
-                digits = partial(_later_digits, len(columns), self.keys, prefix, shift, above)
+                digits = partial(_later_digits, width, self.keys, prefix, shift, above)
 
             def work(
                 thread: int,
@@ -211,28 +234,66 @@ class Block:
                     equal = upto[index, digit] - (upto[index, digit - 1] if digit else 0)
                     if equal > rest[index] > 0:
                         top, bottom = self.tiles.rows[index], self.tiles.rows[index + 1]
-                        _demote(self.keys, len(columns), top, bottom, prefix[index], rest[index])
+                        _demote(self.keys, width, top, bottom, prefix[index], rest[index])
         return np.where(np.array(quotas) > 0, prefix + np.uint32(1), np.uint32(0))
 
 
 @compiled
-def _transpose(source, target):  # type: ignore[no-untyped-def]
+def _into_panels(source, target):  # type: ignore[no-untyped-def]
     rows, columns = source.shape
-    for top in range(0, rows, 16):
-        for left in range(0, columns, 16):
-            for column in range(left, min(left + 16, columns)):
-                for row in range(top, min(top + 16, rows)):
-                    target[column, row] = source[row, column]
+    for panel in range(len(target)):
+        left = panel * PANEL
+        width = min(PANEL, columns - left)
+        for row in range(rows):
+            for column in range(width):
+                target[panel, row, column] = source[row, left + column]
+            for column in range(width, PANEL):
+                target[panel, row, column] = np.float32(0.0)
 
 
 @compiled
-def _first_digits(columns, diagonal, no_input, keys, bounds, section, histogram):  # type: ignore[no-untyped-def]
+def _out_of_panels(source, target):  # type: ignore[no-untyped-def]
+    rows, columns = target.shape
+    for panel in range(len(source)):
+        left = panel * PANEL
+        width = min(PANEL, columns - left)
+        for row in range(rows):
+            for column in range(width):
+                target[row, left + column] = source[panel, row, column]
+
+
+@compiled
+def _turn(stack, start, turned, top, bottom):  # type: ignore[no-untyped-def]
+    """Columns start.. of a tile with rows side by side, [columns, rows]."""
+    width = len(turned)
+    for left in range(0, width, 16):
+        for low in range(top, bottom, 16):
+            for column in range(left, min(left + 16, width)):
+                panel, offset = (start + column) // PANEL, (start + column) % PANEL
+                for row in range(low, min(low + 16, bottom)):
+                    turned[column, row] = stack[panel, row, offset]
+
+
+@compiled
+def _turn_back(weights, start, stack, top, rows):  # type: ignore[no-untyped-def]
+    width = len(weights)
+    for left in range(0, width, 16):
+        for low in range(0, rows, 16):
+            for column in range(left, min(left + 16, width)):
+                panel, offset = (start + column) // PANEL, (start + column) % PANEL
+                for row in range(low, min(low + 16, rows)):
+                    stack[panel, top + row, offset] = weights[column, row]
+
+
+@compiled
+def _first_digits(stack, start, columns, diagonal, no_input, keys, bounds, section, histogram):  # type: ignore[no-untyped-def]
     """Write the keys of w^2 / U_jj^2 and count their first digits; 0 is an input without use."""
     score = np.empty(TILE, dtype=np.float32)
     bits = score.view(np.uint32)
     for tile in range(len(section)):
         top, bottom = bounds[tile, 0], bounds[tile, 1]
         counted = histogram[section[tile]]
+        _turn(stack, start, columns, top, bottom)
         for column in range(len(columns)):
             weight = columns[column, top:bottom]
             key = keys[column, top:bottom]
@@ -279,7 +340,20 @@ def _demote(keys, width, top, bottom, wanted, allowed):  # type: ignore[no-untyp
 
 @compiled
 def _columns(  # type: ignore[no-untyped-def]
-    columns, upper, diagonal, no_input, keys, limits, counts, group, bounds, section, errors
+    stack,
+    start,
+    columns,
+    upper,
+    diagonal,
+    no_input,
+    keys,
+    limits,
+    counts,
+    group,
+    bounds,
+    section,
+    right,
+    first_panel,
 ):
     """The column loop: prune column by column, spread the error to those on the right.
 
@@ -291,6 +365,8 @@ def _columns(  # type: ignore[no-untyped-def]
     weights = np.empty((width, TILE), dtype=np.float32)
     error = np.empty((width, TILE), dtype=np.float32)
     pruned = np.empty((step, TILE), dtype=np.bool_)
+    index = np.empty((TILE, width), dtype=np.uint16)
+    value = np.empty((TILE, width), dtype=np.float32)
     zero = np.float32(0.0)
     for tile in range(len(section)):
         top, bottom = bounds[tile, 0], bounds[tile, 1]
@@ -320,20 +396,43 @@ def _columns(  # type: ignore[no-untyped-def]
                         quotient = weight[row] / scale
                         lost[row] = quotient if chosen[row] else zero
                         weight[row] = zero if chosen[row] else weight[row]
-                for right in range(column + 1, last):
-                    _spread(weights[right], lost, upper[column, right], rows)
-            for right in range(last, width):
-                weight = weights[right]
+                for after in range(column + 1, last):
+                    _spread(weights[after], lost, upper[column, after], rows)
+            for after in range(last, width):
+                weight = weights[after]
                 done = first
                 while done + 4 <= last:
-                    _spread_four(weight, error, upper[:, right], done, rows)
+                    _spread_four(weight, error, upper[:, after], done, rows)
                     done += 4
                 while done < last:
-                    _spread(weight, error[done], upper[done, right], rows)
+                    _spread(weight, error[done], upper[done, after], rows)
                     done += 1
-        for column in range(width):
-            columns[column, top:bottom] = weights[column, :rows]
-            errors[column, top:bottom] = error[column, :rows]
+        _turn_back(weights, start, stack, top, rows)
+        _spread_past(error, rows, index, value, stack, top, right, first_panel)
+
+
+@compiled
+def _spread_past(error, rows, index, value, stack, top, factors, first_panel):  # type: ignore[no-untyped-def]
+    """Spread a tile's errors past the block, panel by panel; those that are zero are left out."""
+    found = np.zeros(rows, dtype=np.int64)
+    for row in range(rows):
+        count = 0
+        for column in range(len(error)):
+            index[row, count] = column
+            value[row, count] = error[column, row]
+            count += error[column, row] != np.float32(0.0)
+        found[row] = count
+    for panel in range(len(factors)):
+        weights = stack[first_panel + panel]
+        for row in range(rows):
+            spread_row(
+                factors[panel].ctypes,
+                index[row].ctypes,
+                value[row].ctypes,
+                found[row],
+                weights[top + row].ctypes,
+                PANEL,
+            )
 
 
 @compiled
