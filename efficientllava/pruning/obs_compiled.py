@@ -76,8 +76,15 @@ class Tiles:
 
 
 def panels(columns: int, rows: int) -> torch.Tensor:
-    """An uninitialised stack [panels, rows, 64]; torch starts it at a vector's boundary."""
-    return torch.empty(-(-columns // PANEL), rows, PANEL)
+    """An uninitialised stack [panels, rows, 64] that starts where a vector may start.
+
+    From numpy, which asks the system for huge pages: the first use of new memory costs half.
+    """
+    shape = (-(-columns // PANEL), rows, PANEL)
+    size, boundary = shape[0] * shape[1] * shape[2], PANEL
+    memory = torch.from_numpy(np.empty(size + boundary, dtype=np.float32))
+    skipped = -(memory.data_ptr() // memory.element_size()) % boundary
+    return memory[skipped : skipped + size].view(shape)
 
 
 def stacked(weights: Sequence[torch.Tensor], repetitions: int, tiles: Tiles) -> torch.Tensor:
@@ -98,7 +105,6 @@ def stacked(weights: Sequence[torch.Tensor], repetitions: int, tiles: Tiles) -> 
 
 def unstacked(stack: torch.Tensor, columns: int, tiles: Tiles) -> list[torch.Tensor]:
     """The sections of a stack, each [rows_i, columns]."""
-    # numpy asks the system for huge pages: the first use of new memory costs half
     solutions = [
         np.empty((end - start, columns), dtype=np.float32) for start, end in pairwise(tiles.rows)
     ]
