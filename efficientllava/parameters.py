@@ -119,6 +119,15 @@ class PruningParameters(Section):
     precision: Literal["float32", "float64"] = Field(
         "float32", description="precision of the factorisation and of the column loop"
     )
+    kernel: Literal["auto", "eager", "compiled"] = Field(
+        "auto", description="column loop: plain torch, compiled for the CPU (float32; same bits), or compiled where possible"
+    )
+
+    @model_validator(mode="after")
+    def kernel_fits_precision(self) -> Self:
+        if self.kernel == "compiled" and self.precision != "float32":
+            raise ValueError(f"kernel compiled works in float32 only, not in {self.precision}")
+        return self
 
     @model_validator(mode="after")
     def pattern_fits_block_size(self) -> Self:

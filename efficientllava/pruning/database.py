@@ -52,7 +52,9 @@ def solve_group(
         group.hessian, parameters.damping, group.name, group.tokens, dtype=dtype
     )
     weights = [matrix.weight for matrix in group.matrices]
-    solutions = prune_levels(weights, factor, levels, parameters.block_size, parameters.group_size)
+    solutions = prune_levels(
+        weights, factor, levels, parameters.block_size, parameters.group_size, parameters.kernel
+    )
     return solutions, factor
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from scipy.linalg import get_lapack_funcs
 
 from efficientllava.errors import UserError
 
@@ -110,12 +112,36 @@ def inverse_factor(
 
 
 def _factorise(damped: torch.Tensor) -> torch.Tensor | None:
-    lower, failed = torch.linalg.cholesky_ex(damped)
+    """U of H^-1 = U^T U, without forming H^-1; None if H is not positive definite.
+
+    With the order of rows and columns turned round, H = L L^T of the turned matrix gives
+    U = L^-1 turned back. That is 2/3 n^3 operations; inverting H and factorising the inverse, as
+    SparseGPT does, is 4/3 n^3.
+    """
+    turned = damped.flip(0, 1)
+    if turned.device.type == "cpu":
+        inverse = _inverse_of_cholesky(turned.numpy())
+    else:
+        lower, failed = torch.linalg.cholesky_ex(turned)
+        one = torch.eye(len(lower), dtype=lower.dtype, device=lower.device)
+        inverse = None if failed else torch.linalg.solve_triangular(lower, one, upper=False)
+    if inverse is None or not torch.isfinite(inverse).all():
+        return None
+    return inverse.flip(0, 1)
+
+
+def _inverse_of_cholesky(matrix: np.ndarray) -> torch.Tensor | None:
+    """L^-1 of a symmetric matrix L L^T, in its own memory; None if there is no L.
+
+    By LAPACK itself, for torch has no inverse of a triangular matrix (n^3 / 3).
+    """
+    potrf, trtri = get_lapack_funcs(("potrf", "trtri"), (matrix,))
+    # LAPACK's order of entries is that of the transpose: its upper factor is our lower one
+    upper, failed = potrf(matrix.T, lower=False, overwrite_a=True)
     if failed:
         return None
-    inverse = torch.cholesky_inverse(lower)
-    upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
-    return None if failed or not torch.isfinite(upper).all() else upper
+    inverse, failed = trtri(upper, lower=False, overwrite_c=True)
+    return None if failed else torch.from_numpy(inverse.T)
 
 
 def output_error(change: torch.Tensor, hessian: torch.Tensor) -> float:

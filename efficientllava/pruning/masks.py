@@ -29,7 +29,9 @@ def zeros_per_group(ratio: float, group_size: int) -> int:
 
 
 def smallest(score: torch.Tensor, count: int) -> torch.Tensor:
-    """Mask of exactly `count` entries with the smallest score.
+    """Mask of exactly `count` entries with the smallest score, the first in order of equal ones.
+
+    Nothing is sorted: the count-th value is found by selection.
 
     Args:
         score: any shape, finite.
@@ -37,14 +39,18 @@ def smallest(score: torch.Tensor, count: int) -> torch.Tensor:
     Returns:
         Boolean mask of the same shape.
     """
-    mask = torch.zeros(score.numel(), dtype=torch.bool, device=score.device)
-    if count > 0:
-        mask[torch.topk(score.flatten(), count, largest=False, sorted=False).indices] = True
+    if count <= 0:
+        return torch.zeros_like(score, dtype=torch.bool)
+    flat = score.flatten()
+    limit = flat.kthvalue(count).values
+    mask = flat < limit
+    equal = (flat == limit).nonzero()[:, 0]
+    mask[equal[: count - int(mask.sum())]] = True
     return mask.view(score.shape)
 
 
 def smallest_in_groups(score: torch.Tensor, count: int, group_size: int) -> torch.Tensor:
-    """Mask of exactly `count` entries in every group of consecutive columns.
+    """Mask of exactly `count` entries in every group of consecutive columns, the left of equals.
 
     Args:
         score: [rows, columns], columns a multiple of `group_size`.
@@ -53,7 +59,8 @@ def smallest_in_groups(score: torch.Tensor, count: int, group_size: int) -> torc
     groups = score.reshape(rows, columns // group_size, group_size)
     mask = torch.zeros_like(groups, dtype=torch.bool)
     if count > 0:
-        mask.scatter_(2, torch.topk(groups, count, dim=2, largest=False).indices, True)
+        order = torch.sort(groups, dim=2, stable=True).indices
+        mask.scatter_(2, order[..., :count], True)
     return mask.view(rows, columns)
 
 

@@ -1,16 +1,20 @@
 """Optimal Brain Surgeon by columns (SparseGPT, Frantar & Alistarh 2023): one matrix, all levels.
 
 Rows are independent given the factor of the inverse Hessian, so all matrices that read the same
-input, at all ratios, are stacked as rows and go through the column loop once.
+input, at all ratios, are stacked as rows and go through the column loop once. The eager path is
+the reference and runs on every device; the compiled one (`obs_compiled`) gives the same bits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import Literal
 
 import torch
 
+from efficientllava.errors import UserError
 from efficientllava.pruning.hessian import InverseFactor
 from efficientllava.pruning.masks import (
     check_group_size,
@@ -20,6 +24,9 @@ from efficientllava.pruning.masks import (
     zeros_at,
     zeros_per_group,
 )
+from efficientllava.pruning.obs_compiled import Block, Tiles, stacked, unstacked
+
+Kernel = Literal["auto", "eager", "compiled"]
 
 
 def prune(
@@ -28,9 +35,10 @@ def prune(
     ratio: float,
     block_size: int = 128,
     group_size: int | None = None,
+    kernel: Kernel = "auto",
 ) -> torch.Tensor:
     """Prune one matrix [out, in] to one ratio; see `prune_levels`."""
-    return prune_levels([weight], factor, [ratio], block_size, group_size)[0][0]
+    return prune_levels([weight], factor, [ratio], block_size, group_size, kernel)[0][0]
 
 
 def prune_levels(
@@ -39,6 +47,7 @@ def prune_levels(
     levels: Sequence[float],
     block_size: int = 128,
     group_size: int | None = None,
+    kernel: Kernel = "auto",
 ) -> list[list[torch.Tensor]]:
     """Prune matrices that share an input to several ratios in one pass (method.md section 2).
 
@@ -51,6 +60,8 @@ def prune_levels(
         factor: of the Hessian of their input.
         levels: ratios in [0, 1].
         group_size: m of an n:m pattern (n = ratio * m); None for unstructured.
+        kernel: "eager" is plain torch operations on any device; "compiled" gives the same bits on
+            a CPU in float32 by torch.get_num_threads() threads; "auto" compiles where it can.
 
     Returns:
         [matrix][level] -> [out_i, in] in the matrix's dtype, with exactly round(ratio * numel)
@@ -59,53 +70,31 @@ def prune_levels(
 
     Raises:
         UserError: the block size or the columns are not a multiple of `group_size`, or a ratio is
-            no whole number of zeros per group.
+            no whole number of zeros per group; the compiled kernel is asked for where there is
+            none.
     """
     columns = weights[0].shape[1]
     upper = factor.upper
-    sections = [(weight.shape[0], level) for weight in weights for level in levels]
-    stack = torch.cat([weight.to(upper.dtype) for weight in weights for _ in levels])
-    stack[:, factor.dead] = 0.0
-    # each section's mask is chosen in its own rows
-    rows = [0]
-    for height, _ in sections:
-        rows.append(rows[-1] + height)
-
+    heights = [weight.shape[0] for weight in weights for _ in levels]
+    rows = [0, *accumulate(heights)]
+    counts = [0] * len(heights)
     if group_size is not None:
         check_group_size(columns, block_size, group_size)
-        counts = [zeros_per_group(level, group_size) for _, level in sections]
-    starts = list(range(0, columns, block_size)) + [columns]
-    quotas = [_quotas(height, level, factor.dead, starts) for height, level in sections]
-
-    for number, (start, end) in enumerate(pairwise(starts)):
-        block = stack[:, start:end]
-        block_upper = upper[start:end, start:end]
-        diagonal = block_upper.diagonal()
-        dead = factor.dead[start:end]
-        mask = torch.zeros_like(block, dtype=torch.bool)
-        if group_size is None:
-            score = (block / diagonal).square_().masked_fill_(dead, -1.0)
-            for (top, bottom), quota in zip(pairwise(rows), quotas, strict=True):
-                mask[top:bottom] = smallest(score[top:bottom], quota[number])
-        errors = torch.empty_like(block)
-        for column in range(end - start):
-            if group_size is not None and column % group_size == 0:
-                group = slice(column, column + group_size)
-                score = (block[:, group] / diagonal[group]).square_()
-                score.masked_fill_(dead[group], -1.0)
-                for (top, bottom), count in zip(pairwise(rows), counts, strict=True):
-                    mask[top:bottom, group] = smallest_in_groups(
-                        score[top:bottom], count, group_size
-                    )
-            old = block[:, column]
-            new = old.masked_fill(mask[:, column] | dead[column], 0.0)
-            error = (old - new) / diagonal[column]
-            block[:, column + 1 :].addr_(error, block_upper[column, column + 1 :], alpha=-1.0)
-            block[:, column] = new
-            errors[:, column] = error
-        stack[:, end:].addmm_(errors, upper[start:end, end:], alpha=-1.0)
-
-    solutions = [stack[top:bottom] for top, bottom in pairwise(rows)]
+        counts = [zeros_per_group(level, group_size) for _ in weights for level in levels]
+    starts = [*range(0, columns, block_size), columns]
+    quotas = [
+        _quotas(weight.shape[0], level, factor.dead, starts)
+        for weight in weights
+        for level in levels
+    ]
+    plan = _Plan(rows, starts, quotas, counts, group_size)
+    compiled = _compiles(kernel, upper)
+    tiles = Tiles(rows, torch.get_num_threads()) if compiled else None
+    try:
+        solutions = _prune_stack(weights, len(levels), factor, plan, tiles)
+    finally:
+        if tiles is not None:
+            tiles.close()
     return [
         [
             in_dtype(solutions[index * len(levels) + position], weight.dtype)
@@ -113,6 +102,103 @@ def prune_levels(
         ]
         for index, weight in enumerate(weights)
     ]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How a stack is pruned.
+
+    Attributes:
+        rows: bounds of the sections, one matrix at one level each; its mask is chosen within.
+        starts: bounds of the blocks of columns.
+        quotas: [section][block], pruned weights.
+        counts: [section], zeros in a group of `group_size` columns (0 when unstructured).
+    """
+
+    rows: Sequence[int]
+    starts: Sequence[int]
+    quotas: Sequence[Sequence[int]]
+    counts: Sequence[int]
+    group_size: int | None
+
+
+def _compiles(kernel: Kernel, upper: torch.Tensor) -> bool:
+    possible = upper.device.type == "cpu" and upper.dtype == torch.float32
+    if kernel == "compiled" and not possible:
+        raise UserError(
+            f"the compiled kernel works on a CPU in float32, not on {upper.device.type} in "
+            f"{str(upper.dtype).removeprefix('torch.')}",
+            where="pruning.kernel",
+            remedy="use pruning.kernel: auto",
+        )
+    return possible and kernel != "eager"
+
+
+def _prune_stack(
+    weights: Sequence[torch.Tensor],
+    levels: int,
+    factor: InverseFactor,
+    plan: _Plan,
+    tiles: Tiles | None,
+) -> list[torch.Tensor]:
+    """The solutions [matrix x level], block of columns by block; compiled if tiles are given."""
+    blocks = list(pairwise(plan.starts))
+    if tiles is not None:
+        panels = stacked(weights, levels, tiles)
+        kernel = Block(
+            panels,
+            tiles,
+            factor.upper,
+            factor.dead,
+            max(end - start for start, end in blocks),
+            plan.group_size,
+            plan.counts,
+        )
+        for number, (start, end) in enumerate(blocks):
+            kernel.prune(start, end, [quota[number] for quota in plan.quotas])
+        return unstacked(panels, plan.starts[-1], tiles)
+    # rows side by side, [columns, rows]: one column of all rows is contiguous
+    stack = torch.cat([w.to(factor.upper.dtype).T for w in weights for _ in range(levels)], 1)
+    stack[factor.dead] = 0.0
+    for number, (start, end) in enumerate(blocks):
+        quotas = [quota[number] for quota in plan.quotas]
+        inner, dead = factor.upper[start:end, start:end], factor.dead[start:end]
+        errors = _prune_block(stack[start:end], inner, dead, plan, quotas)
+        stack[end:].addmm_(factor.upper[start:end, end:].T, errors, alpha=-1.0)
+    return [stack[:, top:bottom].T for top, bottom in pairwise(plan.rows)]
+
+
+def _prune_block(
+    block: torch.Tensor,
+    upper: torch.Tensor,
+    dead: torch.Tensor,
+    plan: _Plan,
+    quotas: Sequence[int],
+) -> torch.Tensor:
+    """The eager path inside a block [columns, rows], changed in place; returns its errors."""
+    sections, group_size = list(pairwise(plan.rows)), plan.group_size
+    diagonal = upper.diagonal()
+    mask = torch.zeros_like(block, dtype=torch.bool)
+    if group_size is None:
+        score = (block / diagonal[:, None]).square_().masked_fill_(dead[:, None], -1.0)
+        for (top, bottom), quota in zip(sections, quotas, strict=True):
+            mask[:, top:bottom] = smallest(score[:, top:bottom].T, quota).T
+    errors = torch.empty_like(block)
+    for column in range(len(block)):
+        if group_size is not None and column % group_size == 0:
+            group = slice(column, column + group_size)
+            score = (block[group] / diagonal[group, None]).square_()
+            score.masked_fill_(dead[group, None], -1.0)
+            for (top, bottom), count in zip(sections, plan.counts, strict=True):
+                chosen = smallest_in_groups(score[:, top:bottom].T, count, group_size)
+                mask[group, top:bottom] = chosen.T
+        new = block[column].masked_fill(mask[column] | dead[column], 0.0)
+        errors[column] = (block[column] - new) / diagonal[column]
+        block[column] = new
+        # product and difference are rounded one by one: a fused operation (addr_) would round
+        # once in full vector registers and twice in what is left over
+        block[column + 1 :] -= torch.outer(upper[column, column + 1 :], errors[column])
+    return errors
 
 
 def _quotas(height: int, level: float, dead: torch.Tensor, starts: Sequence[int]) -> list[int]:

@@ -66,7 +66,14 @@ def prune_model(
                 level = policy[matrix.name]
                 dense = matrix.weight
                 if factor is not None:
-                    new = prune(dense, factor, level, parameters.block_size, parameters.group_size)
+                    new = prune(
+                        dense,
+                        factor,
+                        level,
+                        parameters.block_size,
+                        parameters.group_size,
+                        parameters.kernel,
+                    )
                 elif update == "magnitude":
                     new = magnitude(dense, level, parameters.group_size)
                 else:
