@@ -97,7 +97,7 @@ def prune_levels(
             tiles.close()
     return [
         [
-            in_dtype(solutions[index * len(levels) + position], weight.dtype)
+            in_dtype(solutions[index * len(levels) + position], weight.dtype).contiguous()
             for position in range(len(levels))
         ]
         for index, weight in enumerate(weights)
