@@ -26,13 +26,13 @@ from efficientllava.files import write_text
 from efficientllava.models.adapter import adapter_for
 from efficientllava.models.blocks_on_disk import blocks_on_disk
 from efficientllava.models.checkpoint import load_model, save_checkpoint
-from efficientllava.models.weight_files import shard_bytes, weight_files
+from efficientllava.models.weight_files import weight_files
 from efficientllava.parameters import PruningParameters, SearchParameters
 from efficientllava.pruning.methods import METHODS
 from efficientllava.search.final import prune_finally
 
 PAGE = Path(__file__).parents[1] / "docs" / "memory.md"
-SIZES = {"small": (512, 16), "medium": (768, 24), "large": (1024, 32)}
+SIZES = {"small": (512, 32), "medium": (512, 64), "large": (512, 128)}
 """Width and blocks; LLaVA-1.5-7B has 4096 and 32."""
 
 MLP, VOCABULARY, HEADS = 11008 / 4096, 32064 / 4096, 32
@@ -89,7 +89,7 @@ def prune_one(folder: Path, method: str, target: Path) -> dict[str, Any]:
     adapter = adapter_for(model)
     tokens = model.get_input_embeddings().num_embeddings
     generator = torch.Generator().manual_seed(0)
-    segments = torch.randint(5, tokens, (16, 128), generator=generator)
+    segments = torch.randint(5, tokens, (4, 128), generator=generator)
     policy = {matrix.name: 0.5 for matrix in adapter.matrices}
     pruning = PruningParameters(calibration="text")
     search = SearchParameters(fitness_data="text")
@@ -105,9 +105,7 @@ def prune_one(folder: Path, method: str, target: Path) -> dict[str, Any]:
             search,
             on_disk=on_disk,
         )
-        save_checkpoint(
-            model, folder, target, state=on_disk.state(model), shard=shard_bytes(folder)
-        )
+        save_checkpoint(model, folder, target, save_weights=on_disk.save_weights)
     size = sum(file.stat().st_size for file in weight_files(folder))
     return {
         "method": method,
