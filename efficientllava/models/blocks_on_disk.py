@@ -8,7 +8,9 @@ first and mapped from there. Host memory then holds one block, whatever the size
 
 from __future__ import annotations
 
+import ctypes
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -83,6 +85,9 @@ class BlocksOnDisk:
             save_tensors(file, changed)
             self._places |= {name: Place(file, name) for name in changed}
         self._map(block)
+        if changed:
+            changed.clear()
+            _trim_heap()
 
     def _map(self, block: int) -> None:
         parameters = dict(self._blocks[block].named_parameters())
@@ -175,3 +180,10 @@ def _letting_go(kept: BlocksOnDisk, block: int) -> Callable[..., None]:
         kept.let_go(block)
 
     return let_go
+
+
+def _trim_heap() -> None:
+    """Give freed memory back to the system: glibc keeps what lies between pieces still in use."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
