@@ -32,7 +32,7 @@ from efficientllava.pruning.methods import METHODS
 from efficientllava.search.final import prune_finally
 
 PAGE = Path(__file__).parents[1] / "docs" / "memory.md"
-SIZES = {"small": (512, 32), "medium": (512, 64), "large": (512, 128)}
+SIZES = {"small": (512, 32), "medium": (512, 48), "large": (512, 80)}
 """Width and blocks; LLaVA-1.5-7B has 4096 and 32."""
 
 MLP, VOCABULARY, HEADS = 11008 / 4096, 32064 / 4096, 32
