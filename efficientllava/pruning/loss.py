@@ -92,9 +92,7 @@ def hidden_states(language_model: nn.Module, inputs: LanguageInputs) -> torch.Te
     return states
 
 
-def log_probabilities(
-    head: Head, hidden: torch.Tensor
-) -> Iterator[tuple[slice, torch.Tensor]]:
+def log_probabilities(head: Head, hidden: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
     """Log-probabilities of the next token for rows [n, d], in chunks."""
     vocabulary = head(hidden[:0]).shape[-1]
     step = min(ROWS_PER_CHUNK, max(1, LOGITS_PER_CHUNK // vocabulary))
