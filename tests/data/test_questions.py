@@ -133,6 +133,6 @@ def test_official_scienceqa_records(tmp_path: Path) -> None:
 
 
 def test_an_image_larger_than_pillow_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4)
     with pytest.raises(UserError, match="image too large"):
         read_questions(write(tmp_path, RECORD), "test")
