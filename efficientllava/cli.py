@@ -32,7 +32,7 @@ def ask(
 ) -> None:
     """Answer a question about an image: exported models by DeepSparse or ONNX Runtime, checkpoints
     by PyTorch."""
-    from efficientllava.data.prompts import IMAGE_TOKEN, format_prompt
+    from efficientllava.data.prompts import format_prompt
     from efficientllava.export.assistant import Prompt, answer
 
     text = question if raw else format_prompt(question, choice or [], hint)

@@ -20,7 +20,6 @@ def prune(stage: Stage) -> None:
     from efficientllava.models.adapter import adapter_for
     from efficientllava.models.blocks_on_disk import blocks_on_disk
     from efficientllava.models.checkpoint import load_model, save_checkpoint
-    from efficientllava.models.weight_files import shard_bytes
     from efficientllava.pruning.database import open_database
     from efficientllava.report.plots import sparsity_plot
     from efficientllava.search.final import prune_finally, require_same_logits
@@ -51,8 +50,7 @@ def prune(stage: Stage) -> None:
             "digests": {"model": folder_digest(dense), "proxy": proxy.digest},
             "version": __version__,
         }
-        state, shard = on_disk.state(model), shard_bytes(dense)
-        save_checkpoint(model, dense, folder, {"pruning.json": record}, state, shard)
+        save_checkpoint(model, dense, folder, {"pruning.json": record}, on_disk.save_weights)
         reloaded = load_model(folder)
         with blocks_on_disk(adapter_for(reloaded), folder, work / "reloaded"):
             require_same_logits(model, reloaded, proxy)

@@ -60,6 +60,8 @@ class Question:
                 return image.convert("RGB")
         except FileNotFoundError as error:
             raise UserError("image file missing", where=str(self.image)) from error
+        except Image.DecompressionBombError as error:
+            raise UserError(f"image too large ({error})", where=str(self.image)) from error
         except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
             raise UserError(f"broken image file ({error})", where=str(self.image)) from error
 

@@ -45,6 +45,8 @@ def read_image(path: Path) -> Image.Image:
             return image.convert("RGB")
     except FileNotFoundError as error:
         raise UserError("no such image", where=str(path)) from error
+    except Image.DecompressionBombError as error:
+        raise UserError(f"image too large ({error})", where=str(path)) from error
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         raise UserError(f"not a readable image ({error})", where=str(path)) from error
 

@@ -11,7 +11,6 @@ from torch import nn
 
 from efficientllava.errors import UserError
 
-
 LLAMA_GROUPS = (
     ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     ("self_attn.o_proj",),
@@ -118,7 +117,7 @@ class Adapter:
 
     @property
     def head(self) -> Callable[[torch.Tensor], torch.Tensor]:
-        """Last hidden states [..., width] to logits [..., vocabulary], capped where Gemma 2 does."""
+        """Hidden states [..., width] to logits [..., vocabulary], capped where Gemma 2 does."""
         model: Any = self.model
         linear: nn.Module = model.get_output_embeddings()
         cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
@@ -178,8 +177,8 @@ def require_family(model_type: str) -> Family:
             f"(known: {known_families()})",
             where="model",
             remedy="add a Family to efficientllava/models/adapter.py: paths of the language model, "
-            "its list of blocks, the matrices that share an input, the projector, and the image token "
-            "of its prompts (docs/models.md)",
+            "its list of blocks, the matrices that share an input, the projector, and the "
+            "image token of its prompts (docs/models.md)",
         )
     return FAMILIES[model_type]
 

@@ -8,7 +8,9 @@ first and mapped from there. Host memory then holds one block, whatever the size
 
 from __future__ import annotations
 
+import ctypes
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -17,13 +19,14 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from efficientllava.files import save_tensors
 from efficientllava.models.adapter import Adapter, Matrix
-from efficientllava.models.weight_files import weight_files
+from efficientllava.models.weight_files import INDEX, weight_files
 
 
 @dataclass(frozen=True)
@@ -43,14 +46,22 @@ class BlocksOnDisk:
     """
 
     def __init__(self, adapter: Adapter, folder: Path, work: Path) -> None:
-        self._blocks = adapter.blocks
+        self._model, self._blocks, self._folder = adapter.model, adapter.blocks, folder
         self._work, self._written = work, 0
         paths = {id(value): name for name, value in adapter.model.named_parameters()}
         places = places_in(adapter.model, folder)
+        # what has another dtype in memory than in its file stays in memory
         self._names = [
-            {name: paths[id(value)] for name, value in block.named_parameters()}
+            {
+                name: paths[id(value)]
+                for name, value in block.named_parameters()
+                if _lies_as_is(places.get(paths[id(value)]), value)
+            }
             for block in adapter.blocks
         ]
+        self._files: dict[Path, dict[str, str]] = {}
+        for name, place in places.items():
+            self._files.setdefault(place.file, {})[place.key] = name
         self._places = {name: places[name] for names in self._names for name in names.values()}
         self._mapped: dict[str, int] = {}
         for block in range(len(self._blocks)):
@@ -62,10 +73,11 @@ class BlocksOnDisk:
             for each in range(len(self._blocks)):
                 self.let_go(each)
             return
+        parameters = dict(self._blocks[block].named_parameters())
         changed = {
-            self._names[block][name]: value.data
-            for name, value in self._blocks[block].named_parameters()
-            if value.data_ptr() != self._mapped[self._names[block][name]]
+            path: parameters[name].data
+            for name, path in self._names[block].items()
+            if parameters[name].data_ptr() != self._mapped[path]
         }
         if changed:
             self._written += 1
@@ -73,6 +85,9 @@ class BlocksOnDisk:
             save_tensors(file, changed)
             self._places |= {name: Place(file, name) for name in changed}
         self._map(block)
+        if changed:
+            changed.clear()
+            _trim_heap()
 
     def _map(self, block: int) -> None:
         parameters = dict(self._blocks[block].named_parameters())
@@ -97,13 +112,26 @@ class BlocksOnDisk:
             value: torch.Tensor = opened.get_tensor(place.key)
         return value
 
-    def state(self, model: nn.Module) -> dict[str, torch.Tensor]:
-        """The model's state, the blocks' part of it mapped but not read: for saving in shards."""
+    def save_weights(self, folder: Path) -> None:
+        """Write the model's weights into files as those it came from, one after the other."""
         self.let_go()
-        return {
-            name: self._open(name) if name in self._places else value
-            for name, value in model.state_dict().items()
-        }
+        state = self._model.state_dict()
+        for file, names in self._files.items():
+            tensors = {
+                key: self._open(name) if name in self._places else state[name].contiguous()
+                for key, name in names.items()
+            }
+            save_file(tensors, folder / file.name, metadata={"format": "pt"})
+        if (self._folder / INDEX).is_file():
+            shutil.copyfile(self._folder / INDEX, folder / INDEX)
+
+
+def _lies_as_is(place: Place | None, value: torch.Tensor) -> bool:
+    if place is None:
+        return False
+    with safe_open(place.file, framework="pt") as opened:
+        stored = opened.get_tensor(place.key)
+    return bool(stored.dtype == value.dtype and stored.shape == value.shape)
 
 
 def places_in(model: nn.Module, folder: Path) -> dict[str, Place]:
@@ -152,3 +180,10 @@ def _letting_go(kept: BlocksOnDisk, block: int) -> Callable[..., None]:
         kept.let_go(block)
 
     return let_go
+
+
+def _trim_heap() -> None:
+    """Give freed memory back to the system: glibc keeps what lies between pieces still in use."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -146,22 +146,27 @@ def save_checkpoint(
     processor: ProcessorMixin | Path,
     folder: Path,
     records: Mapping[str, Any] | None = None,
-    state: dict[str, torch.Tensor] | None = None,
-    shard: int | None = None,
+    save_weights: Callable[[Path], None] | None = None,
+    shard: int = SHARD_BYTES,
 ) -> None:
     """Save an ordinary transformers checkpoint, whole or not at all.
-
-    Weights are written from where they lie, one shard after the other; none is copied.
 
     Args:
         processor: it, or the checkpoint whose processor files are copied.
         records: further JSON files by name, e.g. {"pruning.json": {...}}.
-        state: the weights, where they are not those in memory (`BlocksOnDisk.state`).
-        shard: largest bytes of a file; `SHARD_BYTES` when None.
+        save_weights: writes the safetensors files, where the weights are not those in memory
+            (`BlocksOnDisk.save_weights`).
+        shard: largest bytes of a file otherwise; larger models are saved in shards.
     """
     with replacing(Path(folder)) as temporary:
         temporary.mkdir()
-        model.save_pretrained(temporary, state_dict=state, max_shard_size=shard or SHARD_BYTES)
+        if save_weights is None:
+            model.save_pretrained(temporary, max_shard_size=shard)
+        else:
+            model.config.save_pretrained(temporary)
+            if model.generation_config is not None:
+                model.generation_config.save_pretrained(temporary)
+            save_weights(temporary)
         if isinstance(processor, Path):
             _copy_processor(processor, temporary)
         else:

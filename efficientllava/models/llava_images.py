@@ -103,8 +103,9 @@ def use_original_images(processor: ProcessorMixin) -> bool:
     Returns:
         Whether the processor was changed.
     """
-    images = processor.image_processor
-    size, crop = getattr(images, "size", None), getattr(images, "crop_size", None)
+    images: Any = processor.image_processor
+    size: Any = getattr(images, "size", None)
+    crop: Any = getattr(images, "crop_size", None)
     like_clip = (
         list(images.image_mean or ()) == OPENAI_CLIP_MEAN
         and list(images.image_std or ()) == OPENAI_CLIP_STD

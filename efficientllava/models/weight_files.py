@@ -78,10 +78,3 @@ def check_finite(folder: Path) -> None:
                         where=str(folder),
                         remedy="the checkpoint is damaged: get it again",
                     )
-
-
-def shard_bytes(folder: Path) -> int | None:
-    """Size of the largest shard of a checkpoint that is saved in shards; else None."""
-    if not (Path(folder) / INDEX).is_file():
-        return None
-    return max(file.stat().st_size for file in weight_files(folder))

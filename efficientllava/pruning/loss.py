@@ -25,7 +25,8 @@ Head = Callable[[torch.Tensor], torch.Tensor]
 """Hidden states [n, d] to logits [n, vocabulary]."""
 
 ROWS_PER_CHUNK = 4096
-"""Logits are formed for this many positions at a time: vocabulary x tokens never materialises."""
+LOGITS_PER_CHUNK = 4096 * 2560
+"""Logits are formed for few positions at a time: vocabulary x tokens never materialises."""
 
 
 def negative_log_likelihood(log_probabilities: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
@@ -91,12 +92,12 @@ def hidden_states(language_model: nn.Module, inputs: LanguageInputs) -> torch.Te
     return states
 
 
-def log_probabilities(
-    head: Head, hidden: torch.Tensor
-) -> Iterator[tuple[slice, torch.Tensor]]:
+def log_probabilities(head: Head, hidden: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
     """Log-probabilities of the next token for rows [n, d], in chunks."""
-    for start in range(0, hidden.shape[0], ROWS_PER_CHUNK):
-        rows = slice(start, start + ROWS_PER_CHUNK)
+    vocabulary = head(hidden[:0]).shape[-1]
+    step = min(ROWS_PER_CHUNK, max(1, LOGITS_PER_CHUNK // vocabulary))
+    for start in range(0, hidden.shape[0], step):
+        rows = slice(start, start + step)
         yield rows, functional.log_softmax(head(hidden[rows]).float(), dim=-1)
 
 
@@ -145,6 +146,8 @@ def remember_dense(adapter: Adapter, head: Head, batches: Sequence[LossBatch]) -
 
 
 def _joined(parts: Sequence[Distribution]) -> Distribution:
+    if len(parts) == 1:
+        return parts[0]
     return Distribution(
         torch.cat([part.probabilities for part in parts]),
         torch.cat([part.negative_entropy for part in parts]),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -94,8 +94,16 @@ def prune_model(
     return rows
 
 
-def stitch_model(adapter: Adapter, database: Database, policy: Policy) -> list[dict[str, Any]]:
+def stitch_model(
+    adapter: Adapter,
+    database: Database,
+    policy: Policy,
+    finished: Callable[[int], None] = lambda block: None,
+) -> list[dict[str, Any]]:
     """Replace every prunable matrix, in place, by its solution in the database.
+
+    Args:
+        finished: called with a block when all matrices up to it are replaced.
 
     Returns:
         Rows as `prune_model`; relative errors are those of the dense calibration pass.
@@ -108,6 +116,8 @@ def stitch_model(adapter: Adapter, database: Database, policy: Policy) -> list[d
         error = record["levels"][level_key(level)]["relative_error"]
         already = record["already_zero"]
         rows.append(_row(matrix.name, matrix.block, level, matrix.weight, new, error, already))
+        if matrix.block > 0 and matrix is adapter.of_block(matrix.block)[0][0]:
+            finished(matrix.block - 1)
         matrix.replace(new)
     return rows
 
@@ -139,7 +149,11 @@ def achieved_sparsity(rows: Sequence[Mapping[str, Any]]) -> float:
     return sum(row["zeros"] for row in rows) / sum(row["size"] for row in rows)
 
 
-def verify(adapter: Adapter, rows: Sequence[Mapping[str, Any]]) -> None:
+def verify(
+    adapter: Adapter,
+    rows: Sequence[Mapping[str, Any]],
+    weight_of: Callable[[Matrix], torch.Tensor] = lambda matrix: matrix.weight,
+) -> None:
     """Check a pruned model against its record: round(level * size) zeros in every matrix.
 
     More are allowed only where weights were zero before or are fed by dead inputs.
@@ -153,9 +167,10 @@ def verify(adapter: Adapter, rows: Sequence[Mapping[str, Any]]) -> None:
         if matrix.name not in recorded:
             raise UserError("not in the record", where=matrix.name)
         row = recorded[matrix.name]
-        zeros = int((matrix.weight == 0).sum())
+        weight = weight_of(matrix)
+        zeros = int((weight == 0).sum())
         wanted = zeros_at(row["level"], matrix.size)
-        if not torch.isfinite(matrix.weight).all():
+        if not torch.isfinite(weight).all():
             raise UserError("holds NaN or inf after pruning", where=matrix.name)
         if zeros != row["zeros"] or not wanted <= zeros <= wanted + row["already_zero"]:
             raise UserError(

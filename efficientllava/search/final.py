@@ -84,7 +84,10 @@ def prune_finally(
         sequential = _weights(adapter, on_disk)
         for matrix, weight in zip(adapter.matrices, dense, strict=True):
             matrix.replace(weight)
-        stitched_rows = stitch_model(adapter, database, policy)
+        if on_disk is None:
+            stitched_rows = stitch_model(adapter, database, policy)
+        else:
+            stitched_rows = stitch_model(adapter, database, policy, on_disk.let_go)
         stitched = measured(stitched_rows)
         risks["stitched_risk"] = stitched["risk"]
         if stitched["risk"] < scores["risk"]:
@@ -92,7 +95,11 @@ def prune_finally(
         else:
             for matrix, weight in zip(adapter.matrices, sequential, strict=True):
                 matrix.replace(weight)
-    verify(adapter, rows)
+    if on_disk is None:
+        verify(adapter, rows)
+    else:
+        on_disk.let_go()
+        verify(adapter, rows, on_disk.weight)
     return {
         **scores,
         **risks,

@@ -130,3 +130,9 @@ def test_official_scienceqa_records(tmp_path: Path) -> None:
     assert len(questions) == 50
     assert questions[0].id == "4"
     assert sum(each.image is not None for each in questions) > 10
+
+
+def test_an_image_larger_than_pillow_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4)
+    with pytest.raises(UserError, match="image too large"):
+        read_questions(write(tmp_path, RECORD), "test")

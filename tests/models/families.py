@@ -266,9 +266,7 @@ def _internvl_processor() -> ProcessorMixin:
 
 TINY = {
     "llava": TinyFamily(_llava_processor, _llava, LlavaForConditionalGeneration),
-    "llava_next": TinyFamily(
-        _llava_next_processor, _llava_next, LlavaNextForConditionalGeneration
-    ),
+    "llava_next": TinyFamily(_llava_next_processor, _llava_next, LlavaNextForConditionalGeneration),
     "qwen2_5_vl": TinyFamily(_qwen_processor, _qwen, Qwen2_5_VLForConditionalGeneration),
     "paligemma": TinyFamily(
         _paligemma_processor, _paligemma(GemmaConfig), PaliGemmaForConditionalGeneration

@@ -23,7 +23,7 @@ from efficientllava.models.checkpoint import (
     load_processor,
     save_checkpoint,
 )
-from efficientllava.models.weight_files import shard_bytes, weight_files
+from efficientllava.models.weight_files import weight_files
 from efficientllava.parameters import PruningParameters, SearchParameters
 from efficientllava.pruning.calibration import BlockWalk, calibration_inputs
 from efficientllava.pruning.database import build_database, open_database
@@ -225,10 +225,8 @@ def test_one_block_in_memory_changes_nothing(case: Case, tmp_path: Path) -> None
             prune_finally(
                 adapter, case.proxy, None, "obs", policy, {}, pruning, search, on_disk=on_disk
             )
-            state = None if on_disk is None else on_disk.state(model)
-            save_checkpoint(
-                model, dense, tmp_path / name, state=state, shard=shard_bytes(dense)
-            )
+            save_weights = None if on_disk is None else on_disk.save_weights
+            save_checkpoint(model, dense, tmp_path / name, save_weights=save_weights, shard=20_000)
     files = sorted(path.name for path in (tmp_path / "memory").iterdir())
     assert "model.safetensors.index.json" in files
     assert [path.name for path in sorted((tmp_path / "disk").iterdir())] == files
