@@ -123,6 +123,10 @@ class PruningParameters(Section):
         "auto", description="column loop: plain torch, compiled for the CPU (float32; same bits), or compiled where possible"
     )
 
+    storage: Literal["dense", "compact"] = Field(
+        "dense", description="the database on disk: matrices as they are, or a bitmask and the weights that are left (half the size, decoded when used)"
+    )
+
     @model_validator(mode="after")
     def kernel_fits_precision(self) -> Self:
         if self.kernel == "compiled" and self.precision != "float32":
@@ -179,6 +183,9 @@ class SearchParameters(Section):
     )
     fitness: Literal["kl", "nll"] = Field(
         "kl", description="proxy loss: KL to the dense model, or negative log-likelihood (paper)"
+    )
+    kl_tokens: int | None = Field(
+        None, ge=1, description="most likely tokens of the dense model kept per position for the KL, the rest as one; null keeps all"
     )
     fitness_data: Literal["text", "text_and_pairs"] = Field(
         "text_and_pairs", description="what the proxy loss is measured on (paper: text)"

@@ -143,9 +143,10 @@ class ProjectorEvolution:
         positions = pairs.answer_positions()
         hidden = output.last_hidden_state[positions]
         head = self.adapter.model.get_output_embeddings()  # type: ignore[operator]
-        scored = torch.log_softmax(head(hidden).float(), dim=-1)
+        logits = head(hidden).float()
         if self.loss == "kl":
             rows = torch.cat([self.rows[index] for index in chosen])
-            return kl_divergence(self.dense[rows], scored).sum(), scored.shape[0]
+            return kl_divergence(self.dense[rows], logits).sum(), logits.shape[0]
         wanted = next_tokens(pairs.labels, positions)
+        scored = torch.log_softmax(logits, dim=-1)
         return negative_log_likelihood(scored, wanted).sum(), int((wanted != IGNORED).sum())

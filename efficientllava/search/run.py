@@ -126,7 +126,13 @@ class Search:
         """Search until the last round, `max_seconds`, or no gain for `patience` rounds."""
         parameters = self.parameters
         torch.set_num_threads(parameters.threads)
-        self.loss = ProxyLoss(self.adapter, self.proxy, parameters.fitness, parameters.fitness_data)
+        self.loss = ProxyLoss(
+            self.adapter,
+            self.proxy,
+            parameters.fitness,
+            parameters.fitness_data,
+            parameters.kl_tokens,
+        )
         models = stitched_models(self.adapter, self.database, parameters.workers)
         # the projector is moved through the first worker's model, when the others rest
         self.stitched = models[0]
