@@ -109,9 +109,7 @@ def main() -> None:
 
     torch.set_num_threads(wanted.threads)
     print(json.dumps({**vars(wanted), "machine": machine(), "load": os.getloadavg()[0]}))
-    model = random_llava(
-        wanted.width, wanted.mlp, wanted.blocks, wanted.vocabulary, wanted.length
-    )
+    model = random_llava(wanted.width, wanted.mlp, wanted.blocks, wanted.vocabulary, wanted.length)
     adapter = adapter_for(model)
     segments = torch.randint(5, wanted.vocabulary, (wanted.segments, wanted.length))
     loss = ProxyLoss(adapter, ProxyData(segments, None), "kl", "text", wanted.kl_tokens)

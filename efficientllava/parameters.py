@@ -227,6 +227,12 @@ class SearchParameters(Section):
         description="candidates evaluated side by side, each with its own copy of the language model; changes no result",
     )
     threads: int = Field(1, ge=1, description="threads of one candidate's evaluation")
+    executor: Literal["threads", "processes", "dask"] = Field(
+        "threads", description="who the workers are: threads of the search, processes, or Dask's processes; changes no result"
+    )
+    dask_address: str | None = Field(
+        None, description="a running Dask scheduler, e.g. tcp://host:8786, whose workers read the same folders; null starts `workers` processes here"
+    )
 
     @model_validator(mode="after")
     def parts_fit(self) -> Self:

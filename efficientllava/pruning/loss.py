@@ -114,9 +114,7 @@ def hidden_states(language_model: nn.Module, inputs: LanguageInputs) -> torch.Te
     return states
 
 
-def chunked_logits(
-    head: nn.Module, hidden: torch.Tensor
-) -> Iterator[tuple[slice, torch.Tensor]]:
+def chunked_logits(head: nn.Module, hidden: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
     """Logits of the next token in float32 for rows [n, d], a chunk of rows at a time."""
     vocabulary = head.weight.shape[0]  # type: ignore[union-attr,index]
     step = max(CHUNK.get(hidden.device.type, OTHER_CHUNK) // int(vocabulary), FEWEST_ROWS)

@@ -29,7 +29,7 @@ def stored(key: str, solution: torch.Tensor, form: Storage) -> dict[str, torch.T
         return {key: solution}
     # by bits and not by value: a negative zero counts as kept, or it would come back positive
     raw = solution.contiguous().view(torch.uint8).view(*solution.shape, -1)
-    kept = raw.any(dim=2)
+    kept = (raw != 0).any(dim=2)
     mask = torch.from_numpy(np.packbits(kept.cpu().numpy(), axis=1, bitorder="little"))
     return {key + MASK: mask, key + KEPT: solution[kept]}
 

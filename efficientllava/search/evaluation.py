@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from queue import SimpleQueue
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -79,6 +80,21 @@ def stitched_models(adapter: Adapter, database: Database, count: int) -> list[St
     return models
 
 
+class Evaluator(Protocol):
+    """What a search asks of whoever scores its candidates."""
+
+    def losses(
+        self, policies: Sequence[Sequence[float]], share: float = 1.0
+    ) -> Iterator[tuple[int, float]]:
+        """(index, proxy loss) of every policy, as they finish."""
+
+    def projector_moved(self, state: Mapping[str, torch.Tensor]) -> None:
+        """From now on candidates are scored with this projector."""
+
+    def close(self) -> None:
+        """Let the workers go."""
+
+
 class CandidateEvaluator:
     """Proxy losses of policies, several side by side; which worker scores what changes nothing.
 
@@ -112,6 +128,10 @@ class CandidateEvaluator:
         }
         for future in as_completed(futures):
             yield futures[future], future.result()
+
+    def projector_moved(self, state: Mapping[str, torch.Tensor]) -> None:
+        """From now on candidates are scored with this projector, which the adapter holds."""
+        self.loss.projector_moved()
 
     def close(self) -> None:
         """Let the workers go."""
