@@ -131,6 +131,7 @@ class ProcessEvaluator:
         left, deaths = list(swap_order(policies, self._sizes)), 0
         while left:
             finished = 0
+            futures: dict[Future[float], int] = {}
             try:
                 futures = {
                     self._executor.submit(
@@ -151,12 +152,16 @@ class ProcessEvaluator:
                         where="search.workers",
                         remedy="look for the kernel's out-of-memory killer; use fewer workers",
                     ) from error
-                self._executor.shutdown(wait=False, cancel_futures=True)
+                self._executor.shutdown(wait=False)
                 self._executor = self._make_executor()
+            finally:
+                # when the search is interrupted, too
+                for future in futures:
+                    future.cancel()
 
     def close(self) -> None:
         """Let the processes go."""
-        self._executor.shutdown(cancel_futures=True)
+        self._executor.shutdown()
 
 
 def _as_finished(futures: Mapping[Future[Any], int]) -> Iterator[Future[Any]]:
