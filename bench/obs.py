@@ -141,7 +141,9 @@ def main() -> None:
     bound = floor(groups, len(wanted.levels))
     print(json.dumps({key: round(value, 3) for key, value in bound.items()}), flush=True)
 
-    print("| input | matrices | engine s | of it factor s | reference s | ratio | processor ratio |")
+    print(
+        "| input | matrices | engine s | of it factor s | reference s | ratio | processor ratio |"
+    )
     print("|---|---|---|---|---|---|---|")
     total = {"engine": 0.0, "reference": 0.0, "engine_cpu": 0.0, "reference_cpu": 0.0}
     rows, runs = [], 0
@@ -186,7 +188,9 @@ def main() -> None:
         f"| {total['reference']:.2f} | {total['reference'] / total['engine']:.1f} "
         f"| {total['reference_cpu'] / total['engine_cpu']:.1f} |"
     )
-    print(f"reference runs measured: {runs}; floor reached: {bound['floor_s'] / total['engine']:.2f}")
+    print(
+        f"reference runs measured: {runs}; floor reached: {bound['floor_s'] / total['engine']:.2f}"
+    )
     print("| matrix | level | same mask | output error | reference's | relative difference |")
     print("|---|---|---|---|---|---|")
     for name, level, row in rows:

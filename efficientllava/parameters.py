@@ -123,6 +123,10 @@ class PruningParameters(Section):
         "auto", description="column loop: plain torch, compiled for the CPU (float32; same bits), or compiled where possible"
     )
 
+    storage: Literal["dense", "compact"] = Field(
+        "dense", description="the database on disk: matrices as they are, or a bitmask and the weights that are left (half the size, decoded when used)"
+    )
+
     @model_validator(mode="after")
     def kernel_fits_precision(self) -> Self:
         if self.kernel == "compiled" and self.precision != "float32":
@@ -180,6 +184,9 @@ class SearchParameters(Section):
     fitness: Literal["kl", "nll"] = Field(
         "kl", description="proxy loss: KL to the dense model, or negative log-likelihood (paper)"
     )
+    kl_tokens: int | None = Field(
+        None, ge=1, description="most likely tokens of the dense model kept per position for the KL, the rest as one; null keeps all"
+    )
     fitness_data: Literal["text", "text_and_pairs"] = Field(
         "text_and_pairs", description="what the proxy loss is measured on (paper: text)"
     )
@@ -220,6 +227,12 @@ class SearchParameters(Section):
         description="candidates evaluated side by side, each with its own copy of the language model; changes no result",
     )
     threads: int = Field(1, ge=1, description="threads of one candidate's evaluation")
+    executor: Literal["threads", "processes", "dask"] = Field(
+        "threads", description="who the workers are: threads of the search, processes, or Dask's processes; changes no result"
+    )
+    dask_address: str | None = Field(
+        None, description="a running Dask scheduler, e.g. tcp://host:8786, whose workers read the same folders; null starts `workers` processes here"
+    )
 
     @model_validator(mode="after")
     def parts_fit(self) -> Self:

@@ -10,11 +10,16 @@ added to those that are there.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from efficientllava.pruning.methods import Method, method_named
 from tasks.stage import ARTIFACTS, Stage, run_stage
+
+if TYPE_CHECKING:
+    from efficientllava.parameters import SearchParameters
+    from efficientllava.search.workers import ProcessEvaluator
 
 
 def search(stage: Stage) -> None:
@@ -45,13 +50,15 @@ def _search(stage: Stage, method: Method) -> None:
 
     levels = stage.parameters.levels(stage.ratio)
     proxy = load_proxy(ARTIFACTS / "proxy")
+    adapter = adapter_for(load_model(ARTIFACTS / "model"))
+    parameters = method.search_parameters(stage.parameters.search)
     result = Search(
-        adapter_for(load_model(ARTIFACTS / "model")),
+        adapter,
         proxy,
         open_database(ARTIFACTS / "database", levels),
         levels,
         stage.ratio,
-        method.search_parameters(stage.parameters.search),
+        parameters,
         unfinished("search", stage),
         {
             "model": folder_digest(ARTIFACTS / "model"),
@@ -60,6 +67,7 @@ def _search(stage: Stage, method: Method) -> None:
         },
         method.upper_bound,
         stage.progress,
+        _make_evaluator(adapter.sizes, parameters),
     ).run()
     history = []
     for candidate in result.history:
@@ -67,6 +75,31 @@ def _search(stage: Stage, method: Method) -> None:
         row["policy"] = [levels[gene] for gene in row.pop("genes")]
         history.append(row)
     _write(stage, result.policy, "search", history, result.projector, result.summary)
+
+
+def _make_evaluator(
+    sizes: list[int], parameters: SearchParameters
+) -> Callable[[Path], ProcessEvaluator] | None:
+    """Scores candidates in other processes, if params.yaml asks for that."""
+    from efficientllava.search.workers import ProcessEvaluator, Work
+    from tasks.executors import executor_maker
+
+    make_executor = executor_maker(parameters)
+    if make_executor is None:
+        return None
+    model, proxy, database = (
+        str((ARTIFACTS / name).resolve()) for name in ("model", "proxy", "database")
+    )
+    work = Work(
+        model,
+        proxy,
+        database,
+        parameters.fitness,
+        parameters.fitness_data,
+        parameters.kl_tokens,
+        parameters.threads,
+    )
+    return lambda folder: ProcessEvaluator(work, make_executor, folder, sizes)
 
 
 def _write(

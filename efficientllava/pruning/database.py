@@ -16,6 +16,7 @@ import torch
 from efficientllava.data.proxy import ProxyData
 from efficientllava.errors import UserError
 from efficientllava.files import (
+    file_digest,
     load_tensors,
     read_json,
     replacing,
@@ -26,6 +27,7 @@ from efficientllava.files import (
 from efficientllava.models.adapter import Adapter
 from efficientllava.parameters import PruningParameters
 from efficientllava.progress import Event, Progress, silent
+from efficientllava.pruning import storage
 from efficientllava.pruning.calibration import BlockWalk, GroupHessian, calibration_inputs
 from efficientllava.pruning.hessian import InverseFactor, inverse_factor, relative_error
 from efficientllava.pruning.obs import prune_levels
@@ -80,8 +82,8 @@ def build_database(
         identity: digests (model, proxy, code) that decide whether unfinished work still counts.
 
     Returns:
-        The manifest: levels, and per matrix and level the zeros, the relative output error
-        tr(dW H dW^T) / tr(W H W^T) and the Frobenius norm.
+        The manifest: levels, digests of the files, and per matrix and level the zeros, the
+        relative output error tr(dW H dW^T) / tr(W H W^T) and the Frobenius norm.
     """
     levels = [round(level, 4) for level in levels]
     header = {
@@ -100,12 +102,16 @@ def build_database(
         else:
             block_records, tensors = _solve_block(walk, block, levels, parameters)
             save_tensors(unfinished / block_file(block), tensors)
+            del tensors
             write_json(record_file, block_records)
             records.update(block_records)
         if block + 1 < total:
             walk.advance(block)
         progress(Event("block", block + 1, total))
-    manifest = {**header, "matrices": records}
+    files = {
+        block_file(block): file_digest(unfinished / block_file(block)) for block in range(total)
+    }
+    manifest = {**header, "matrices": records, "files": files}
     with replacing(Path(folder)) as temporary:
         temporary.mkdir()
         for block in range(total):
@@ -141,7 +147,8 @@ def _solve_block(
                 },
             }
             for level, solution in zip(levels, per_level, strict=True):
-                tensors[f"{matrix.name}@{level_key(level)}"] = solution
+                key = f"{matrix.name}@{level_key(level)}"
+                tensors.update(storage.stored(key, solution, parameters.storage))
     return records, tensors
 
 
@@ -151,7 +158,7 @@ class Database:
 
     Attributes:
         manifest: what `build_database` returned.
-        tensors: "NAME@LEVEL" -> solution [out, in].
+        tensors: what `storage.stored` made of each solution [out, in], by "NAME@LEVEL".
     """
 
     manifest: dict[str, Any]
@@ -159,7 +166,12 @@ class Database:
 
     def solution(self, name: str, level: float) -> torch.Tensor:
         """The OBS solution [out, in] of a matrix at a level."""
-        return self.tensors[f"{name}@{level_key(level)}"]
+        size = self.manifest["matrices"][name]["size"]
+        return storage.restored(self.tensors, f"{name}@{level_key(level)}", size)
+
+    def put(self, name: str, level: float, weight: torch.Tensor) -> None:
+        """Copy the solution of a matrix at a level into `weight` [out, in]."""
+        storage.restore_into(self.tensors, f"{name}@{level_key(level)}", weight)
 
     def norm_ratio(self, name: str, level: float) -> float:
         """||W^_i||_F / ||W_i||_F of equation (3)."""
@@ -168,11 +180,12 @@ class Database:
         return float(record["levels"][level_key(level)]["norm"] / norm) if norm > 0 else 1.0
 
 
-def open_database(folder: Path, levels: Sequence[float] = ()) -> Database:
+def open_database(folder: Path, levels: Sequence[float] = (), check: bool = False) -> Database:
     """Open a finished database.
 
     Args:
         levels: those that will be needed.
+        check: read every file and compare its digest with the manifest's.
 
     Raises:
         UserError: a file is missing or damaged, or a level is not in it.
@@ -186,8 +199,13 @@ def open_database(folder: Path, levels: Sequence[float] = ()) -> Database:
             where=str(folder),
             remedy="build the database again for these ratios and offsets",
         )
-    blocks = 1 + max(record["block"] for record in manifest["matrices"].values())
     tensors: dict[str, torch.Tensor] = {}
-    for block in range(blocks):
-        tensors.update(load_tensors(folder / block_file(block)))
+    for name, digest in manifest["files"].items():
+        tensors.update(load_tensors(folder / name))
+        if check and file_digest(folder / name) != digest:
+            raise UserError(
+                "is not the file that was written",
+                where=str(folder / name),
+                remedy="build the database again",
+            )
     return Database(manifest, tensors)

@@ -224,9 +224,7 @@ class Block:
                 digits: Callable[..., None] = digits,
                 into: np.ndarray = histograms,
             ) -> None:
-                digits(
-                    self.tiles.bounds[first:last], self.tiles.section[first:last], into[thread]
-                )
+                digits(self.tiles.bounds[first:last], self.tiles.section[first:last], into[thread])
 
             self.tiles.run(work)
             upto = histograms.sum(axis=0).cumsum(axis=1)

@@ -83,6 +83,4 @@ def _load(builder: Any, place: Any) -> Any:
 
 
 def _declare(builder: Any, name: str, result: Any, arguments: list[Any]) -> Any:
-    return cgutils.get_or_insert_function(
-        builder.module, ir.FunctionType(result, arguments), name
-    )
+    return cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, arguments), name)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from queue import SimpleQueue
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -33,6 +34,7 @@ class StitchedModel:
     ) -> None:
         self.language_model, self.database = language_model, database
         self._modules, self._names = modules, names
+        self.sizes = [module.weight.numel() for module in modules]  # type: ignore[operator,union-attr]
         self._current: list[float | None] = [None] * len(names)
 
     @torch.no_grad()
@@ -40,9 +42,29 @@ class StitchedModel:
         """Put the solutions of a policy in place; only matrices whose level changed are copied."""
         for index, level in enumerate(policy):
             if self._current[index] != level:
-                solution = self.database.solution(self._names[index], level)
-                self._modules[index].weight.copy_(solution)  # type: ignore[operator,union-attr]
+                weight: torch.Tensor = self._modules[index].weight  # type: ignore[assignment]
+                self.database.put(self._names[index], level, weight.data)
                 self._current[index] = level
+
+
+def swap_order(policies: Sequence[Sequence[float]], sizes: Sequence[int]) -> list[int]:
+    """An order of policies in which little is copied: always the nearest of those left is next.
+
+    Each policy is stitched whole, so the order changes no loss.
+
+    Args:
+        policies: ratios of every matrix.
+        sizes: weights of every matrix.
+    """
+    if not policies:
+        return []
+    levels, weights = torch.tensor(policies), torch.tensor(sizes, dtype=torch.float64)
+    order, left = [0], set(range(1, len(policies)))
+    while left:
+        copied = ((levels != levels[order[-1]]) * weights).sum(dim=1).tolist()
+        order.append(min(left, key=lambda index: (copied[index], index)))
+        left.remove(order[-1])
+    return order
 
 
 def stitched_models(adapter: Adapter, database: Database, count: int) -> list[StitchedModel]:
@@ -58,6 +80,21 @@ def stitched_models(adapter: Adapter, database: Database, count: int) -> list[St
     return models
 
 
+class Evaluator(Protocol):
+    """What a search asks of whoever scores its candidates."""
+
+    def losses(
+        self, policies: Sequence[Sequence[float]], share: float = 1.0
+    ) -> Iterator[tuple[int, float]]:
+        """(index, proxy loss) of every policy, as they finish."""
+
+    def projector_moved(self, state: Mapping[str, torch.Tensor]) -> None:
+        """From now on candidates are scored with this projector."""
+
+    def close(self) -> None:
+        """Let the workers go."""
+
+
 class CandidateEvaluator:
     """Proxy losses of policies, several side by side; which worker scores what changes nothing.
 
@@ -67,7 +104,7 @@ class CandidateEvaluator:
     """
 
     def __init__(self, models: list[StitchedModel], loss: ProxyLoss, threads: int) -> None:
-        self.loss = loss
+        self.loss, self._sizes = loss, models[0].sizes
         self._free: SimpleQueue[StitchedModel] = SimpleQueue()
         for model in models:
             self._free.put(model)
@@ -86,11 +123,15 @@ class CandidateEvaluator:
     ) -> Iterator[tuple[int, float]]:
         """(index, proxy loss) of every policy, as they finish."""
         futures = {
-            self._pool.submit(self._evaluate, policy, share): index
-            for index, policy in enumerate(policies)
+            self._pool.submit(self._evaluate, policies[index], share): index
+            for index in swap_order(policies, self._sizes)
         }
         for future in as_completed(futures):
             yield futures[future], future.result()
+
+    def projector_moved(self, state: Mapping[str, torch.Tensor]) -> None:
+        """From now on candidates are scored with this projector, which the adapter holds."""
+        self.loss.projector_moved()
 
     def close(self) -> None:
         """Let the workers go."""

@@ -144,11 +144,12 @@ class ProjectorEvolution:
         output = self.adapter.model.model(**pairs.inputs, use_cache=False)  # type: ignore[operator,union-attr]
         positions = pairs.answer_positions()
         hidden = output.last_hidden_state[positions]
-        scored = torch.log_softmax(self.adapter.head(hidden).float(), dim=-1)
+        logits = self.adapter.head(hidden).float()
         if self.loss == "kl":
             rows = torch.cat([self.rows[index] for index in chosen])
-            return kl_divergence(self.dense[rows], scored).sum(), scored.shape[0]
+            return kl_divergence(self.dense[rows], logits).sum(), logits.shape[0]
         wanted = next_tokens(pairs.labels, positions)
+        scored = torch.log_softmax(logits, dim=-1)
         return negative_log_likelihood(scored, wanted).sum(), int((wanted != IGNORED).sum())
 
 

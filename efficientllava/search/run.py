@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
@@ -19,7 +19,7 @@ from efficientllava.parameters import SearchParameters
 from efficientllava.progress import Event, Progress, silent
 from efficientllava.pruning.database import Database
 from efficientllava.pruning.loss import ProxyLoss, pair_loss_batches, remember_dense
-from efficientllava.search.evaluation import CandidateEvaluator, stitched_models
+from efficientllava.search.evaluation import CandidateEvaluator, Evaluator, stitched_models
 from efficientllava.search.evolution import (
     Candidate,
     Proposal,
@@ -39,7 +39,7 @@ from efficientllava.search.risk import COMPLEXITIES, structural_risk
 PROJECTOR_STREAM = -1
 """Index of the projector's random numbers in a round."""
 
-UNDECISIVE = {"rounds", "workers", "max_seconds"}
+UNDECISIVE = {"rounds", "workers", "max_seconds", "executor", "dask_address"}
 """Search parameters that do not change what a round does: work of other values is continued."""
 
 
@@ -81,6 +81,7 @@ class Search:
             again.
         identity: digests (model, proxy, code) that decide whether unfinished work still counts.
         upper_bound: weight candidates by equation (7); False sets every c_m to 1.
+        make_evaluator: given the work folder, whoever scores candidates in place of this process.
 
     Raises:
         UserError: no policy meets the budget; the projector is to evolve without image-text pairs.
@@ -98,7 +99,9 @@ class Search:
         identity: dict[str, Any],
         upper_bound: bool = True,
         progress: Progress = silent,
+        make_evaluator: Callable[[Path], Evaluator] | None = None,
     ) -> None:
+        self.make_evaluator = make_evaluator
         if parameters.evolve_projector:
             require_pairs(0 if proxy.pairs is None else len(proxy.pairs))
         self.adapter, self.proxy, self.database = adapter, proxy, database
@@ -126,12 +129,23 @@ class Search:
         """Search until the last round, `max_seconds`, or no gain for `patience` rounds."""
         parameters = self.parameters
         torch.set_num_threads(parameters.threads)
-        self.loss = ProxyLoss(self.adapter, self.proxy, parameters.fitness, parameters.fitness_data)
-        models = stitched_models(self.adapter, self.database, parameters.workers)
+        self.loss = ProxyLoss(
+            self.adapter,
+            self.proxy,
+            parameters.fitness,
+            parameters.fitness_data,
+            parameters.kl_tokens,
+        )
+        here = parameters.workers if self.make_evaluator is None else 1
+        models = stitched_models(self.adapter, self.database, here)
         # the projector is moved through the first worker's model, when the others rest
         self.stitched = models[0]
         self.evolution = self._projector_evolution() if parameters.evolve_projector else None
-        self.evaluator = CandidateEvaluator(models, self.loss, parameters.threads)
+        self.evaluator: Evaluator = (
+            CandidateEvaluator(models, self.loss, parameters.threads)
+            if self.make_evaluator is None
+            else self.make_evaluator(self.work)
+        )
         self.started = time.monotonic()
         try:
             for number in range(1, parameters.rounds + 1):
@@ -227,7 +241,7 @@ class Search:
         step = self.evolution.step(weights, random)
         if step.kept:
             self.state.projector += 1
-            self.loss.projector_moved()
+            self.evaluator.projector_moved(self.adapter.projector.state_dict())
         return step
 
     def _complexity(self, policy: Sequence[float]) -> float:
@@ -336,7 +350,7 @@ class Search:
             state.projector = stored["projector"]
             moved = load_tensors(self.work / f"projector-{number:03d}.safetensors")
             self.adapter.projector.load_state_dict(moved)
-            self.loss.projector_moved()
+            self.evaluator.projector_moved(self.adapter.projector.state_dict())
         return True
 
     def _tell(self, number: int) -> None:

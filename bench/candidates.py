@@ -1,0 +1,168 @@
+"""Candidates of a search against bare forward passes of the same tokens, side by side.
+
+    python -m bench.candidates                     # the embedded model, four times as wide
+    python -m bench.candidates --width 1024 --mlp 2752 --blocks 4 --vocabulary 32000 \\
+        --segments 8 --candidates 32
+
+A candidate: stitch a random policy from the database on disk, then its proxy loss (KL to the
+dense model). A bare pass: the language model, the head and -log softmax of the next token, on the
+dense weights, by the same code (logits in chunks); nothing is stitched and no KL is formed. The
+two alternate, so that whatever else the machine does falls on both. Weights are random.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from tasks.environment import prepare, use_threads
+
+LEVELS = (0.4, 0.45, 0.5, 0.55, 0.6)
+
+
+def random_llava(width: int, mlp: int, blocks: int, vocabulary: int, context: int) -> Any:
+    """A LLaVA whose decoder has the given size, with random weights and the smallest tower."""
+    import torch
+    from transformers import (
+        CLIPVisionConfig,
+        LlamaConfig,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+    )
+
+    torch.manual_seed(0)
+    heads = max(width // 64, 1)
+    text = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=mlp,
+        num_hidden_layers=blocks,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        max_position_embeddings=context,
+    )
+    vision = CLIPVisionConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=32,
+        patch_size=16,
+    )
+    return LlavaForConditionalGeneration(
+        LlavaConfig(vision_config=vision, text_config=text, vision_feature_layer=-1)
+    ).eval()
+
+
+def magnitude_database(adapter: Any, folder: Path, form: Any) -> Any:
+    """A database on disk whose solutions are magnitude masks: its speed is that of a real one."""
+    from efficientllava.files import file_digest, save_tensors, write_json
+    from efficientllava.pruning import storage
+    from efficientllava.pruning.database import MANIFEST, block_file, level_key, open_database
+    from efficientllava.pruning.masks import magnitude
+
+    records, files = {}, {}
+    for block in range(len(adapter.blocks)):
+        tensors: dict[str, Any] = {}
+        for matrix in (m for group in adapter.of_block(block) for m in group):
+            records[matrix.name] = {"block": block, "size": matrix.size, "norm": 1.0, "levels": {}}
+            for level in LEVELS:
+                key = f"{matrix.name}@{level_key(level)}"
+                tensors.update(storage.stored(key, magnitude(matrix.weight, level), form))
+        save_tensors(folder / block_file(block), tensors)
+        files[block_file(block)] = file_digest(folder / block_file(block))
+    write_json(folder / MANIFEST, {"levels": LEVELS, "matrices": records, "files": files})
+    return open_database(folder, LEVELS)
+
+
+def main() -> None:
+    """Measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--width", type=int, default=160)
+    parser.add_argument("--mlp", type=int, default=384)
+    parser.add_argument("--blocks", type=int, default=6)
+    parser.add_argument("--vocabulary", type=int, default=2560)
+    parser.add_argument("--segments", type=int, default=64)
+    parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--candidates", type=int, default=160)
+    parser.add_argument("--storage", choices=("dense", "compact"), default="dense")
+    parser.add_argument("--kl-tokens", type=int)
+    parser.add_argument("--threads", type=int, default=1)
+    wanted = parser.parse_args()
+    prepare()
+    use_threads(wanted.threads)
+
+    import torch
+
+    from bench.machine import machine
+    from efficientllava.data.proxy import ProxyData
+    from efficientllava.models.adapter import adapter_for
+    from efficientllava.pruning.loss import ProxyLoss, mean_loss
+    from efficientllava.search.evaluation import stitched_models, swap_order
+
+    torch.set_num_threads(wanted.threads)
+    print(json.dumps({**vars(wanted), "machine": machine(), "load": os.getloadavg()[0]}))
+    model = random_llava(wanted.width, wanted.mlp, wanted.blocks, wanted.vocabulary, wanted.length)
+    adapter = adapter_for(model)
+    segments = torch.randint(5, wanted.vocabulary, (wanted.segments, wanted.length))
+    loss = ProxyLoss(adapter, ProxyData(segments, None), "kl", "text", wanted.kl_tokens)
+    generator = random.Random(0)
+    policies = [
+        [generator.choice(LEVELS) for _ in adapter.matrices] for _ in range(wanted.candidates)
+    ]
+    with tempfile.TemporaryDirectory() as temporary:
+        database = magnitude_database(adapter, Path(temporary), wanted.storage)
+        size = sum(file.stat().st_size for file in Path(temporary).glob("*.safetensors"))
+        (stitched,) = stitched_models(adapter, database, 1)
+        language = adapter.language_model
+
+        def bare() -> None:
+            mean_loss(language, loss.head, loss.text, "nll")
+
+        times: dict[str, list[float]] = {"bare": [], "candidate": [], "stitch": []}
+        processor = {"bare": 0.0, "candidate": 0.0}
+        stitched.stitch(policies[0])
+        loss(language)
+        bare()
+        # sixteen at a time, a round of the search
+        for first in range(0, len(policies), 16):
+            round_ = policies[first : first + 16]
+            for index in swap_order(round_, adapter.sizes):
+                started, used = time.perf_counter(), time.process_time()
+                stitched.stitch(round_[index])
+                between = time.perf_counter()
+                loss(language)
+                ended, used_after = time.perf_counter(), time.process_time()
+                times["candidate"].append(ended - started)
+                times["stitch"].append(between - started)
+                processor["candidate"] += used_after - used
+                started, used = time.perf_counter(), time.process_time()
+                bare()
+                times["bare"].append(time.perf_counter() - started)
+                processor["bare"] += time.process_time() - used
+    ratios = sorted(c / b for c, b in zip(times["candidate"], times["bare"], strict=True))
+    quarter = len(ratios) // 4
+    print(f"| | median s | all {wanted.candidates} s | processor s |\n|---|---|---|---|")
+    for name in ("bare", "candidate"):
+        print(
+            f"| {name} | {median(times[name]):.4f} | {sum(times[name]):.1f} "
+            f"| {processor[name]:.1f} |"
+        )
+    print(f"| of it stitching | {median(times['stitch']):.4f} | {sum(times['stitch']):.1f} | |")
+    print(
+        f"ratio of sums {sum(times['candidate']) / sum(times['bare']):.3f}, of processor time "
+        f"{processor['candidate'] / processor['bare']:.3f}, median of pairs {median(ratios):.3f} "
+        f"(quartiles {ratios[quarter]:.3f}-{ratios[-1 - quarter]:.3f}); database "
+        f"{size / 2**20:.0f} MiB; load average after {os.getloadavg()[0]:.2f}"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""Scoring candidates in other processes, on this machine or others, through any executor.
+
+Every process holds the model, its proxy loss and the memory-mapped database, opened from files at
+its first candidate. An executor is a `concurrent.futures.Executor`; where its processes run and
+how they are kept alive is its own affair (a process pool, Dask's client).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import BrokenExecutor, Executor, Future, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from efficientllava.data.proxy import load_proxy
+from efficientllava.errors import UserError
+from efficientllava.files import load_tensors, save_tensors
+from efficientllava.models.adapter import Adapter, adapter_for
+from efficientllava.models.checkpoint import load_model
+from efficientllava.pruning.database import open_database
+from efficientllava.pruning.loss import Fitness, ProxyLoss
+from efficientllava.search.evaluation import StitchedModel, stitched_models, swap_order
+
+DEATHS = 3
+"""How often in a row an executor may break without one candidate finished."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a process needs to score candidates: names of files and plain values.
+
+    Attributes:
+        model, proxy, database: folders that every process can read under these names.
+        fitness, fitness_data, kl_tokens: of the proxy loss.
+        threads: torch threads of one evaluation; results are the same only at the same number.
+    """
+
+    model: str
+    proxy: str
+    database: str
+    fitness: Fitness
+    fitness_data: str
+    kl_tokens: int | None
+    threads: int
+
+
+@dataclass
+class _Held:
+    adapter: Adapter
+    loss: ProxyLoss
+    stitched: StitchedModel
+    projector: str | None = None
+
+
+_held: dict[Work, _Held] = {}
+"""What this process has opened; one entry, for one search at a time."""
+
+
+def evaluate(work: Work, projector: str | None, policy: Sequence[float], share: float) -> float:
+    """The proxy loss of one policy, in whatever process this runs.
+
+    Args:
+        projector: safetensors file of the projector as it has moved; None for the model's own.
+        share: of the proxy's batches, the first ones.
+    """
+    held = _open(work)
+    if held.projector != projector:
+        if projector is None:
+            _held.clear()
+            held = _open(work)
+        else:
+            held.adapter.projector.load_state_dict(load_tensors(Path(projector)))
+            held.loss.projector_moved()
+            held.projector = projector
+    held.stitched.stitch(policy)
+    return held.loss(held.adapter.language_model, share)
+
+
+def _open(work: Work) -> _Held:
+    if work not in _held:
+        _held.clear()
+        torch.set_num_threads(work.threads)
+        adapter = adapter_for(load_model(Path(work.model)))
+        proxy = load_proxy(Path(work.proxy))
+        # the dense model's targets come first, before anything is stitched
+        loss = ProxyLoss(adapter, proxy, work.fitness, work.fitness_data, work.kl_tokens)
+        (stitched,) = stitched_models(adapter, open_database(Path(work.database)), 1)
+        _held[work] = _Held(adapter, loss, stitched)
+    return _held[work]
+
+
+class ProcessEvaluator:
+    """Proxy losses of policies by the processes of an executor; which one scores changes nothing.
+
+    Args:
+        make_executor: called again when the executor is broken (a process was killed).
+        folder: where moved projectors are written for the processes to read.
+        sizes: weights of every prunable matrix.
+    """
+
+    def __init__(
+        self,
+        work: Work,
+        make_executor: Callable[[], Executor],
+        folder: Path,
+        sizes: Sequence[int],
+    ) -> None:
+        self._work, self._make_executor, self._sizes = work, make_executor, sizes
+        self._folder, self._moves = Path(folder).resolve(), 0
+        self._projector: str | None = None
+        self._executor = make_executor()
+
+    def projector_moved(self, state: Mapping[str, torch.Tensor]) -> None:
+        """From now on candidates are scored with this projector."""
+        self._moves += 1
+        path = self._folder / f"workers-projector-{self._moves:03d}.safetensors"
+        save_tensors(path, state)
+        self._projector = str(path)
+
+    def losses(
+        self, policies: Sequence[Sequence[float]], share: float = 1.0
+    ) -> Iterator[tuple[int, float]]:
+        """(index, proxy loss) of every policy, as they finish.
+
+        Raises:
+            UserError: processes die again and again before one candidate is scored.
+        """
+        left, deaths = list(swap_order(policies, self._sizes)), 0
+        while left:
+            finished = 0
+            futures: dict[Future[float], int] = {}
+            try:
+                futures = {
+                    self._executor.submit(
+                        evaluate, self._work, self._projector, list(policies[index]), share
+                    ): index
+                    for index in left
+                }
+                for future in _as_finished(futures):
+                    index, value = futures[future], float(future.result())
+                    left.remove(index)
+                    finished += 1
+                    yield index, value
+            except BrokenExecutor as error:
+                deaths = 1 if finished else deaths + 1
+                if deaths > DEATHS:
+                    raise UserError(
+                        f"worker processes died {deaths} times before a candidate was scored",
+                        where="search.workers",
+                        remedy="look for the kernel's out-of-memory killer; use fewer workers",
+                    ) from error
+                self._executor.shutdown(wait=False)
+                self._executor = self._make_executor()
+            finally:
+                # when the search is interrupted, too
+                for future in futures:
+                    future.cancel()
+
+    def close(self) -> None:
+        """Let the processes go."""
+        self._executor.shutdown()
+
+
+def _as_finished(futures: Mapping[Future[Any], int]) -> Iterator[Future[Any]]:
+    waiting = set(futures)
+    while waiting:
+        done, waiting = wait(waiting, return_when="FIRST_COMPLETED")
+        yield from sorted(done, key=lambda future: futures[future])

@@ -1,0 +1,58 @@
+"""Where candidates are scored: the executor that params.yaml asks for.
+
+Dask's scheduler restarts a process that dies and gives its candidate to another; nothing of ours
+schedules anything. A cluster that Prefect's Dask task runner has started is used by its address.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Executor, ProcessPoolExecutor
+from multiprocessing import get_context
+from typing import Any
+
+from efficientllava.errors import UserError
+from efficientllava.parameters import SearchParameters
+
+
+def executor_maker(parameters: SearchParameters) -> Callable[[], Executor] | None:
+    """Makes the executor of `search.executor`; None for threads of this process.
+
+    Raises:
+        UserError: Dask is asked for and not installed, or its scheduler cannot be reached.
+    """
+    if parameters.executor == "threads":
+        return None
+    if parameters.executor == "processes":
+        return lambda: ProcessPoolExecutor(parameters.workers, mp_context=get_context("spawn"))
+    return lambda: dask_executor(parameters)
+
+
+def dask_executor(parameters: SearchParameters) -> Executor:
+    """A Dask client as an executor: of a scheduler's address, or of processes on this machine."""
+    try:
+        from distributed import Client, LocalCluster
+    except ImportError as error:
+        raise UserError(
+            "Dask is not installed",
+            where="search.executor: dask",
+            remedy="pip install 'efficientllava[dask]'",
+        ) from error
+    cluster: Any = parameters.dask_address or LocalCluster(
+        n_workers=parameters.workers,
+        threads_per_worker=1,
+        processes=True,
+        dashboard_address=None,
+        memory_limit=0,
+    )
+    try:
+        client = Client(cluster)
+    except (OSError, TimeoutError) as error:
+        raise UserError(
+            f"no Dask scheduler answers ({error})",
+            where=f"search.dask_address: {parameters.dask_address}",
+            remedy="start it (`dask scheduler`, `dask worker --nthreads 1`), or set it to null",
+        ) from error
+    # candidates are pure: equal ones may share a result, dead ones are tried again elsewhere
+    executor: Executor = client.get_executor(retries=2)
+    return executor
