@@ -21,7 +21,7 @@ def share(right: Sequence[bool]) -> Part:
 
 
 def mean(values: Sequence[float]) -> Part:
-    """The mean of scores in [0, 1] and the standard error of that mean (0 for a single one, as `share`)."""
+    """The mean of scores in [0, 1] and its standard error (0 for a single one, as `share`)."""
     n = len(values)
     if n == 0:
         return {"accuracy": None, "standard_error": None, "n": 0}

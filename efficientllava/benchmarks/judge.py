@@ -110,6 +110,7 @@ class Judge:
         Raises:
             UserError: the first that fails; what has been answered by then stays in the cache.
         """
+        self._stopped.clear()
         results: dict[str, T] = {}
         with ThreadPoolExecutor(self.settings.parallel) as pool:
             names = {pool.submit(piece): name for name, piece in work.items()}

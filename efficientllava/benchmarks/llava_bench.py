@@ -184,7 +184,7 @@ def score_reviews(
     }
 
 
-def _official(members: Sequence[Scene], pairs: Mapping[str, Sequence[float]]) -> float | None:
+def _official(members: Sequence[Scene], pairs: Mapping[str, Sequence[float]]) -> float:
     means = np.asarray([pairs[scene.id] for scene in members]).mean(0).tolist()
     reference, model = (round(value, 3) for value in means)
     if reference == 0:

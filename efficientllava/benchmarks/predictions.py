@@ -22,7 +22,6 @@ from efficientllava.benchmarks.rows import Row, read_document
 from efficientllava.errors import UserError
 from efficientllava.files import value_digest, write_text
 
-
 T = TypeVar("T")
 
 
@@ -34,12 +33,14 @@ class Predictions:
         texts: a model's answer by id, where the file has texts.
         indices: the chosen index by id, where it has those (ScienceQA's result files).
         rows: the records of a review or grade file, by id; already judged.
+        answer_ids: of an answer, by question, where the file has them.
     """
 
     source: Path
     texts: dict[str, str] = field(default_factory=dict)
     indices: dict[str, int] = field(default_factory=dict)
     rows: dict[str, Row] = field(default_factory=dict)
+    answer_ids: dict[str, str] = field(default_factory=dict)
 
 
 def read_predictions(path: Path) -> Predictions:
@@ -60,7 +61,12 @@ def read_predictions(path: Path) -> Predictions:
         if rows and all("tuple" in row.values or "content" in row.values for row in rows):
             return Predictions(path, rows=_by_id(rows, path, lambda row: row, "question_id"))
         texts = _by_id(rows, path, _answer, "question_id", "image")
-        return Predictions(path, texts=texts)
+        names = {
+            key: str(row.values["answer_id"])
+            for key, row in zip(texts, rows, strict=True)
+            if "answer_id" in row.values
+        }
+        return Predictions(path, texts=texts, answer_ids=names)
     if isinstance(value, dict) and isinstance(value.get("results"), dict):
         return _results(path, value)
     if isinstance(value, dict) and value:

@@ -116,6 +116,14 @@ def read_problems(
     return problems
 
 
+def all_identifiers(source: str | Path) -> set[str]:
+    """The ids of all splits that pid_splits.json lists; empty without that file."""
+    path = Path(source).expanduser() / SPLITS
+    splits = read_json(path) if path.is_file() else {}
+    lists = splits.values() if isinstance(splits, dict) else ()
+    return {str(each) for ids in lists if isinstance(ids, list) for each in ids}
+
+
 def _records(folder: Path) -> dict[str, tuple[Path, Any]]:
     """problems.json, or else the parts problems.*.json that are there."""
     whole = folder / PROBLEMS

@@ -108,18 +108,25 @@ def _annotated(number: int, row: Row, images: Path) -> Photo:
         text=question_text(row.text("question")),
         image=images / name,
         name=name,
-        answers=tuple(each["answer"] for each in answers or ()),
+        answers=_answers(row),
         answer_type=str(row.values.get("answer_type", "")),
     )
+
+
+def _answers(row: Row) -> tuple[str, ...]:
+    """The texts of the ten answers; none where the split has none."""
+    answers = row.values.get("answers") or []
+    if not isinstance(answers, list) or len(answers) not in (0, ANSWERS):
+        raise UserError(f"answers must be a list of {ANSWERS}", where=row.where)
+    texts = [each.get("answer") if isinstance(each, dict) else each for each in answers]
+    if not all(isinstance(text, str) for text in texts):
+        raise UserError("an answer has no text", where=row.where)
+    return tuple(map(str, texts))
 
 
 def _from_hub(source: str, split: str) -> list[Photo]:
     photos = []
     for number, row in enumerate(hub_rows(source, None, split)):
-        answers = row.values.get("answers") or []
-        texts = tuple(each["answer"] if isinstance(each, dict) else each for each in answers)
-        if texts and len(texts) != ANSWERS:
-            raise UserError(f"answers must be a list of {ANSWERS}", where=row.where)
         name = row.identity("question_id", "image_id")
         photos.append(
             Photo(
@@ -127,7 +134,7 @@ def _from_hub(source: str, split: str) -> list[Photo]:
                 text=question_text(row.text("question")),
                 image=picture(row.value("image"), row.where),
                 name=name if name.endswith(".jpg") else f"{name}.jpg",
-                answers=texts,
+                answers=_answers(row),
                 answer_type=str(row.values.get("category", "")),
             )
         )
@@ -159,18 +166,14 @@ def score_texts(photos: Sequence[Photo], texts: Mapping[str, str]) -> dict[str, 
             remedy="score split val, or write a file for the evaluation server (--submission)",
         )
     values = [answer_accuracy(texts[photo.id], photo.answers) for photo in photos]
-    kinds = sorted({photo.answer_type for photo in photos} - {""})
+    kinds = {photo.answer_type for photo in photos} - {""}
+
+    def of(kind: str) -> list[float]:
+        pairs = zip(values, photos, strict=True)
+        return [value for value, photo in pairs if photo.answer_type == kind]
+
     return {
         **mean(values),
-        "breakdowns": {
-            kind: mean(
-                [
-                    value
-                    for value, each in zip(values, photos, strict=True)
-                    if each.answer_type == kind
-                ]
-            )
-            for kind in kinds
-        },
+        "breakdowns": {kind: mean(of(kind)) for kind in sorted(kinds)},
         "notes": [],
     }
