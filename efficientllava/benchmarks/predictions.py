@@ -90,7 +90,8 @@ def _record(value: Any, path: Path, number: int) -> Mapping[str, Any]:
 
 
 def _answer(row: Row) -> str:
-    return row.text("text" if "text" in row.values else "answer")
+    submitted = "answer" in row.values and "text" not in row.values
+    return row.text("answer" if submitted else "text")
 
 
 def _by_id(rows: Iterable[Row], path: Path, value: Callable[[Row], T], *names: str) -> dict[str, T]:

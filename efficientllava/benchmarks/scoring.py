@@ -16,7 +16,7 @@ from efficientllava.benchmarks import (
     vizwiz,
 )
 from efficientllava.benchmarks.catalogue import Benchmark, read_records
-from efficientllava.benchmarks.judge import Judge, models_of
+from efficientllava.benchmarks.judge import Judge, JudgeSettings, models_of
 from efficientllava.benchmarks.predictions import (
     Predictions,
     read_predictions,
@@ -26,6 +26,7 @@ from efficientllava.benchmarks.predictions import (
 )
 from efficientllava.benchmarks.records import Record
 from efficientllava.errors import UserError
+from efficientllava.parameters import JudgeParameters
 from efficientllava.progress import Progress, silent
 
 UNNAMED = "not named in the file"
@@ -51,6 +52,20 @@ class Outcome:
 
     scores: dict[str, Any]
     judgements: dict[str, Any] = field(default_factory=dict)
+
+
+def judging_by(benchmark: Benchmark, wanted: JudgeParameters, cache: Path) -> Judging | None:
+    """The judge that the parameters name; None for a benchmark that needs none."""
+    if not benchmark.judge:
+        return None
+    settings = JudgeSettings(
+        wanted.model or benchmark.judge,
+        wanted.base_url,
+        wanted.parallel,
+        wanted.attempts,
+        wanted.timeout,
+    )
+    return Judging(Judge(settings, cache), wanted.runs)
 
 
 def score_files(
