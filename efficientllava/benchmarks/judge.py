@@ -154,7 +154,7 @@ class Judge:
         started = time.monotonic()
         try:
             raw = client.chat.completions.with_raw_response.create(**request)
-            return _parsed(raw.text())
+            return _parsed(raw.http_response.text)
         except openai.APITimeoutError:
             return f"no reply within {time.monotonic() - started:.1f} s"
         except openai.APIConnectionError as error:
