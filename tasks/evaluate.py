@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tasks.stage import ARTIFACTS, WORK, Stage, run_stage
+
+if TYPE_CHECKING:
+    from efficientllava.benchmarks.run import Result
 
 
 def evaluate(stage: Stage) -> None:
     """Answer the test questions and score them; measure the held-out text loss."""
     from efficientllava.benchmarks.catalogue import BENCHMARKS
     from efficientllava.benchmarks.judge import require_key
+    from efficientllava.benchmarks.predictions import write_lines
     from efficientllava.benchmarks.text_loss import text_loss
     from efficientllava.data.text import held_out_segments
     from efficientllava.files import folder_digest, replacing, write_json, write_text
@@ -31,18 +34,17 @@ def evaluate(stage: Stage) -> None:
 
     model, processor = load_model(checkpoint), load_processor(checkpoint)
     key = folder_digest(checkpoint) if wanted.named_benchmarks else ""
-    measured: dict[str, dict[str, Any]] = {}
-    with replacing(folder / "answers") as answers:
-        answers.mkdir()
-        for name in wanted.named_benchmarks:
-            measured[name] = _benchmark(stage, name, model, processor, key, answers)
-        write_json(answers / "index.json", {"benchmarks": list(wanted.named_benchmarks)})
-        if wanted.benchmark == "embedded":
-            record, lines = _embedded(stage, model, processor)
-        else:
-            record = measured.pop(wanted.benchmark)
-            text = (answers / f"{wanted.benchmark}.jsonl").read_text(encoding="utf-8")
-            lines = text.splitlines()
+    results = {
+        name: _benchmark(stage, name, model, processor, key) for name in wanted.named_benchmarks
+    }
+    measured = {
+        name: {"answer_nll": None, **result.outcome.scores} for name, result in results.items()
+    }
+    if wanted.benchmark == "embedded":
+        record, lines = _embedded(stage, model, processor)
+    else:
+        record = measured.pop(wanted.benchmark)
+        lines = [json.dumps(row) for row in results[wanted.benchmark].answers]
     proxy = stage.parameters.proxy
     segments = held_out_segments(
         processor.tokenizer, proxy.text, wanted.text_segments, proxy.segment_length
@@ -50,6 +52,15 @@ def evaluate(stage: Stage) -> None:
     record["text_loss"] = text_loss(model, segments, batch_size=8)
     if measured:
         record["benchmarks"] = measured
+    with replacing(folder / "answers") as answers:
+        answers.mkdir()
+        # never empty, which is easier for whoever copies folders
+        write_json(answers / "index.json", {"benchmarks": list(results)})
+        for name, result in results.items():
+            write_lines(answers / f"{name}.jsonl", result.answers)
+            for file, value in result.files.items():
+                write = write_lines if file.endswith(".jsonl") else write_json
+                write(answers / f"{name}-{file}", value)
     write_text(folder / "predictions.jsonl", "\n".join(lines) + "\n")
     write_json(folder / "scores.json", record)
 
@@ -66,15 +77,11 @@ def _embedded(stage: Stage, model: Any, processor: Any) -> tuple[dict[str, Any],
     return scores(questions, predictions), lines
 
 
-def _benchmark(
-    stage: Stage, name: str, model: Any, processor: Any, key: str, folder: Path
-) -> dict[str, Any]:
-    """A benchmark of the catalogue: its scores; its answers are written in official formats."""
+def _benchmark(stage: Stage, name: str, model: Any, processor: Any, key: str) -> Result:
+    """A benchmark of the catalogue: the model's answers and their scores."""
     from efficientllava.benchmarks.catalogue import BENCHMARKS
-    from efficientllava.benchmarks.predictions import write_lines
     from efficientllava.benchmarks.run import Plan, run_benchmark
     from efficientllava.benchmarks.scoring import judging_by
-    from efficientllava.files import write_json
 
     wanted, benchmark = stage.parameters.evaluation, BENCHMARKS[name]
     plan = Plan(
@@ -88,14 +95,7 @@ def _benchmark(
     )
     judging = judging_by(benchmark, wanted.judge, WORK / "judge")
     work = WORK / "answers" / f"{name}-{key[:16]}.jsonl"
-    result = run_benchmark(model, processor, plan, stage.cell, key, work, judging, stage.progress)
-    write_lines(folder / f"{name}.jsonl", result.answers)
-    for file, value in result.outcome.judgements.items():
-        write = write_lines if file.endswith(".jsonl") else write_json
-        write(folder / f"{name}-{file}", value)
-    if result.submission is not None:
-        write_json(folder / f"{name}-submission.json", result.submission)
-    return {"answer_nll": None, **result.outcome.scores}
+    return run_benchmark(model, processor, plan, stage.cell, key, work, judging, stage.progress)
 
 
 if __name__ == "__main__":

@@ -48,6 +48,12 @@ class Result:
     outcome: Outcome
     submission: list[dict[str, str]] | None = None
 
+    @property
+    def files(self) -> dict[str, Any]:
+        """What else is worth a file, by name: the judge's judgements, the submission."""
+        upload = {} if self.submission is None else {"submission.json": self.submission}
+        return {**self.outcome.judgements, **upload}
+
 
 def run_benchmark(
     model: Any,
