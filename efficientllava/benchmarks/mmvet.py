@@ -21,6 +21,7 @@ from efficientllava.files import read_json
 
 CAPABILITIES = ("rec", "ocr", "know", "gen", "spat", "math")
 DECIMALS = 1
+_ONLY = "only_"
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,6 @@ def score_grades(
     members: dict[str, list[float]] = {name: [] for name in counts}
     for identifier, scores in grades.items():
         sample = by_id[identifier]
-        # a combination of one is a capability's name too: it is kept apart by its form
         for name in (*sample.capabilities, combination(sample.capabilities), "total"):
             members[name].append(sum(scores) / runs)
             for run, score in enumerate(scores):
@@ -132,7 +132,7 @@ def score_grades(
     official = {name: _rounded(values.mean()) for name, values in percent.items()}
     names = [name for name in CAPABILITIES if name in counts]
     names += sorted(
-        (name for name in counts if name.startswith("{")), key=lambda name: (-counts[name], name)
+        (name for name in counts if name.startswith(_ONLY)), key=lambda name: (-counts[name], name)
     )
     return {
         **mean(members["total"]),
@@ -152,5 +152,8 @@ def _rounded(value: Any) -> float:
 
 
 def combination(capabilities: frozenset[str]) -> str:
-    """The name of a combination, e.g. "{ocr, math}"; of a single capability "{rec}"."""
-    return "{" + ", ".join(name for name in CAPABILITIES if name in capabilities) + "}"
+    """The name of a combination: "only_ocr_math"; of a single capability "only_rec".
+
+    The official script's "rec" means both the capability and the combination, in two tables.
+    """
+    return _ONLY + "_".join(name for name in CAPABILITIES if name in capabilities)

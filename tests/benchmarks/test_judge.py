@@ -169,7 +169,7 @@ def test_mmvet_is_graded_as_published(mmvet: Path, tmp_path: Path) -> None:
     scores = outcome.scores
     assert again.scores == scores and len(served.requests) == 2 * (1 + 5)
     assert scores["official"]["total"] == 25.0 and scores["official"]["runs"] == [25.0, 25.0]
-    assert scores["official"]["{ocr, math}"] == 50.0 and scores["malformed"] == 10
+    assert scores["official"]["only_ocr_math"] == 50.0 and scores["malformed"] == 10
     assert scores["judge"] == {"asked": "gpt-x", "models": ["judge-0613"], "runs": 2}
     first = next(each for each in served.requests if "one" in user_text(each).splitlines()[-1])
     assert user_text(first) == EXAMPLES + "\nx? | 1 <AND> 2 | one | "
@@ -239,3 +239,12 @@ def test_llava_bench_is_reviewed_as_published(bench: Path, tmp_path: Path) -> No
     read = score_files(BENCHMARKS["llava_bench"], [file], bench).scores
     assert read["official"] == official
     assert reviews[0]["answer2_id"] == "a0" and reviews[2]["tuple"] == [-1.0, -1.0]
+
+
+def test_names_of_parts_are_such_as_mlflow_takes(mmvet: Path, tmp_path: Path) -> None:
+    with judge_server(in_turn("1.0")) as served:
+        judging = Judging(judge_at(served.url, tmp_path / "cache"))
+        answers = [mmvet / "answers.json"]
+        scores = score_files(BENCHMARKS["mmvet"], answers, mmvet, judging=judging).scores
+    assert scores["accuracy"] == 1.0 and "only_rec" in scores["breakdowns"]
+    assert all(name.replace("_", "").isalnum() for name in scores["breakdowns"])
