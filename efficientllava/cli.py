@@ -1,4 +1,4 @@
-"""The console script: ask a model, verify a pruned checkpoint, list the parameters.
+"""The console script: ask a model, score predictions, verify a checkpoint, list the parameters.
 
 The pipeline itself is run by `make demo`, `python -m flows.pipeline` or `dvc repro`.
 """
@@ -79,6 +79,101 @@ def verify(folder: Folder) -> None:
         f"{folder}: {told}, {len(rows)} matrices with the zeros of their policy "
         f"({share:.4%} of the weights), all weights finite"
     )
+
+
+Data = Annotated[str, typer.Option(help="the benchmark's folder of official files, or a hub id")]
+Split = Annotated[str | None, typer.Option(help="its split; the published one when not given")]
+Style = Annotated[str | None, typer.Option(help="ScienceQA: llava_v1_5 or llava_sqa")]
+
+
+@commands.command()
+def score(
+    benchmark: Annotated[
+        str, typer.Argument(help="scienceqa, scienceqa_img, vizwiz, mmvet or llava_bench")
+    ],
+    predictions: Annotated[list[Path], typer.Argument(help="official prediction file")],
+    data: Data,
+    split: Split = None,
+    style: Style = None,
+    output: Annotated[Path | None, typer.Option(help="write the scores as JSON")] = None,
+    submission: Annotated[
+        Path | None, typer.Option(help="VizWiz: write the evaluation server's file")
+    ] = None,
+    judge: Annotated[str | None, typer.Option(help="the judge's model")] = None,
+    judge_url: Annotated[str | None, typer.Option(help="OpenAI-compatible endpoint")] = None,
+    judge_cache: Annotated[Path, typer.Option(help="where replies are kept")] = Path(".work/judge"),
+    judgements: Annotated[
+        Path | None, typer.Option(help="folder for the judge's grades or reviews")
+    ] = None,
+    runs: Annotated[int | None, typer.Option(min=1, help="judgements of each answer")] = None,
+    parallel: Annotated[int, typer.Option(min=1, help="requests at the same time")] = 8,
+    timeout: Annotated[float, typer.Option(min=0.1, help="seconds to wait for a reply")] = 60.0,
+    attempts: Annotated[int, typer.Option(min=1, help="tries of a request")] = 6,
+) -> None:
+    """Score predictions without a model, as the benchmark's official script does.
+
+    The style decides nothing about scores: both are read by the same script.
+    """
+    from rich.console import Console
+
+    from efficientllava.benchmarks import predictions as files
+    from efficientllava.benchmarks import scoring, vizwiz
+    from efficientllava.benchmarks.catalogue import benchmark_named, read_records
+    from efficientllava.benchmarks.judge import Judge, JudgeSettings, require_key
+    from efficientllava.benchmarks.table import score_table
+    from efficientllava.files import write_json
+
+    chosen = benchmark_named(benchmark)
+    chosen.style(style)
+    judging = None
+    if judge is not None:
+        require_key()
+        settings = JudgeSettings(judge, judge_url, parallel, attempts, timeout)
+        judging = scoring.Judging(Judge(settings, judge_cache), runs or 1)
+    if submission is not None:
+        if chosen.name != "vizwiz" or len(predictions) != 1:
+            raise UserError("a submission is made of one file of answers to vizwiz", "--submission")
+        photos = [
+            each for each in read_records(chosen, data, split) if isinstance(each, vizwiz.Photo)
+        ]
+        read = files.read_predictions(predictions[0])
+        texts = scoring.spelled_answers(chosen, photos, read)
+        write_json(submission, vizwiz.submission(photos, texts))
+        typer.echo(f"{submission}: {len(photos)} answers for the evaluation server")
+        if not all(photo.answers for photo in photos):
+            return
+    outcome = scoring.score_files(chosen, predictions, data, split, judging, runs)
+    if judgements is not None:
+        for name, value in outcome.judgements.items():
+            if name.endswith(".jsonl"):
+                files.write_lines(judgements / name, value)
+            else:
+                write_json(judgements / name, value)
+    Console().print(score_table(chosen, outcome.scores))
+    if malformed := outcome.scores.get("malformed"):
+        typer.echo(f"note: {malformed} malformed replies of the judge, handled as officially")
+    for note in outcome.scores["notes"]:
+        typer.echo(f"note: {note}")
+    if output is not None:
+        write_json(output, outcome.scores)
+
+
+@commands.command()
+def prompts(
+    benchmark: Annotated[str, typer.Argument(help="a benchmark, as for `score`")],
+    data: Data,
+    split: Split = None,
+    style: Style = None,
+) -> None:
+    """Print every full prompt of a benchmark as JSON lines of {question_id, prompt}."""
+    import json
+
+    from efficientllava.benchmarks.catalogue import benchmark_named, full_prompt, read_records
+
+    chosen = benchmark_named(benchmark)
+    for record in read_records(chosen, data, split, style):
+        line = {"question_id": record.id, "prompt": full_prompt(chosen, record, style)}
+        typer.echo(json.dumps(line))
 
 
 @commands.command()

@@ -19,6 +19,7 @@ MethodName = Literal[
     "no_evolution",
     "evolution_without_upper_bound",
 ]
+BenchmarkName = Literal["scienceqa", "scienceqa_img", "vizwiz", "mmvet", "llava_bench"]
 
 
 class Section(BaseModel):
@@ -245,13 +246,61 @@ class SearchParameters(Section):
         return self
 
 
+class JudgeParameters(Section):
+    """The model that grades answers to MM-Vet and LLaVA-Bench; its key is OPENAI_API_KEY."""
+
+    model: str | None = Field(
+        None, min_length=1, description="the judge's model; null for the one of the published numbers"
+    )
+    base_url: str | None = Field(
+        None, min_length=1, description="OpenAI-compatible endpoint; null for OpenAI's own"
+    )
+    runs: int = Field(1, ge=1, description="judgements of each answer (MM-Vet paper: 5; LLaVA: 3)")
+    parallel: int = Field(8, ge=1, description="requests under way at the same time")
+    attempts: int = Field(6, ge=1, description="tries of one request before it is given up")
+    timeout: float = Field(60.0, gt=0.0, description="seconds until a request counts as failed")
+
+
 class EvaluationParameters(Section):
     """What a pruned model is measured on."""
 
-    benchmark: Literal["embedded"] = Field("embedded", description="the benchmark")
+    benchmark: Literal["embedded"] | BenchmarkName = Field(
+        "embedded", description="the benchmark whose accuracy stands in the comparison"
+    )
+    benchmarks: tuple[BenchmarkName, ...] = Field(
+        (), description="further benchmarks; their scores stand in scores.json below `benchmarks`"
+    )
+    data: dict[BenchmarkName, str] = Field(
+        {}, description="for each benchmark but `embedded`: its folder of official files, or a hub id"
+    )
+    splits: dict[BenchmarkName, str] = Field(
+        {}, description="splits other than the published ones, by benchmark"
+    )
+    style: Literal["llava_v1_5", "llava_sqa"] = Field(
+        "llava_v1_5", description="how ScienceQA's questions are put: as to LLaVA-1.5 or to LLaVA-SQA"
+    )
     questions: int | None = Field(None, ge=1, description="number of test questions; null for all")
     batch_size: int = Field(64, ge=1, description="questions in a forward pass")
+    new_tokens: int | None = Field(
+        None, ge=1, description="tokens at which an answer is cut; null for the benchmark's own"
+    )
     text_segments: int = Field(64, ge=1, description="held-out text segments for the text loss")
+    judge: JudgeParameters = JudgeParameters()
+
+    @model_validator(mode="after")
+    def benchmarks_have_data(self) -> Self:
+        names = self.named_benchmarks
+        if len(set(names)) != len(names):
+            raise ValueError(f"benchmarks {list(names)} name one twice")
+        for name in names:
+            if name not in self.data:
+                raise ValueError(f"benchmark {name} needs its folder or hub id in data")
+        return self
+
+    @property
+    def named_benchmarks(self) -> tuple[BenchmarkName, ...]:
+        """All benchmarks but the embedded one, the main one first."""
+        return (() if self.benchmark == "embedded" else (self.benchmark,)) + self.benchmarks
 
 
 class ExportParameters(Section):

@@ -23,6 +23,7 @@ def check_parameters(parameters: Parameters) -> None:
         )
     _check_model(parameters)
     _check_proxy(parameters)
+    _check_evaluation(parameters)
     for ratio in parameters.ratios:
         _check_uniform(parameters, ratio)
         if any(METHODS[name].allocation == "search" for name in parameters.methods):
@@ -86,6 +87,16 @@ def _check_proxy(parameters: Parameters) -> None:
     text = proxy.text
     if text.startswith((".", "/", "~")) and not Path(text).expanduser().exists():
         raise UserError("no such file or folder", where=f"params.yaml, proxy.text: {text}")
+
+
+def _check_evaluation(parameters: Parameters) -> None:
+    evaluation = parameters.evaluation
+    for name in evaluation.named_benchmarks:
+        source = evaluation.data[name]
+        if source.startswith((".", "/", "~")) and not Path(source).expanduser().is_dir():
+            raise UserError(
+                "no such folder", where=f"params.yaml, evaluation.data.{name}: {source}"
+            )
 
 
 def _check_uniform(parameters: Parameters, ratio: float) -> None:

@@ -1,42 +1,101 @@
 """Stages `evaluate` and `evaluate_dense`: how well a model answers and predicts held-out text.
 
-In:  params evaluation; a checkpoint, artifacts/questions
-Out: artifacts/evaluation/METHOD-RATIO/ or .../dense/ (scores.json, predictions.jsonl)
+In:  params evaluation; a checkpoint, artifacts/questions or the benchmarks' own data
+Out: artifacts/evaluation/METHOD-RATIO/ or .../dense/ (scores.json, predictions.jsonl, answers/)
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
-from tasks.stage import ARTIFACTS, Stage, run_stage
+from tasks.stage import ARTIFACTS, WORK, Stage, run_stage
+
+if TYPE_CHECKING:
+    from efficientllava.benchmarks.run import Result
 
 
 def evaluate(stage: Stage) -> None:
     """Answer the test questions and score them; measure the held-out text loss."""
-    from efficientllava.benchmarks.multiple_choice import answer_questions, scores
+    from efficientllava.benchmarks.catalogue import BENCHMARKS
+    from efficientllava.benchmarks.judge import require_key
+    from efficientllava.benchmarks.predictions import write_lines
     from efficientllava.benchmarks.text_loss import text_loss
-    from efficientllava.data.questions import read_questions
     from efficientllava.data.text import held_out_segments
-    from efficientllava.files import write_json, write_text
+    from efficientllava.files import folder_digest, replacing, write_json, write_text
     from efficientllava.models.checkpoint import load_model, load_processor
 
     wanted, dense = stage.parameters.evaluation, stage.method == "dense"
     checkpoint = ARTIFACTS / "model" if dense else stage.folder("pruned")
     folder = ARTIFACTS / "evaluation" / "dense" if dense else stage.folder("evaluation")
+    if any(BENCHMARKS[name].judge for name in wanted.named_benchmarks):
+        require_key()  # told now, not after hours of answers
 
     model, processor = load_model(checkpoint), load_processor(checkpoint)
-    questions = read_questions(ARTIFACTS / "questions", "test")[: wanted.questions]
-    predictions = answer_questions(model, processor, questions, wanted.batch_size, stage.progress)
+    key = folder_digest(checkpoint) if wanted.named_benchmarks else ""
+    results = {
+        name: _benchmark(stage, name, model, processor, key) for name in wanted.named_benchmarks
+    }
+    measured = {
+        name: {"answer_nll": None, **result.outcome.scores} for name, result in results.items()
+    }
+    if wanted.benchmark == "embedded":
+        record, lines = _embedded(stage, model, processor)
+    else:
+        record = measured.pop(wanted.benchmark)
+        lines = [json.dumps(row) for row in results[wanted.benchmark].answers]
     proxy = stage.parameters.proxy
     segments = held_out_segments(
         processor.tokenizer, proxy.text, wanted.text_segments, proxy.segment_length
     )
-    record = scores(questions, predictions)
     record["text_loss"] = text_loss(model, segments, batch_size=8)
-    lines = [json.dumps(asdict(prediction), sort_keys=True) for prediction in predictions]
+    if measured:
+        record["benchmarks"] = measured
+    with replacing(folder / "answers") as answers:
+        answers.mkdir()
+        # never empty, which is easier for whoever copies folders
+        write_json(answers / "index.json", {"benchmarks": list(results)})
+        for name, result in results.items():
+            write_lines(answers / f"{name}.jsonl", result.answers)
+            for file, value in result.files.items():
+                write = write_lines if file.endswith(".jsonl") else write_json
+                write(answers / f"{name}-{file}", value)
     write_text(folder / "predictions.jsonl", "\n".join(lines) + "\n")
     write_json(folder / "scores.json", record)
+
+
+def _embedded(stage: Stage, model: Any, processor: Any) -> tuple[dict[str, Any], list[str]]:
+    """The embedded questions: the most likely choice of each."""
+    from efficientllava.benchmarks.multiple_choice import answer_questions, scores
+    from efficientllava.data.questions import read_questions
+
+    wanted = stage.parameters.evaluation
+    questions = read_questions(ARTIFACTS / "questions", "test")[: wanted.questions]
+    predictions = answer_questions(model, processor, questions, wanted.batch_size, stage.progress)
+    lines = [json.dumps(asdict(prediction), sort_keys=True) for prediction in predictions]
+    return scores(questions, predictions), lines
+
+
+def _benchmark(stage: Stage, name: str, model: Any, processor: Any, key: str) -> Result:
+    """A benchmark of the catalogue: the model's answers and their scores."""
+    from efficientllava.benchmarks.catalogue import BENCHMARKS
+    from efficientllava.benchmarks.run import Plan, run_benchmark
+    from efficientllava.benchmarks.scoring import judging_by
+
+    wanted, benchmark = stage.parameters.evaluation, BENCHMARKS[name]
+    plan = Plan(
+        benchmark,
+        wanted.data[name],  # type: ignore[index]
+        split=wanted.splits.get(name),  # type: ignore[call-overload]
+        style=wanted.style if wanted.style in benchmark.styles else None,
+        questions=wanted.questions,
+        batch_size=wanted.batch_size,
+        new_tokens=wanted.new_tokens,
+    )
+    judging = judging_by(benchmark, wanted.judge, WORK / "judge")
+    work = WORK / "answers" / f"{name}-{key[:16]}.jsonl"
+    return run_benchmark(model, processor, plan, stage.cell, key, work, judging, stage.progress)
 
 
 if __name__ == "__main__":

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
+from efficientllava.benchmarks.accuracy import share
 from efficientllava.data.questions import Question
 from efficientllava.models.likelihood import choice_likelihoods
 from efficientllava.progress import Progress
@@ -65,18 +65,8 @@ def scores(questions: Sequence[Question], predictions: Sequence[Prediction]) -> 
     """Accuracy with standard error, in all and by ScienceQA's classes, and the answers' NLL."""
     right = [each.predicted == each.answer for each in predictions]
     breakdowns = {
-        name: _accuracy([hit for hit, each in zip(right, questions, strict=True) if belongs(each)])
+        name: share([hit for hit, each in zip(right, questions, strict=True) if belongs(each)])
         for name, belongs in BREAKDOWNS.items()
     }
     nll = sum(each.answer_nll for each in predictions) / len(predictions) if predictions else None
-    return {**_accuracy(right), "answer_nll": nll, "breakdowns": breakdowns}
-
-
-def _accuracy(right: Sequence[bool]) -> dict[str, float | int | None]:
-    """The share of hits and its binomial standard error; null without questions."""
-    n = len(right)
-    if n == 0:
-        return {"accuracy": None, "standard_error": None, "n": 0}
-    accuracy = sum(right) / n
-    error = math.sqrt(accuracy * (1 - accuracy) / n)
-    return {"accuracy": accuracy, "standard_error": error, "n": n}
+    return {**share(right), "answer_nll": nll, "breakdowns": breakdowns}

@@ -87,13 +87,22 @@ def read_questions(folder: Path, split: str) -> list[Question]:
         where = f"{folder / PROBLEMS}, question {identifier}"
         if identifier not in problems:
             raise UserError(f"no such question, though {SPLITS} lists it", where=where)
-        question = _parse(identifier, problems[identifier], folder, split, where)
+        question = parse_question(identifier, problems[identifier], folder, split, where)
         question.open_image()
         questions.append(question)
     return questions
 
 
-def _parse(identifier: str, record: Any, folder: Path, split: str, where: str) -> Question:
+def parse_question(identifier: str, record: Any, folder: Path, split: str, where: str) -> Question:
+    """One record of problems.json; its image is not opened.
+
+    Args:
+        folder: what holds images/<split>/<id>/.
+        where: what messages call the record.
+
+    Raises:
+        UserError: a field is missing or cannot be used.
+    """
     if not isinstance(record, dict):
         raise UserError("is no record of fields", where=where)
     if missing := [name for name in _REQUIRED if name not in record]:

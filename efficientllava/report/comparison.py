@@ -149,7 +149,10 @@ def _scores(path: Path) -> dict[str, Any]:
         return {}
     try:
         return {
-            "score": Score(record["accuracy"], record["standard_error"], record["n"]),
+            # nothing to score: the answers of VizWiz's test split are not public
+            "score": Score(record["accuracy"], record["standard_error"], record["n"])
+            if record["n"]
+            else None,
             "text_loss": record.get("text_loss"),
             "answer_nll": record.get("answer_nll"),
             "breakdowns": {

@@ -78,6 +78,8 @@ def _type(annotation: Any, metadata: list[Any]) -> str:
     if origin is tuple:
         one = _type(arguments[0], [])
         return f"list of: {one}" if arguments[-1] is Ellipsis else f"{len(arguments)} x {one}"
+    if origin is dict:
+        return f"{_type(arguments[1], [])} for each of: {_type(arguments[0], [])}"
     names = {int: "whole number", float: "number", bool: "true, false", str: "text"}
     return ", ".join([names.get(annotation, str(annotation)), *_bounds(metadata)])
 

@@ -1,0 +1,146 @@
+"""What every benchmark's record has, and where records come from: local files or the hub."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+
+from efficientllava.benchmarks.rows import Row
+from efficientllava.errors import UserError
+
+Picture = Path | bytes | None
+"""An image file, its bytes (from parquet), or no image."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One question as a model is asked it.
+
+    Attributes:
+        id: as the official prediction files spell it.
+        text: the official question file's text; may hold the image token.
+        image: the picture that belongs to it.
+    """
+
+    id: str
+    text: str
+    image: Picture
+
+    def open_image(self) -> Image.Image | None:
+        """The picture in RGB; None for a question without one.
+
+        Raises:
+            UserError: the file is missing, broken or too large to be decoded safely.
+        """
+        if self.image is None:
+            return None
+        where = str(self.image) if isinstance(self.image, Path) else f"image of {self.id}"
+        source = self.image if isinstance(self.image, Path) else io.BytesIO(self.image)
+        try:
+            with Image.open(source) as image:
+                return image.convert("RGB")
+        except FileNotFoundError as error:
+            raise UserError(
+                f"image file of question {self.id} missing",
+                where=where,
+                remedy="put the benchmark's images where its official archive puts them",
+            ) from error
+        except Image.DecompressionBombError as error:
+            raise UserError(f"image too large ({error})", where=where) from error
+        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+            raise UserError(f"broken image file ({error})", where=where) from error
+
+
+def require_distinct(records: Sequence[Record], where: str) -> None:
+    """Refuse records that share an id.
+
+    Raises:
+        UserError: naming the id.
+    """
+    seen: set[str] = set()
+    for record in records:
+        if record.id in seen:
+            raise UserError(f"question {record.id} occurs twice", where=where)
+        seen.add(record.id)
+
+
+def is_local(source: str | Path) -> bool:
+    """Whether records come from a folder here, not from the hub.
+
+    Raises:
+        UserError: it is a path, but there is no such folder.
+    """
+    text = str(source)
+    folder = Path(text).expanduser()
+    if folder.is_dir():
+        return True
+    if text.startswith((".", "/", "~")) or text.count("/") != 1:
+        raise UserError("no such folder of benchmark data", where=text)
+    return False
+
+
+def has_parquet(folder: Path) -> bool:
+    """Whether a folder is a local copy of a hub dataset."""
+    return next(Path(folder).rglob("*.parquet"), None) is not None
+
+
+def hub_rows(source: str, config: str | None, split: str, revision: str | None = None) -> list[Row]:
+    """The rows of a parquet dataset by hub id, or of a local folder of parquet files.
+
+    Images stay undecoded: {"bytes", "path"}. Datasets that need a loading script cannot be
+    read (`datasets` runs none): name the dataset's parquet copy.
+
+    Raises:
+        UserError: there is no such dataset, configuration or split, or it cannot be fetched.
+    """
+    from datasets import Image as ImageFeature
+    from datasets import load_dataset
+
+    where = " ".join(filter(None, [source, config, split]))
+    folder = Path(source).expanduser()
+    try:
+        if folder.is_dir():
+            files = [str(path) for path in sorted(folder.rglob("*.parquet")) if _of(path, split)]
+            if not files:
+                raise UserError(f"no parquet files of split {split!r}", where=str(folder))
+            table: Any = load_dataset("parquet", data_files={split: files}, split=split)
+        else:
+            table = load_dataset(source, config, split=split, revision=revision)
+    except UserError:
+        raise
+    except Exception as error:  # the library raises a dozen kinds, some of them requests' own
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"records cannot be loaded: {first}",
+            where=where,
+            remedy="check id, split and network, or give a folder with the official files",
+        ) from error
+    for name, feature in table.features.items():
+        if isinstance(feature, ImageFeature):
+            table = table.cast_column(name, ImageFeature(decode=False))
+    return [Row(values, f"{where}, row {number}") for number, values in enumerate(table)]
+
+
+def _of(path: Path, split: str) -> bool:
+    return path.name.startswith(f"{split}-") or split in (path.stem, path.parent.name)
+
+
+def picture(value: Any, where: str) -> Picture:
+    """An image column's value: bytes or a path; None where there is no image.
+
+    Raises:
+        UserError: it is something else.
+    """
+    if value is None:
+        return None
+    if isinstance(value, dict):
+        if isinstance(value.get("bytes"), bytes):
+            return value["bytes"]
+        if isinstance(value.get("path"), str):
+            return Path(value["path"])
+    raise UserError("image is neither bytes nor a path", where=where)

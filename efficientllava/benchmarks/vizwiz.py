@@ -1,0 +1,179 @@
+"""VizWiz: photos by blind people, ten answers each.
+
+Sources: scripts/v1_5/eval/vizwiz.sh and convert_vizwiz_for_submission.py at haotian-liu/LLaVA
+c121f04. The answers of the test split are hidden: for it there is a file for the server instead
+of a score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from efficientllava.benchmarks.accuracy import mean
+from efficientllava.benchmarks.records import (
+    Record,
+    has_parquet,
+    hub_rows,
+    is_local,
+    picture,
+    require_distinct,
+)
+from efficientllava.benchmarks.rows import Row, read_lines
+from efficientllava.benchmarks.vqa_answers import answer_accuracy, normalise
+from efficientllava.errors import UserError
+from efficientllava.files import read_json
+
+SUFFIX = (
+    "\nWhen the provided information is insufficient, respond with 'Unanswerable'."
+    "\nAnswer the question using a single word or phrase."
+)
+ANSWERS = 10
+
+
+@dataclass(frozen=True)
+class Photo(Record):
+    """One question; its id is its number in the split's file.
+
+    Attributes:
+        name: the image's file name, the id in submissions.
+        answers: ten answers by people; none in the test split.
+        answer_type: other, unanswerable, yes/no or number.
+    """
+
+    name: str
+    answers: tuple[str, ...] = ()
+    answer_type: str = ""
+
+
+def question_text(question: str) -> str:
+    """The text of llava_test.jsonl for a question of the annotations."""
+    return question.capitalize() + SUFFIX
+
+
+def read_photos(source: str | Path, split: str = "val") -> list[Photo]:
+    """The questions of a split, in the order of its file.
+
+    Args:
+        source: a folder with {split}.json (or {split}_*.json of another release), or, for the
+            test split, llava_test.jsonl; images in {split}/. Or a hub id of parquet records.
+
+    Raises:
+        UserError: naming the file and the record that cannot be used.
+    """
+    if not is_local(source):
+        return _from_hub(str(source), split)
+    folder = Path(source).expanduser()
+    files = [folder / f"{split}.json", *sorted(folder.glob(f"{split}_*.json"))]
+    found = [file for file in files if file.is_file()]
+    asked = folder / f"llava_{split}.jsonl"
+    if found:
+        values = read_json(found[0])
+        if not isinstance(values, list) or not all(isinstance(each, dict) for each in values):
+            raise UserError("is no list of annotations", where=str(found[0]))
+        rows = [Row(each, f"{found[0]}, entry {n}") for n, each in enumerate(values, start=1)]
+        photos = [_annotated(n, row, folder / split) for n, row in enumerate(rows)]
+    elif asked.is_file():
+        photos = [
+            Photo(
+                id=row.identity("question_id"),
+                text=row.text("text"),
+                image=folder / split / row.text("image"),
+                name=row.text("image"),
+            )
+            for row in read_lines(asked)
+        ]
+    elif has_parquet(folder):
+        return _from_hub(str(folder), split)
+    else:
+        raise UserError(f"holds neither {split}.json nor llava_{split}.jsonl", where=str(folder))
+    require_distinct(photos, str(folder))
+    return photos
+
+
+def _annotated(number: int, row: Row, images: Path) -> Photo:
+    name = row.text("image")
+    answers = row.values.get("answers")
+    if answers is not None:
+        if not isinstance(answers, list) or len(answers) != ANSWERS:
+            raise UserError(f"answers must be a list of {ANSWERS}", where=row.where)
+        if not all(
+            isinstance(each, dict) and isinstance(each.get("answer"), str) for each in answers
+        ):
+            raise UserError("an answer has no text", where=row.where)
+    return Photo(
+        id=str(number),
+        text=question_text(row.text("question")),
+        image=images / name,
+        name=name,
+        answers=_answers(row),
+        answer_type=str(row.values.get("answer_type", "")),
+    )
+
+
+def _answers(row: Row) -> tuple[str, ...]:
+    """The texts of the ten answers; none where the split has none."""
+    answers = row.values.get("answers") or []
+    if not isinstance(answers, list) or len(answers) not in (0, ANSWERS):
+        raise UserError(f"answers must be a list of {ANSWERS}", where=row.where)
+    texts = [each.get("answer") if isinstance(each, dict) else each for each in answers]
+    if not all(isinstance(text, str) for text in texts):
+        raise UserError("an answer has no text", where=row.where)
+    return tuple(map(str, texts))
+
+
+def _from_hub(source: str, split: str) -> list[Photo]:
+    photos = []
+    for number, row in enumerate(hub_rows(source, None, split)):
+        name = row.identity("question_id", "image_id")
+        photos.append(
+            Photo(
+                id=str(number),
+                text=question_text(row.text("question")),
+                image=picture(row.value("image"), row.where),
+                name=name if name.endswith(".jpg") else f"{name}.jpg",
+                answers=_answers(row),
+                answer_type=str(row.values.get("category", "")),
+            )
+        )
+    return photos
+
+
+def by_number(photos: Sequence[Photo], texts: Mapping[str, str]) -> dict[str, str]:
+    """Answers by the questions' numbers, where a file names them by image (submissions)."""
+    numbers = {photo.name: photo.id for photo in photos}
+    numbers |= {photo.name.removesuffix(".jpg"): photo.id for photo in photos}
+    return {numbers.get(identifier, identifier): text for identifier, text in texts.items()}
+
+
+def submission(photos: Sequence[Photo], texts: Mapping[str, str]) -> list[dict[str, str]]:
+    """The file for the evaluation server: [{"image", "answer"}] with normalised answers."""
+    return [{"image": photo.name, "answer": normalise(texts[photo.id])} for photo in photos]
+
+
+def score_texts(photos: Sequence[Photo], texts: Mapping[str, str]) -> dict[str, Any]:
+    """Mean agreement with the annotators, in all and by type of answer.
+
+    Raises:
+        UserError: the split has no answers.
+    """
+    if not all(photo.answers for photo in photos):
+        raise UserError(
+            "the answers of this split are not public: there is nothing to score against",
+            where="vizwiz",
+            remedy="score split val, or write a file for the evaluation server (--submission)",
+        )
+    values = [answer_accuracy(texts[photo.id], photo.answers) for photo in photos]
+    kinds = {photo.answer_type for photo in photos} - {""}
+
+    def of(kind: str) -> list[float]:
+        pairs = zip(values, photos, strict=True)
+        return [value for value, photo in pairs if photo.answer_type == kind]
+
+    return {
+        **mean(values),
+        "breakdowns": {kind: mean(of(kind)) for kind in sorted(kinds)},
+        "notes": [],
+    }

@@ -1,0 +1,84 @@
+"""The evaluate stage on the benchmarks of the catalogue: their scores and their errors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from efficientllava.benchmarks.catalogue import BENCHMARKS
+from efficientllava.benchmarks.scoring import score_files
+from efficientllava.files import read_json
+from efficientllava.report.comparison import _scores
+from tests.tasks.conftest import Here, Workspace
+from tests.tasks.test_bad_data import assert_told
+
+DENSE = ("tasks.evaluate", "--method", "dense", "--ratio", "0")
+
+
+def evaluation(**changes: Any) -> dict[str, Any]:
+    data = {"scienceqa": "./artifacts/questions"}
+    settings = {"benchmark": "scienceqa", "data": data, "new_tokens": 2, "batch_size": 5}
+    return {"evaluation": {**settings, **changes}}
+
+
+def test_scienceqa_of_official_layout_end_to_end(ready: Workspace, here: Here) -> None:
+    ready.set_parameters(evaluation(questions=None))
+    assert here(ready.folder, *DENSE).status == 0
+    folder = ready.folder / "artifacts" / "evaluation" / "dense"
+    record = read_json(folder / "scores.json")
+    assert record["n"] == 12 and record["text_loss"] > 0
+    assert set(record["breakdowns"]) == {"NAT", "SOC", "LAN", "TXT", "IMG", "NO", "G1-6", "G7-12"}
+    assert _scores(folder / "scores.json")["score"].n == 12
+    answers = folder / "answers" / "scienceqa.jsonl"
+    assert answers.read_text() == (folder / "predictions.jsonl").read_text()
+    first = json.loads(answers.read_text().splitlines()[0])
+    assert list(first) == ["question_id", "prompt", "text", "answer_id", "model_id", "metadata"]
+    questions = ready.folder / "artifacts" / "questions"
+    scores = score_files(BENCHMARKS["scienceqa"], [answers], questions).scores
+    assert scores["correct"] == record["correct"]
+    before = answers.read_bytes()
+    work = next((ready.folder / ".work" / "answers").iterdir())
+    kept = work.read_bytes()
+    assert here(ready.folder, *DENSE).status == 0
+    assert answers.read_bytes() == before and work.read_bytes() == kept
+
+
+def test_further_benchmarks_stand_beside_the_embedded_one(ready: Workspace, here: Here) -> None:
+    ready.set_parameters(evaluation(benchmark="embedded", benchmarks=["scienceqa"], questions=4))
+    assert here(ready.folder, *DENSE).status == 0
+    record = read_json(ready.folder / "artifacts" / "evaluation" / "dense" / "scores.json")
+    assert record["answer_nll"] > 0 and record["n"] == 4
+    assert record["benchmarks"]["scienceqa"]["n"] == 4
+
+
+def test_no_key_is_told_before_any_answer(
+    ready: Workspace, here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    ready.set_parameters(evaluation(benchmark="mmvet", data={"mmvet": "./artifacts"}))
+    assert_told(here(ready.folder, *DENSE), "no API key", "OPENAI_API_KEY")
+    assert not (ready.folder / ".work" / "answers").exists()
+
+
+def test_benchmark_without_data(ready: Workspace, here: Here) -> None:
+    ready.set_parameters(evaluation(data={}))
+    assert_told(here(ready.folder, *DENSE), "scienceqa", "needs its folder")
+    ready.set_parameters(evaluation(data={"scienceqa": "./nowhere"}))
+    assert_told(here(ready.folder, *DENSE), "no such folder", "./nowhere")
+
+
+def test_score_command(ready: Workspace, tmp_path: Path) -> None:
+    questions = ready.folder / "artifacts" / "questions"
+    ids = read_json(questions / "pid_splits.json")["test"]
+    file = tmp_path / "p.jsonl"
+    file.write_text("".join(json.dumps({"question_id": i, "text": "A"}) + "\n" for i in ids))
+    command = ("efficientllava.cli", "score", "scienceqa", str(file), "--data", str(questions))
+    outcome = ready.run(*command, "--output", "scores.json")
+    assert outcome.status == 0 and "NAT" in outcome.output and "all" in outcome.output
+    assert read_json(ready.folder / "scores.json")["n"] == len(ids)
+    file.write_text(file.read_text()[:-4])
+    outcome = ready.run(*command)
+    assert_told(outcome, f"line {len(ids)}", "cut off")
