@@ -38,10 +38,10 @@ install: .venv/installed  ## create .venv and install everything into it
 	@echo "== installing into .venv with $(if $(UV),uv,pip) and $$($(PYTHON) --version): some minutes the first time"
 ifneq ($(UV),)
 	@test -x $(BIN)/python || $(UV) venv --quiet --python "$$(command -v $(PYTHON))" .venv
-	@$(UV) pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[pipeline,deepsparse,dev]'
+	@$(UV) pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[pipeline,dask,deepsparse,dev]'
 else
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[pipeline,deepsparse,dev]'
+	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[pipeline,dask,deepsparse,dev]'
 endif
 	@touch $@
 
