@@ -150,7 +150,8 @@ def _alone(task: str, folder: Path, *arguments: str) -> dict[str, Any]:
 def _line(row: dict[str, Any]) -> str:
     return (
         f"| {row['width']} x {row['blocks']} | {row['method']} "
-        f"| {row['checkpoint'] / MEBIBYTE:.0f} | {row['peak'] / MEBIBYTE:.0f} | {row['ratio']:.2f} | {row['imported'] / MEBIBYTE:.0f} "
+        f"| {row['checkpoint'] / MEBIBYTE:.0f} | {row['peak'] / MEBIBYTE:.0f} "
+        f"| {row['ratio']:.2f} | {row['imported'] / MEBIBYTE:.0f} "
         f"| {row['seconds']:.0f} |"
     )
 

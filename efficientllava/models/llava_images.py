@@ -107,8 +107,8 @@ def use_original_images(processor: ProcessorMixin) -> bool:
     size: Any = getattr(images, "size", None)
     crop: Any = getattr(images, "crop_size", None)
     like_clip = (
-        list(images.image_mean or ()) == OPENAI_CLIP_MEAN
-        and list(images.image_std or ()) == OPENAI_CLIP_STD
+        list(getattr(images, "image_mean", None) or ()) == OPENAI_CLIP_MEAN
+        and list(getattr(images, "image_std", None) or ()) == OPENAI_CLIP_STD
         and bool(getattr(images, "do_center_crop", False))
         and size is not None
         and crop is not None
