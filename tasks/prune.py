@@ -1,6 +1,6 @@
 """Stage `prune`: the final pruned model, verified, as an ordinary transformers checkpoint.
 
-In:  params pruning, search; artifacts/model, proxy, database and the policy and projector of
+In:  params pruning, prune, search; artifacts/model, proxy, database and the policy and projector of
      artifacts/search/METHOD-RATIO
 Out: artifacts/pruned/METHOD-RATIO/ (checkpoint with pruning.json),
      artifacts/pruned_metrics/METHOD-RATIO.json (metrics) and .png
@@ -39,6 +39,7 @@ def prune(stage: Stage) -> None:
         stage.parameters.pruning,
         method.search_parameters(stage.parameters.search),
         stage.progress,
+        stage.parameters.prune,
     )
     record |= {
         "method": stage.method,
@@ -52,6 +53,7 @@ def prune(stage: Stage) -> None:
 
     measured = {key: value for key, value in record.items() if isinstance(value, (int, float))}
     measured["bytes_on_disk"] = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    measured["parameters"] = model.num_parameters()
     measured.pop("ratio")
     metrics = ARTIFACTS / "pruned_metrics" / stage.cell
     sparsity_plot(record, metrics.with_name(f"{stage.cell}.png"))

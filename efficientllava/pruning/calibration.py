@@ -156,7 +156,8 @@ class BlockWalk:
         self._calls.append(calls)
 
     @torch.no_grad()
-    def _forward(self, block: int) -> Iterator[tuple[int, torch.Tensor]]:
+    def outputs(self, block: int) -> Iterator[tuple[int, torch.Tensor]]:
+        """(batch, [B, T, d]): what a block makes of the activations that enter it now."""
         for index, hidden in enumerate(self.hidden):
             args, kwargs = self._calls[index][block]
             output = self.adapter.blocks[block](hidden, *args, **kwargs)
@@ -168,7 +169,7 @@ class BlockWalk:
             return [batch.tokens for batch in self.inputs]
         selected = [batch.text for batch in self.inputs]
         if self._tokens == "text_and_drifting_visual" and any(b.visual.any() for b in self.inputs):
-            for index, output in self._forward(block):
+            for index, output in self.outputs(block):
                 selected[index] = selected[index] | drifting(
                     self.hidden[index], output, self.inputs[index].visual, self._drifting_share
                 )
@@ -185,13 +186,13 @@ class BlockWalk:
             current: list[int] = [0]
             for group in groups:
                 hooks.enter_context(_accumulating(group, selected, current))
-            for index, _ in self._forward(block):
+            for index, _ in self.outputs(block):
                 current[0] = index + 1
         return groups
 
     def advance(self, block: int) -> None:
         """Replace the activations by the block's outputs, with its weights as they are now."""
-        for index, output in self._forward(block):
+        for index, output in self.outputs(block):
             self.hidden[index] = output
 
 
