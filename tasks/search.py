@@ -127,9 +127,7 @@ def _write(
     write_json(folder / "policy.json", record)
 
 
-def _plot_history(
-    history: list[dict[str, Any]], path: Path, title: str, allocation: str
-) -> None:
+def _plot_history(history: list[dict[str, Any]], path: Path, title: str, allocation: str) -> None:
     """The convergence of a search; of a policy without one, the statement of that."""
     from efficientllava.report.plots import convergence_plot
     from efficientllava.report.theme import LIGHT, figure

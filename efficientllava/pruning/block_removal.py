@@ -82,7 +82,7 @@ class BlockList:
         for place, block in enumerate(blocks):
             for module in block.modules():
                 if isinstance(getattr(module, "layer_idx", None), int):
-                    module.layer_idx = place
+                    setattr(module, "layer_idx", place)  # noqa: B010  modules are untyped
         for config in self._configs:
             config.num_hidden_layers = len(blocks)
             if self._layer_types is not None:
@@ -101,9 +101,7 @@ def visible_attention(adapter: Adapter) -> Iterator[None]:
         model.set_attn_implementation(before)
 
 
-def image_text_inputs(
-    adapter: Adapter, proxy: ProxyData, calibration: str
-) -> list[LanguageInputs]:
+def image_text_inputs(adapter: Adapter, proxy: ProxyData, calibration: str) -> list[LanguageInputs]:
     """The image-text pairs, as Short-LVLM calibrates; text where pairs are not to be used."""
     if calibration == "text_and_pairs" and proxy.pairs is not None:
         return [language_inputs(adapter, batch) for batch, _ in pair_batches(proxy.pairs)]

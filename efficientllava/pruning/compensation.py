@@ -43,9 +43,9 @@ class Grams:
     @classmethod
     def empty(cls, matrix: Matrix) -> Grams:
         """Before the first token, for a `down_proj`."""
-        width, height = matrix.weight.shape[1], matrix.weight.shape[0]
-        kind = {"dtype": torch.float64, "device": matrix.weight.device}
-        return cls(torch.zeros(width, width, **kind), torch.zeros(width, height, **kind))
+        height, width = matrix.weight.shape
+        none = torch.zeros(width, width, dtype=torch.float64, device=matrix.weight.device)
+        return cls(none, none.new_zeros(width, height))
 
     def add(self, inputs: torch.Tensor, change: torch.Tensor) -> None:
         """Add tokens: H [n, m], D [n, d]."""
@@ -238,8 +238,8 @@ def _gather(
         samples += rows.shape[0]
         for run in gathered:
             change = streams[run.end - 1] - streams[run.start - 1]
-            for sums, part in ((run.fitted, rows & ~held), (run.held_out, rows & held)):
-                sums.add(inputs[run.start][part], change[part])
+            for gram, part in ((run.fitted, rows & ~held), (run.held_out, rows & held)):
+                gram.add(inputs[run.start][part], change[part])
             mask = rows[:, :, None].double()
             means = (change.double() * mask).sum(1) / mask.sum(1).clamp(min=1.0)
             run.means.addmm_(means.T, means)

@@ -124,7 +124,8 @@ def stitch_model(adapter: Adapter, database: Database, policy: Policy) -> list[d
         record = database.manifest["matrices"][matrix.name]
         error = record["levels"][level_key(level)]["relative_error"]
         already = record["already_zero"]
-        rows.append(matrix_row(matrix.name, matrix.block, level, matrix.weight, new, error, already))
+        row = matrix_row(matrix.name, matrix.block, level, matrix.weight, new, error, already)
+        rows.append(row)
         matrix.weight.copy_(new)
     return rows
 

@@ -159,10 +159,8 @@ def _remove_heads_and_channels(
     total = len(adapter.blocks)
     parts = [coupled(adapter, block) for block in range(total)]
     first = parts[0]
-    if any(
-        (each.units, each.unit_size, each.channels) != (first.units, first.unit_size, first.channels)
-        for each in parts
-    ):
+    counts = {(each.units, each.unit_size, each.channels) for each in parts}
+    if len(counts) > 1:
         raise UserError("its blocks differ in their counts of heads or channels", "llm_pruner")
     whole = prune.protect_first + prune.protect_last
     if whole >= total:
