@@ -9,6 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from efficientllava.errors import UserError
 
+WITHOUT_GROUPS = frozenset({"owl", "llm_pruner", "short_lvlm", "shortgpt", "sleb"})
+"""Methods that know no n:m pattern: they remove whole parts, or give each block its own ratio."""
+
 Ratio = Annotated[float, Field(ge=0.0, le=1.0)]
 MethodName = Literal[
     "dense",
@@ -354,6 +357,16 @@ class Parameters(Section):
         for name, values in (("methods", self.methods), ("ratios", self.ratios)):
             if len(set(values)) != len(values):
                 raise ValueError(f"{name} {list(values)} names one twice")
+        return self
+
+    @model_validator(mode="after")
+    def pattern_fits_methods(self) -> Self:
+        misfits = sorted(WITHOUT_GROUPS.intersection(self.methods))
+        if self.pruning.group_size is not None and misfits:
+            raise ValueError(
+                f"pruning.pattern {self.pruning.pattern} cannot be had from {', '.join(misfits)}: "
+                "use `unstructured`, or leave them out of methods"
+            )
         return self
 
     def levels(self, ratio: float) -> list[float]:
