@@ -215,7 +215,9 @@ def test_token_importance_equals_a_loop() -> None:
     chosen = importance.important_tokens(attention, text, visual, 0.3)
     for sample, kinds in enumerate(KINDS):
         expected: set[int] = set()
-        for found, scores in zip((of_visual, of_text), loop_scores(attention[sample], kinds)):
+        for found, scores in zip(
+            (of_visual, of_text), loop_scores(attention[sample], kinds), strict=True
+        ):
             for place, score in scores.items():
                 assert float(found[sample, place]) == pytest.approx(score, rel=1e-5, abs=1e-7)
             rest = {place: score for place, score in scores.items() if place > 0}
