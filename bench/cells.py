@@ -190,7 +190,10 @@ class Seed:
             projector,
             self.parameters.pruning,
             method.search_parameters(self.parameters.search),
+            prune=self.parameters.prune,
         )
+        # what is left, where parts were removed
+        adapter, policy = adapter_for(model), record["policy"]
         counted = [int((matrix.weight == 0).sum()) for matrix in adapter.matrices]
         asked = [zeros_at(policy[matrix.name], matrix.size) for matrix in adapter.matrices]
         kept = ("proxy_loss", "proxy_kl", "proxy_nll", "achieved_sparsity", "chosen", "risk")

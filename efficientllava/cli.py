@@ -57,11 +57,11 @@ def ask(
 
 @commands.command()
 def verify(folder: Folder) -> None:
-    """Check that a pruned checkpoint loads, is finite and has the zeros its policy says."""
+    """Check that a pruned checkpoint loads, is finite and has the zeros and sizes of its record."""
     from efficientllava.files import read_json
     from efficientllava.models.adapter import adapter_for
     from efficientllava.models.checkpoint import load_model
-    from efficientllava.pruning import sequential
+    from efficientllava.pruning import sequential, smaller
 
     record = read_json(folder / "pruning.json")
     try:
@@ -73,6 +73,15 @@ def verify(folder: Folder) -> None:
     if levels != policy:
         raise UserError("its rows do not follow its policy", where=str(folder / "pruning.json"))
     adapter = adapter_for(load_model(folder))
+    if (structure := record.get("structure")) is not None:
+        smaller.verify_smaller(adapter, rows, structure)
+        share = smaller.removed_share(rows, structure)
+        typer.echo(
+            f"{folder}: {told}, {share:.4%} of the decoder's weights are gone, "
+            f"{len(adapter.blocks)} blocks with {len(rows)} matrices of the recorded sizes, "
+            "all weights finite"
+        )
+        return
     sequential.verify(adapter, rows)
     share = sequential.achieved_sparsity(rows)
     typer.echo(

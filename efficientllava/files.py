@@ -8,11 +8,12 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from efficientllava.errors import UserError
@@ -124,6 +125,19 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
             where=str(path),
             remedy="copy or download the file again",
         ) from error
+
+
+def stored_numbers(path: Path) -> int:
+    """How many numbers the tensors of a safetensors file hold, from its header alone.
+
+    Raises:
+        UserError: the file is no safetensors.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return sum(prod(file.get_slice(name).get_shape()) for name in file.keys())
+    except SafetensorError as error:
+        raise UserError(f"not a complete safetensors file ({error})", where=str(path)) from error
 
 
 def file_digest(path: Path) -> str:

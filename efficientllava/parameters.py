@@ -9,11 +9,20 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from efficientllava.errors import UserError
 
+WITHOUT_GROUPS = frozenset({"owl", "llm_pruner", "short_lvlm", "shortgpt", "sleb"})
+"""Methods that know no n:m pattern: they remove whole parts, or give each block its own ratio."""
+
 Ratio = Annotated[float, Field(ge=0.0, le=1.0)]
 MethodName = Literal[
     "dense",
     "magnitude",
+    "wanda",
     "sparsegpt",
+    "owl",
+    "llm_pruner",
+    "short_lvlm",
+    "shortgpt",
+    "sleb",
     "efficientllava",
     "auto_without_generalization",
     "no_evolution",
@@ -117,6 +126,16 @@ class PruningParameters(Section):
     calibration: Literal["text", "text_and_pairs"] = Field(
         "text_and_pairs", description="what Hessians are accumulated on (paper: text)"
     )
+    calibration_tokens: Literal["text", "all", "text_and_drifting_visual"] = Field(
+        "all",
+        description="tokens of image-text pairs that Hessians see: text alone, all, or text and the visual tokens that a block changes most",
+    )
+    drifting_share: float = Field(
+        0.1,
+        gt=0.0,
+        le=1.0,
+        description="share of a sample's visual tokens that `text_and_drifting_visual` takes",
+    )
     precision: Literal["float32", "float64"] = Field(
         "float32", description="precision of the factorisation and of the column loop"
     )
@@ -159,6 +178,39 @@ class PruningParameters(Section):
     def group_size(self) -> int | None:
         """m of an n:m pattern; None when unstructured."""
         return None if self.zeros_of_group is None else self.zeros_of_group[1]
+
+
+class PruneParameters(Section):
+    """What only the final pruning needs: a change here builds no database again."""
+
+    refine: Literal["none", "least_squares", "admm"] = Field(
+        "none",
+        description="solve for the kept weights again on the final mask of the OBS methods: exactly, or by ADMM",
+    )
+    outlier_threshold: float = Field(
+        5.0, gt=1.0, description="owl: an outlier is this many times the mean |w| * ||x|| of a block"
+    )
+    outlier_spread: float = Field(
+        0.08, ge=0.0, le=0.5, description="owl: ratios differ by at most twice this between blocks"
+    )
+    protect_first: int = Field(
+        0,
+        ge=0,
+        description="llm_pruner: first blocks that stay whole; above 0 removed parts are stored as zeros",
+    )
+    protect_last: int = Field(0, ge=0, description="llm_pruner: last blocks that stay whole, too")
+    keep_last_block: bool = Field(
+        True,
+        description="short_lvlm, shortgpt, sleb: never remove the last block (the first never goes)",
+    )
+    important_tokens: float = Field(
+        0.2, gt=0.0, le=1.0, description="short_lvlm: share of tokens per modality that ranks blocks"
+    )
+    compensation: Literal["scp", "replaceme", "ridge", "none"] = Field(
+        "ridge",
+        description="short_lvlm: what is folded into the block before removed ones (published: scp)",
+    )
+    components: int = Field(8, ge=1, description="short_lvlm: singular vectors that scp keeps")
 
 
 class SearchParameters(Section):
@@ -370,6 +422,7 @@ class Parameters(Section):
     model: ModelParameters = ModelParameters()
     proxy: ProxyParameters = ProxyParameters()
     pruning: PruningParameters = PruningParameters()
+    prune: PruneParameters = PruneParameters()
     search: SearchParameters = SearchParameters()
     evaluation: EvaluationParameters = EvaluationParameters()
     export: ExportParameters = ExportParameters()
@@ -392,6 +445,16 @@ class Parameters(Section):
         for name, values in (("methods", self.methods), ("ratios", self.ratios)):
             if len(set(values)) != len(values):
                 raise ValueError(f"{name} {list(values)} names one twice")
+        return self
+
+    @model_validator(mode="after")
+    def pattern_fits_methods(self) -> Self:
+        misfits = sorted(WITHOUT_GROUPS.intersection(self.methods))
+        if self.pruning.group_size is not None and misfits:
+            raise ValueError(
+                f"pruning.pattern {self.pruning.pattern} cannot be had from {', '.join(misfits)}: "
+                "use `unstructured`, or leave them out of methods"
+            )
         return self
 
     def levels(self, ratio: float) -> list[float]:

@@ -1,12 +1,14 @@
 """Stage `prune`: the final pruned model, verified, as an ordinary transformers checkpoint.
 
-In:  params pruning, search; artifacts/model, proxy, database and the policy and projector of
+In:  params pruning, prune, search; artifacts/model, proxy, database and the policy and projector of
      artifacts/search/METHOD-RATIO
 Out: artifacts/pruned/METHOD-RATIO/ (checkpoint with pruning.json),
      artifacts/pruned_metrics/METHOD-RATIO.json (metrics) and .png
 """
 
 from __future__ import annotations
+
+from contextlib import nullcontext
 
 from efficientllava.pruning.methods import method_named
 from tasks.stage import ARTIFACTS, WORK, Stage, run_stage
@@ -31,7 +33,9 @@ def prune(stage: Stage) -> None:
     model = load_model(dense)
     adapter, proxy = adapter_for(model), load_proxy(ARTIFACTS / "proxy")
     found, folder, work = method.allocation == "search", stage.folder("pruned"), WORK / "prune"
-    with blocks_on_disk(adapter, dense, work) as on_disk:
+    # where parts are removed, what is left has no place in the dense model's files
+    blocks = nullcontext() if method.makes_smaller else blocks_on_disk(adapter, dense, work)
+    with blocks as on_disk:
         record = prune_finally(
             adapter,
             proxy,
@@ -42,6 +46,7 @@ def prune(stage: Stage) -> None:
             stage.parameters.pruning,
             method.search_parameters(stage.parameters.search),
             stage.progress,
+            stage.parameters.prune,
             on_disk,
         )
         record |= {
@@ -50,13 +55,15 @@ def prune(stage: Stage) -> None:
             "digests": {"model": folder_digest(dense), "proxy": proxy.digest},
             "version": __version__,
         }
-        save_checkpoint(model, dense, folder, {"pruning.json": record}, on_disk.save_weights)
+        write = None if on_disk is None else on_disk.save_weights
+        save_checkpoint(model, dense, folder, {"pruning.json": record}, write)
         reloaded = load_model(folder)
         with blocks_on_disk(adapter_for(reloaded), folder, work / "reloaded"):
             require_same_logits(model, reloaded, proxy)
 
     measured = {key: value for key, value in record.items() if isinstance(value, (int, float))}
     measured["bytes_on_disk"] = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    measured["parameters"] = model.num_parameters()
     measured.pop("ratio")
     metrics = ARTIFACTS / "pruned_metrics" / stage.cell
     sparsity_plot(record, metrics.with_name(f"{stage.cell}.png"))

@@ -1,6 +1,6 @@
-"""Stage `search`: the ratio of every matrix, found by evolution or the same for all.
+"""Stage `search`: the ratio of every matrix: found by evolution, by outliers, or the same for all.
 
-In:  params search, pruning; artifacts/model, artifacts/proxy, artifacts/database
+In:  params search, pruning, prune (owl); artifacts/model, artifacts/proxy, artifacts/database
 Out: artifacts/search/METHOD-RATIO/ (policy.json, history.jsonl, projector.safetensors,
      search.json (metrics), convergence.png, policy.png)
 Finished rounds are kept in .work/search: a killed run goes on from there, and more rounds are
@@ -23,10 +23,12 @@ if TYPE_CHECKING:
 
 
 def search(stage: Stage) -> None:
-    """Search a policy, or write down the uniform one."""
+    """Search a policy, or write down the uniform one or the one that outliers give."""
     method = method_named(stage.method)
     if method.allocation == "uniform":
         _write_uniform(stage)
+    elif method.allocation == "outliers":
+        _write_outliers(stage)
     else:
         _search(stage, method)
 
@@ -37,6 +39,32 @@ def _write_uniform(stage: Stage) -> None:
     names = read_json(ARTIFACTS / "database" / "manifest.json")["matrices"]
     policy = dict.fromkeys(names, stage.ratio)
     _write(stage, policy, "uniform", [], {}, {"mean_sparsity": stage.ratio})
+
+
+def _write_outliers(stage: Stage) -> None:
+    from efficientllava.data.proxy import load_proxy
+    from efficientllava.models.adapter import adapter_for
+    from efficientllava.models.checkpoint import load_model
+    from efficientllava.pruning.owl import outlier_policy
+
+    wanted = stage.parameters.prune
+    policy, shares = outlier_policy(
+        adapter_for(load_model(ARTIFACTS / "model")),
+        load_proxy(ARTIFACTS / "proxy"),
+        stage.ratio,
+        stage.parameters.pruning,
+        wanted.outlier_threshold,
+        wanted.outlier_spread,
+        stage.progress,
+    )
+    summary = {
+        "mean_sparsity": stage.ratio,
+        "lowest_ratio": min(policy.values()),
+        "highest_ratio": max(policy.values()),
+        "lowest_outlier_share": min(shares),
+        "highest_outlier_share": max(shares),
+    }
+    _write(stage, policy, "outliers", [], {}, summary)
 
 
 def _search(stage: Stage, method: Method) -> None:
@@ -116,7 +144,7 @@ def _write(
     folder = stage.folder("search")
     title = f"{stage.method} at {stage.ratio:g}"
     policy_plot(policy, folder / "policy.png", stage.ratio, f"{title}: share of zeros per matrix")
-    _plot_history(history, folder / "convergence.png", title)
+    _plot_history(history, folder / "convergence.png", title, allocation)
     save_tensors(folder / "projector.safetensors", projector)
     lines = (json.dumps(row, sort_keys=True) + "\n" for row in history)
     write_text(folder / "history.jsonl", "".join(lines))
@@ -132,8 +160,8 @@ def _write(
     write_json(folder / "policy.json", record)
 
 
-def _plot_history(history: list[dict[str, Any]], path: Path, title: str) -> None:
-    """The convergence of a search; of a uniform policy, which has none, the statement of that."""
+def _plot_history(history: list[dict[str, Any]], path: Path, title: str, allocation: str) -> None:
+    """The convergence of a search; of a policy without one, the statement of that."""
     from efficientllava.report.plots import convergence_plot
     from efficientllava.report.theme import LIGHT, figure
 
@@ -141,7 +169,7 @@ def _plot_history(history: list[dict[str, Any]], path: Path, title: str) -> None
         convergence_plot(history, path, title)
         return
     with figure(path, LIGHT, 6, 1.2) as made:
-        made.text(0.02, 0.5, f"{title}: uniform, nothing was searched", color=LIGHT.soft)
+        made.text(0.02, 0.5, f"{title}: {allocation}, nothing was searched", color=LIGHT.soft)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
@@ -12,7 +14,7 @@ from efficientllava.models.adapter import Adapter, adapter_for
 IMAGE_TOKENS = 4
 
 
-def random_llava(seed: int = 0) -> LlavaForConditionalGeneration:
+def random_llava(seed: int = 0, **text_changes: Any) -> LlavaForConditionalGeneration:
     torch.manual_seed(seed)
     vision = CLIPVisionConfig(
         hidden_size=16,
@@ -22,17 +24,18 @@ def random_llava(seed: int = 0) -> LlavaForConditionalGeneration:
         image_size=16,
         patch_size=8,
     )
-    text = LlamaConfig(
-        vocab_size=64,
-        hidden_size=24,
-        intermediate_size=40,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=64,
-        initializer_range=0.3,
-        tie_word_embeddings=False,
-    )
+    values: dict[str, Any] = {
+        "vocab_size": 64,
+        "hidden_size": 24,
+        "intermediate_size": 40,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 64,
+        "initializer_range": 0.3,
+        "tie_word_embeddings": False,
+    }
+    text = LlamaConfig(**{**values, **text_changes})
     config = LlavaConfig(
         vision_config=vision, text_config=text, image_token_index=4, vision_feature_layer=-1
     )

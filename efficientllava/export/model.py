@@ -237,7 +237,8 @@ def _measure(
     pruned = assistant.graphs[name]
     dense = open_graph(assistant.runtime, dense_path, parameters.threads)
     graphs = {"dense": dense, "pruned": pruned}
-    seconds = interleaved(graphs, timing_inputs(name, pruned), parameters.repetitions)
+    inputs = {variant: timing_inputs(name, graph) for variant, graph in graphs.items()}
+    seconds = interleaved(graphs, inputs, parameters.repetitions)
     for variant, graph in graphs.items():
         row = measured[variant]
         row |= {f"{name}_{key}": value for key, value in milliseconds(seconds[variant]).items()}

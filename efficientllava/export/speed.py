@@ -23,20 +23,21 @@ INSTRUCTIONS = (
 
 
 def interleaved(
-    graphs: Mapping[str, Graph], inputs: Arrays, repetitions: int
+    graphs: Mapping[str, Graph], inputs: Mapping[str, Arrays], repetitions: int
 ) -> dict[str, list[float]]:
     """Seconds of each run of each graph, in turns: what slows the machine slows all alike.
 
     Args:
-        graphs: by name; all take the same inputs. The order is turned round at every
-            repetition, so that none always runs in the other's cold cache.
+        graphs: by name. The order is turned round at every repetition, so that none always runs
+            in the other's cold cache.
+        inputs: of each graph: a smaller model's cache has other shapes than the dense one's.
     """
     names = list(graphs)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for repetition in range(WARM_UP + repetitions):
         for name in names if repetition % 2 else names[::-1]:
             started = time.perf_counter()
-            graphs[name].run(inputs)
+            graphs[name].run(inputs[name])
             elapsed = time.perf_counter() - started
             if repetition >= WARM_UP:
                 seconds[name].append(elapsed)

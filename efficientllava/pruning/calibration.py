@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from efficientllava.data.proxy import Pairs, ProxyData, batches
 from efficientllava.models.adapter import Adapter, Matrix
+from efficientllava.parameters import PruningParameters
 from efficientllava.pruning.hessian import accumulate, empty
 
 
@@ -26,10 +28,17 @@ class LanguageInputs:
     Attributes:
         arguments: keyword arguments of the language model's forward, `inputs_embeds` [B, T, d].
         tokens: [B, T] bool, positions that are not padding.
+        visual: [B, T] bool, positions of image tokens.
     """
 
     arguments: dict[str, Any]
     tokens: torch.Tensor
+    visual: torch.Tensor
+
+    @property
+    def text(self) -> torch.Tensor:
+        """[B, T] bool, positions that are neither padding nor of an image."""
+        return self.tokens & ~self.visual
 
 
 @torch.no_grad()
@@ -52,8 +61,10 @@ def language_inputs(adapter: Adapter, batch: dict[str, torch.Tensor]) -> Languag
         ids = batch["input_ids"]
         caught["inputs_embeds"] = adapter.language_model.get_input_embeddings()(ids)  # type: ignore[operator]
         caught.pop("input_ids", None)
-    mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
-    return LanguageInputs(caught, mask.bool())
+    tokens = batch.get("attention_mask", torch.ones_like(batch["input_ids"])).bool()
+    image_token = getattr(adapter.model.config, "image_token_id", None)
+    visual = tokens & (batch["input_ids"] == (-1 if image_token is None else image_token))
+    return LanguageInputs(caught, tokens, visual)
 
 
 def text_batches(segments: torch.Tensor) -> Iterator[dict[str, torch.Tensor]]:
@@ -106,11 +117,22 @@ class BlockWalk:
     Every block's arguments are recorded in one forward pass (masks and positions are shared by
     reference), so that nothing is assumed about a block's signature; of the activations only those
     entering the current block are kept.
+
+    Args:
+        tokens: what Hessians see, as `pruning.calibration_tokens`.
+        drifting_share: of visual tokens, for "text_and_drifting_visual".
     """
 
-    def __init__(self, adapter: Adapter, inputs: list[LanguageInputs]) -> None:
+    def __init__(
+        self,
+        adapter: Adapter,
+        inputs: list[LanguageInputs],
+        tokens: str = "all",
+        drifting_share: float = 0.1,
+    ) -> None:
         self.adapter = adapter
-        self.tokens = [batch.tokens for batch in inputs]
+        self.inputs = inputs
+        self._tokens, self._drifting_share = tokens, drifting_share
         self.hidden: list[torch.Tensor] = []
         self._calls: list[list[tuple[tuple[Any, ...], dict[str, Any]]]] = []
         for batch in inputs:
@@ -134,14 +156,28 @@ class BlockWalk:
         self._calls.append(calls)
 
     @torch.no_grad()
-    def _forward(self, block: int) -> Iterator[tuple[int, torch.Tensor]]:
+    def outputs(self, block: int) -> Iterator[tuple[int, torch.Tensor]]:
+        """(batch, [B, T, d]): what a block makes of the activations that enter it now."""
         for index, hidden in enumerate(self.hidden):
             args, kwargs = self._calls[index][block]
             output = self.adapter.blocks[block](hidden, *args, **kwargs)
             yield index, output[0] if isinstance(output, tuple) else output
 
+    def selection(self, block: int) -> list[torch.Tensor]:
+        """[B, T] bool per batch: the tokens that Hessians of a block see."""
+        if self._tokens == "all":
+            return [batch.tokens for batch in self.inputs]
+        selected = [batch.text for batch in self.inputs]
+        if self._tokens == "text_and_drifting_visual" and any(b.visual.any() for b in self.inputs):
+            for index, output in self.outputs(block):
+                selected[index] = selected[index] | drifting(
+                    self.hidden[index], output, self.inputs[index].visual, self._drifting_share
+                )
+        return selected
+
     def hessians(self, block: int, dtype: torch.dtype = torch.float32) -> list[GroupHessian]:
         """One Hessian per distinct input of a block, at the activations that enter it now."""
+        selected = self.selection(block)
         groups = [
             GroupHessian(matrices, empty(matrices[0].module.in_features, dtype))
             for matrices in self.adapter.of_block(block)
@@ -149,24 +185,71 @@ class BlockWalk:
         with ExitStack() as hooks:
             current: list[int] = [0]
             for group in groups:
-                hooks.enter_context(self._accumulating(group, current))
-            for index, _ in self._forward(block):
+                hooks.enter_context(_accumulating(group, selected, current))
+            for index, _ in self.outputs(block):
                 current[0] = index + 1
         return groups
 
-    @contextmanager
-    def _accumulating(self, group: GroupHessian, current: list[int]) -> Iterator[None]:
-        def add(module: nn.Module, args: tuple[Any, ...]) -> None:
-            rows = args[0][self.tokens[current[0]]]
-            group.tokens = accumulate(group.hessian, group.tokens, rows)
-
-        handle = group.matrices[0].module.register_forward_pre_hook(add)
-        try:
-            yield
-        finally:
-            handle.remove()
-
     def advance(self, block: int) -> None:
         """Replace the activations by the block's outputs, with its weights as they are now."""
-        for index, output in self._forward(block):
+        for index, output in self.outputs(block):
             self.hidden[index] = output
+
+
+def block_walk(adapter: Adapter, proxy: ProxyData, parameters: PruningParameters) -> BlockWalk:
+    """The walk over a model on its calibration data."""
+    return BlockWalk(
+        adapter,
+        calibration_inputs(adapter, proxy, parameters.calibration),
+        parameters.calibration_tokens,
+        parameters.drifting_share,
+    )
+
+
+@contextmanager
+def _accumulating(
+    group: GroupHessian, selected: list[torch.Tensor], current: list[int]
+) -> Iterator[None]:
+    def add(module: nn.Module, args: tuple[Any, ...]) -> None:
+        rows = args[0][selected[current[0]]]
+        group.tokens = accumulate(group.hessian, group.tokens, rows)
+
+    handle = group.matrices[0].module.register_forward_pre_hook(add)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def drifting(
+    before: torch.Tensor, after: torch.Tensor, visual: torch.Tensor, share: float
+) -> torch.Tensor:
+    """The visual tokens whose representation a block changes most (ATV-Pruning, CVPR 2026).
+
+    The change is 1 - cos(x, x'); of each sample the largest ceil(share * visual tokens) count.
+
+    Args:
+        before: x [B, T, d], entering the block.
+        after: x' [B, T, d], leaving it.
+        visual: [B, T] bool.
+
+    Returns:
+        [B, T] bool, a part of `visual`.
+    """
+    change = 1.0 - functional.cosine_similarity(before.float(), after.float(), dim=-1)
+    return largest_share(change, visual, share)
+
+
+def largest_share(score: torch.Tensor, among: torch.Tensor, share: float) -> torch.Tensor:
+    """Of each row, the ceil(share * n) positions with the largest score among n marked ones.
+
+    Args:
+        score: [B, T].
+        among: [B, T] bool.
+
+    Returns:
+        [B, T] bool; of equal scores the earlier position.
+    """
+    counts = (among.sum(dim=1).double() * share).sub(1e-9).ceil().clamp(min=0)
+    order = score.masked_fill(~among, -torch.inf).argsort(dim=1, descending=True, stable=True)
+    return (order.argsort(dim=1) < counts[:, None]) & among

@@ -28,7 +28,7 @@ from efficientllava.models.adapter import Adapter
 from efficientllava.parameters import PruningParameters
 from efficientllava.progress import Event, Progress, silent
 from efficientllava.pruning import storage
-from efficientllava.pruning.calibration import BlockWalk, GroupHessian, calibration_inputs
+from efficientllava.pruning.calibration import BlockWalk, GroupHessian, block_walk
 from efficientllava.pruning.hessian import InverseFactor, inverse_factor, relative_error
 from efficientllava.pruning.obs import prune_levels
 
@@ -93,7 +93,7 @@ def build_database(
     }
     unfinished = Path(work) / value_digest(header)[:16]
     records: dict[str, Any] = {}
-    walk = BlockWalk(adapter, calibration_inputs(adapter, proxy, parameters.calibration))
+    walk = block_walk(adapter, proxy, parameters)
     total = len(adapter.blocks)
     for block in range(total):
         record_file = unfinished / f"block-{block:03d}.json"

@@ -114,3 +114,42 @@ def in_dtype(weights: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         tiny = torch.tensor(limits.smallest_normal * limits.eps, dtype=dtype)
         rounded[gone] = torch.copysign(tiny, weights[gone].to(dtype))
     return rounded
+
+
+def smallest_per_row(score: torch.Tensor, count: int) -> torch.Tensor:
+    """Mask of exactly `count` entries, spread evenly over the rows, the smallest of each row.
+
+    Row r gets round((r + 1) count / rows) - round(r count / rows) of them: quotas differ by at
+    most one and add up to `count`.
+
+    Args:
+        score: [rows, columns], finite.
+    """
+    rows, _ = score.shape
+    ends = torch.tensor([round(row * count / rows) for row in range(rows + 1)])
+    quotas = ends.diff().to(score.device)
+    ranks = score.argsort(dim=1, stable=True).argsort(dim=1)
+    return ranks < quotas[:, None]
+
+
+def wanda(
+    weight: torch.Tensor, norms: torch.Tensor, ratio: float, group_size: int | None = None
+) -> torch.Tensor:
+    """Prune the smallest |w_ij| * ||x_j||_2 of every output row (Wanda, Sun et al. 2024).
+
+    Kept weights stay as they are. For n:m the comparison is inside groups of m consecutive inputs.
+
+    Args:
+        weight: [out, in].
+        norms: [in], the norm of each input over the calibration tokens, up to a common factor.
+
+    Returns:
+        The pruned matrix [out, in], exactly round(ratio * numel) zeros chosen.
+    """
+    score = weight.abs().to(norms.dtype) * norms
+    if group_size is None:
+        mask = smallest_per_row(score, zeros_at(ratio, weight.numel()))
+    else:
+        check_group_size(weight.shape[1], group_size, group_size)
+        mask = smallest_in_groups(score, zeros_per_group(ratio, group_size), group_size)
+    return weight.masked_fill(mask, 0.0)

@@ -12,11 +12,12 @@ from efficientllava.errors import UserError
 from efficientllava.models.adapter import Adapter, Matrix
 from efficientllava.parameters import PruningParameters
 from efficientllava.progress import Event, Progress, silent
-from efficientllava.pruning.calibration import BlockWalk, calibration_inputs
+from efficientllava.pruning.calibration import GroupHessian, block_walk
 from efficientllava.pruning.database import Database, level_key
-from efficientllava.pruning.hessian import inverse_factor, relative_error
-from efficientllava.pruning.masks import magnitude, zeros_at
+from efficientllava.pruning.hessian import InverseFactor, inverse_factor, relative_error
+from efficientllava.pruning.masks import magnitude, wanda, zeros_at
 from efficientllava.pruning.obs import prune
+from efficientllava.pruning.refine import refine
 
 Policy = Mapping[str, float]
 """The share of zeros of each prunable matrix, by name."""
@@ -29,13 +30,16 @@ def prune_model(
     policy: Policy,
     parameters: PruningParameters,
     progress: Progress = silent,
+    refinement: str = "none",
 ) -> list[dict[str, Any]]:
     """Prune a model in place, each block calibrated on the outputs of the pruned blocks before it.
 
     Args:
-        update: "obs", "magnitude" (no calibration decides; it is walked for the record's errors)
-            or "none".
+        update: "obs", "wanda", "magnitude" (no calibration decides; it is walked for the record's
+            errors) or "none".
         policy: ratio of every prunable matrix.
+        refinement: with "obs", what solves for the kept weights again: "none", "least_squares" or
+            "admm".
 
     Returns:
         One row per matrix: name, block, level, size, zeros, already_zero (zero before, or fed by
@@ -48,7 +52,7 @@ def prune_model(
     if missing:
         raise UserError(f"the policy has no ratio for {missing[0]} ({len(missing)} in all)")
     rows: list[dict[str, Any]] = []
-    walk = BlockWalk(adapter, calibration_inputs(adapter, proxy, parameters.calibration))
+    walk = block_walk(adapter, proxy, parameters)
     total = len(adapter.blocks)
     for block in range(total):
         pruned: list[tuple[Matrix, torch.Tensor]] = []
@@ -63,26 +67,13 @@ def prune_model(
                     dtype=group.hessian.dtype,
                 )
             for matrix in group.matrices:
-                level = policy[matrix.name]
-                dense = matrix.weight
-                if factor is not None:
-                    new = prune(
-                        dense,
-                        factor,
-                        level,
-                        parameters.block_size,
-                        parameters.group_size,
-                        parameters.kernel,
-                    )
-                elif update == "magnitude":
-                    new = magnitude(dense, level, parameters.group_size)
-                else:
-                    new = dense.clone()
+                level, dense = policy[matrix.name], matrix.weight
+                new = _pruned(matrix, group, factor, update, level, parameters, refinement)
                 error = relative_error(new, dense, group.hessian)
                 already = dense == 0
                 if factor is not None:
                     already |= factor.dead
-                row = _row(matrix.name, block, level, dense, new, error, int(already.sum()))
+                row = matrix_row(matrix.name, block, level, dense, new, error, int(already.sum()))
                 rows.append(row)
                 pruned.append((matrix, new))
         # all Hessians of a block are taken before any of its matrices changes (as SparseGPT does)
@@ -92,6 +83,39 @@ def prune_model(
             walk.advance(block)
         progress(Event("block", block + 1, total))
     return rows
+
+
+def _pruned(
+    matrix: Matrix,
+    group: GroupHessian,
+    factor: InverseFactor | None,
+    update: str,
+    level: float,
+    parameters: PruningParameters,
+    refinement: str,
+) -> torch.Tensor:
+    """The new weight [out, in] of one matrix."""
+    dense = matrix.weight
+    if factor is not None:
+        new = prune(
+            dense,
+            factor,
+            level,
+            parameters.block_size,
+            parameters.group_size,
+            parameters.kernel,
+        )
+        if refinement != "none":
+            new = refine(dense, new, group.hessian, refinement)
+        return new
+    if update == "magnitude":
+        return magnitude(dense, level, parameters.group_size)
+    if update == "wanda":
+        # H = (2/n) X X^T: its diagonal holds the squared norms of the inputs
+        return wanda(dense, group.hessian.diagonal().sqrt(), level, parameters.group_size)
+    if update == "none":
+        return dense.clone()
+    raise ValueError(f"no update {update!r} of single matrices")
 
 
 def stitch_model(
@@ -115,22 +139,24 @@ def stitch_model(
         record = database.manifest["matrices"][matrix.name]
         error = record["levels"][level_key(level)]["relative_error"]
         already = record["already_zero"]
-        rows.append(_row(matrix.name, matrix.block, level, matrix.weight, new, error, already))
+        row = matrix_row(matrix.name, matrix.block, level, matrix.weight, new, error, already)
+        rows.append(row)
         if matrix.block > 0 and matrix is adapter.of_block(matrix.block)[0][0]:
             finished(matrix.block - 1)
         matrix.replace(new)
     return rows
 
 
-def _row(
+def matrix_row(
     name: str,
     block: int,
     level: float,
     dense: torch.Tensor,
     new: torch.Tensor,
-    error: float,
+    error: float | None,
     already_zero: int,
 ) -> dict[str, Any]:
+    """The record of one pruned matrix; its relative output error is None where not measured."""
     norm = float(dense.double().norm())
     return {
         "name": name,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from efficientllava.errors import UserError
-from efficientllava.files import read_json
+from efficientllava.files import read_json, stored_numbers
 
 BREAKDOWNS = ("NAT", "SOC", "LAN", "TXT", "IMG", "NO", "G1-6", "G7-12")
 RUNTIMES = {"deepsparse": "DeepSparse", "onnxruntime": "ONNX Runtime"}
@@ -52,6 +52,7 @@ class Row:
     score: Score | None = None
     breakdowns: dict[str, Score] = field(default_factory=dict)
     bytes_on_disk: int | None = None
+    parameters: int | None = None
     latencies: dict[str, Latency] = field(default_factory=dict)
 
     @property
@@ -106,6 +107,7 @@ def _dense_row(artifacts: Path, exports: Iterable[dict[str, Any]]) -> Row:
         ratio=0.0,
         achieved_sparsity=0.0,
         bytes_on_disk=sum(path.stat().st_size for path in weights) if weights else None,
+        parameters=sum(map(stored_numbers, weights)) if weights else None,
         # dense is measured again beside every pruned model: the middle of these
         latencies={
             runtime: Latency(
@@ -138,6 +140,7 @@ def _pruned_row(artifacts: Path, method: str, ratio: float, export: dict[str, An
         achieved_sparsity=metrics.get("achieved_sparsity"),
         proxy_loss=metrics.get("proxy_loss"),
         bytes_on_disk=metrics.get("bytes_on_disk"),
+        parameters=metrics.get("parameters"),
         latencies=latencies,
         **_scores(artifacts / "evaluation" / name / "scores.json"),
     )
@@ -204,6 +207,7 @@ def cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
         "answer loss",
         "accuracy %",
         "MB",
+        "parameters",
     ]
     for runtime in runtimes:
         headings += [f"{RUNTIMES[runtime]} prefill ms", f"{RUNTIMES[runtime]} decode ms"]
@@ -219,6 +223,7 @@ def cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
             number(row.answer_nll, ".3f"),
             "–" if row.score is None else str(row.score),
             number(size, ".2f"),
+            number(row.parameters, ",d"),
         ]
         for runtime in runtimes:
             line += timings(row.latencies.get(runtime))
@@ -277,6 +282,7 @@ def _flat(row: Row) -> dict[str, Any]:
         "standard_error": row.score and row.score.standard_error,
         "n": row.score and row.score.n,
         "bytes_on_disk": row.bytes_on_disk,
+        "parameters": row.parameters,
     }
     for runtime, timing in row.latencies.items():
         flat[f"{runtime}_prefill_ms"] = timing.prefill_ms

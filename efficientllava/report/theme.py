@@ -19,7 +19,7 @@ from efficientllava.parameters import MethodName
 METHODS: tuple[str, ...] = get_args(MethodName)
 """The methods in the order in which tables and legends show them."""
 
-_MARKERS = ("*", "s", "D", "o", "^", "v", "P")
+_MARKERS = ("*", "s", "D", "o", "^", "v", "P", "X", "<", ">", "p", "h", "d")
 _DPI = 130
 
 

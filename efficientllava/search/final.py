@@ -12,10 +12,11 @@ from efficientllava.data.proxy import ProxyData
 from efficientllava.errors import UserError
 from efficientllava.models.adapter import Adapter
 from efficientllava.models.blocks_on_disk import BlocksOnDisk
-from efficientllava.parameters import PruningParameters, SearchParameters
+from efficientllava.parameters import PruneParameters, PruningParameters, SearchParameters
 from efficientllava.progress import Progress, silent
 from efficientllava.pruning.database import Database
 from efficientllava.pruning.loss import ProxyLoss
+from efficientllava.pruning.methods import SMALLER
 from efficientllava.pruning.sequential import (
     Policy,
     achieved_sparsity,
@@ -23,6 +24,7 @@ from efficientllava.pruning.sequential import (
     stitch_model,
     verify,
 )
+from efficientllava.pruning.smaller import make_smaller, removed_share, verify_smaller
 from efficientllava.search.risk import COMPLEXITIES, structural_risk
 
 
@@ -37,26 +39,30 @@ def prune_finally(
     pruning: PruningParameters,
     search: SearchParameters,
     progress: Progress = silent,
+    prune: PruneParameters | None = None,
     on_disk: BlocksOnDisk | None = None,
 ) -> dict[str, Any]:
     """Prune a dense model in place with a policy and an evolved projector, and verify it.
 
     The model is pruned sequentially, each block calibrated on the pruned blocks before it. With a
     database it is stitched as well, and the one of lower structural risk is kept (method.md
-    section 3).
+    section 3). Updates that remove parts leave an adapter behind that no longer fits the model.
 
     Args:
         database: of the dense model at the policy's levels, or None for sequential alone.
-        update: "obs", "magnitude" or "none".
+        update: what happens to the weights, as `methods.Method.update`.
+        policy: ratio of every prunable matrix; where parts are removed, its mean is the ratio.
         projector: state of the evolved projector; empty for the model's own.
+        prune: parameters of the final pruning alone; their defaults when not given.
         on_disk: what keeps the model's blocks in files, if anything does.
 
     Returns:
         The content of pruning.json, without what only the caller knows (method, ratio, digests).
 
     Raises:
-        UserError: see `prune_model` and `verify`.
+        UserError: see `prune_model`, `verify`, `make_smaller` and `verify_smaller`.
     """
+    prune = prune or PruneParameters()
     dense = _weights(adapter, on_disk) if database is not None else []
     data = search.fitness_data
     # remembers the dense model with its own projector, before either changes
@@ -77,7 +83,23 @@ def prune_finally(
             "risk": structural_risk(values[search.fitness], complexity, search.eta),
         }
 
-    rows = prune_model(adapter, proxy, update, policy, pruning, progress)
+    if update in SMALLER:
+        ratio = sum(policy[m.name] * m.size for m in adapter.matrices) / sum(adapter.sizes)
+        ratio, loss = round(ratio, 9), losses[search.fitness]
+        left, rows, structure = make_smaller(
+            adapter, proxy, update, ratio, pruning, prune, loss, progress
+        )
+        verify_smaller(left, rows, structure)
+        return {
+            **measured(rows),
+            "chosen": "smaller",
+            "pattern": pruning.pattern,
+            "policy": {row["name"]: row["level"] for row in rows},
+            "achieved_sparsity": removed_share(rows, structure),
+            "matrices": rows,
+            "structure": structure,
+        }
+    rows = prune_model(adapter, proxy, update, policy, pruning, progress, prune.refine)
     scores, chosen, risks = measured(rows), "sequential", {}
     risks["sequential_risk"] = scores["risk"]
     if database is not None:

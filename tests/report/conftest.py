@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from efficientllava.files import write_json, write_text
+from efficientllava.files import save_tensors, write_json, write_text
 
 KINDS = (
     "self_attn.q_proj",
@@ -50,7 +51,7 @@ def timing(dense: float, pruned: float) -> dict[str, Any]:
 def artifacts(tmp_path: Path) -> Path:
     """Dense, sparsegpt at 0.5 and 0.7, efficientllava at 0.5 (not evaluated at 0.7)."""
     root = tmp_path / "artifacts"
-    write_text(root / "model" / "model.safetensors", "x" * 2_000_000)
+    save_tensors(root / "model" / "model.safetensors", {"w": torch.zeros(499_980)})
     write_json(root / "evaluation" / "dense" / "scores.json", scores(0.9))
     cells = (("sparsegpt", 0.5, 4.0), ("sparsegpt", 0.7, 4.4), ("efficientllava", 0.5, 4.2))
     for method, ratio, dense in cells:
@@ -66,7 +67,12 @@ def artifacts(tmp_path: Path) -> Path:
         )
         write_json(
             root / "pruned_metrics" / f"{name}.json",
-            {"achieved_sparsity": ratio, "proxy_loss": 0.125, "bytes_on_disk": 2_000_000},
+            {
+                "achieved_sparsity": ratio,
+                "proxy_loss": 0.125,
+                "bytes_on_disk": 2_000_000,
+                "parameters": 400_000,
+            },
         )
         write_json(
             root / "pruned" / name / "pruning.json",

@@ -47,6 +47,7 @@ def test_rows_are_dense_then_ratio_by_ratio(artifacts: Path) -> None:
     ]
     dense, first = rows[0], rows[1]
     assert dense.bytes_on_disk == 2_000_000
+    assert (dense.parameters, first.parameters) == (499_980, 400_000)
     # the middle of 4.0, 4.2 and 4.4: dense is timed beside every pruned model
     assert dense.latencies["deepsparse"].prefill_ms == 4.2
     assert first.latencies["deepsparse"].prefill_speedup == 1.25
@@ -73,6 +74,7 @@ def test_cells_are_rounded_and_dashes_stand_for_unknown(artifacts: Path) -> None
     assert first["accuracy %"] == "82.5 ± 0.6"
     assert first["zeros"] == "0.5000" and first["proxy loss"] == "0.1250"
     assert first["DeepSparse prefill ms"] == "3.20 ×1.25" and first["MB"] == "2.00"
+    assert first["parameters"] == "400,000"
     assert body[4][2:] == ["–"] * (len(headings) - 2)
     headings, body = breakdown_cells(read_rows(artifacts, METHODS, RATIOS))
     assert headings == ["model", "NAT", "SOC", "LAN", "TXT", "IMG", "NO", "G1-6", "G7-12"]

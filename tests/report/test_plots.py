@@ -21,7 +21,7 @@ from efficientllava.report.plots import (
     sparsity_plot,
     trajectory,
 )
-from efficientllava.report.theme import DARK, LIGHT, readable_on
+from efficientllava.report.theme import DARK, LIGHT, METHODS, marker, readable_on
 
 
 def test_a_matrix_has_its_place_in_the_grid() -> None:
@@ -99,3 +99,8 @@ def test_text_on_a_heat_map_has_contrast(theme) -> None:  # type: ignore[no-unty
             text = tuple(int(readable_on(cell)[i : i + 2], 16) / 255 for i in (1, 3, 5))
             low, high = sorted((luminance(cell), luminance(text)))
             assert (high + 0.05) / (low + 0.05) >= 4.5
+
+
+def test_every_method_has_a_marker_of_its_own() -> None:
+    assert len({marker(method) for method in METHODS}) == len(METHODS)
+    assert marker("a method of tomorrow") == "o"
