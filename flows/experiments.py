@@ -85,19 +85,19 @@ EXPERIMENTS = {
         Experiment(
             "table3",
             "Table 3: accuracy by subject, context and grade",
-            ("sparsegpt", "efficientllava"),
+            ("llm_pruner", "sparsegpt", "efficientllava"),
             (0.3, 0.4, 0.5),
         ),
         Experiment(
             "table4",
             "Table 4: further benchmarks",
-            ("sparsegpt", "efficientllava"),
+            ("llm_pruner", "sparsegpt", "efficientllava"),
             (0.3, 0.4, 0.5),
         ),
         Experiment(
             "figure1",
             "Figure 1: accuracy against latency",
-            ("sparsegpt", "efficientllava"),
+            ("llm_pruner", "sparsegpt", "efficientllava"),
             (0.3, 0.4, 0.5),
             EXPORTED,
         ),

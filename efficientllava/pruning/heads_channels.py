@@ -18,6 +18,7 @@ from efficientllava.data.proxy import IGNORED, ProxyData
 from efficientllava.errors import UserError
 from efficientllava.models.adapter import Adapter, Matrix
 from efficientllava.pruning.loss import (
+    Head,
     LossBatch,
     chunked_logits,
     hidden_states,
@@ -133,7 +134,7 @@ def taylor_salience(adapter: Adapter, proxy: ProxyData, calibration: str) -> lis
 
 
 def _accumulate_gradients(
-    adapter: Adapter, head: nn.Module, batches: Sequence[LossBatch], share: float
+    adapter: Adapter, head: Head, batches: Sequence[LossBatch], share: float
 ) -> None:
     count = sum(int((batch.wanted != IGNORED).sum()) for batch in batches)
     for batch in batches:
