@@ -66,8 +66,9 @@ def make_workspace(root: Path, folder: Path, values: dict[str, Any]) -> None:
 
 
 def _absolute(values: dict[str, Any], root: Path, names: Iterable[str]) -> None:
-    for name in names:
-        section, _, last = name.partition(".")
-        value = values[section][last]
-        if isinstance(value, str) and value != "embedded" and (root / value).exists():
-            values[section][last] = str((root / value).resolve())
+    places = [(values[section], last) for section, _, last in (n.partition(".") for n in names)]
+    data = values["evaluation"]["data"]
+    for section, name in [*places, *((data, benchmark) for benchmark in data)]:
+        value = section[name]
+        if value != "embedded" and (root / value).exists():
+            section[name] = str((root / value).resolve())

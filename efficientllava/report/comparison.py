@@ -51,6 +51,7 @@ class Row:
     answer_nll: float | None = None
     score: Score | None = None
     breakdowns: dict[str, Score] = field(default_factory=dict)
+    benchmarks: dict[str, Score] = field(default_factory=dict)  # beside the main one
     bytes_on_disk: int | None = None
     parameters: int | None = None
     latencies: dict[str, Latency] = field(default_factory=dict)
@@ -158,10 +159,13 @@ def _scores(path: Path) -> dict[str, Any]:
             else None,
             "text_loss": record.get("text_loss"),
             "answer_nll": record.get("answer_nll"),
-            "breakdowns": {
-                name: Score(part["accuracy"], part["standard_error"], part["n"])
-                for name, part in record.get("breakdowns", {}).items()
-                if part["n"]
+            **{
+                group: {
+                    name: Score(part["accuracy"], part["standard_error"], part["n"])
+                    for name, part in record.get(group, {}).items()
+                    if part["n"]
+                }
+                for group in ("breakdowns", "benchmarks")
             },
         }
     except (KeyError, TypeError) as error:
@@ -289,7 +293,7 @@ def _flat(row: Row) -> dict[str, Any]:
         flat[f"{runtime}_decode_ms"] = timing.decode_ms
         flat[f"{runtime}_prefill_speedup"] = timing.prefill_speedup
         flat[f"{runtime}_decode_speedup"] = timing.decode_speedup
-    for name, score in row.breakdowns.items():
+    for name, score in (row.breakdowns | row.benchmarks).items():
         flat[f"accuracy_{name}"] = score.accuracy
         flat[f"standard_error_{name}"] = score.standard_error
         flat[f"n_{name}"] = score.n

@@ -37,14 +37,19 @@ class Measured:
 
 
 def accuracy_of(rows: Sequence[Measured], part: str = "") -> Mean | None:
-    """Mean accuracy in per cent over seeds, in all or of one part.
+    """Mean accuracy in per cent over seeds: in all, of one breakdown or on a further benchmark.
 
     With a single seed its standard error is the one over questions.
     """
     scores = [
         score
         for each in rows
-        if (score := each.row.breakdowns.get(part) if part else each.row.score) is not None
+        if (
+            score := (each.row.breakdowns | each.row.benchmarks).get(part)
+            if part
+            else each.row.score
+        )
+        is not None
     ]
     return _mean_score(scores)
 
@@ -139,10 +144,13 @@ def benchmark_table(
         dense = values.get(("dense", 0.0), DASH)
         return [name, *(values.get((name, r), DASH) if r else dense for r in ratios)]
 
-    ours = {key: told(accuracy_of(rows), 2) for key, rows in groups.items()}
     headings = ["method", *(f"{ratio:g}" for ratio in ratios)]
-    text = f"Measured here, benchmark `{benchmark}`, accuracy or score in per cent:\n\n"
-    text += markdown_table(headings, [line(method, ours) for method in methods])
+    text = "Accuracy or score in per cent.\n"
+    further = dict.fromkeys(name for each in measured for name in each.row.benchmarks)
+    for part, name in [("", benchmark), *((name, name) for name in further)]:
+        ours = {key: told(accuracy_of(rows, part), 2) for key, rows in groups.items()}
+        text += f"\nMeasured here, benchmark `{name}`:\n\n"
+        text += markdown_table(headings, [line(method, ours) for method in methods])
     for name, rows in paper.items():
         theirs = {(row.method, row.ratio): f"{row.accuracy:.2f}" for row in rows}
         text += f"\nThe paper's, {name} on {rows[0].model}, as printed:\n\n"
@@ -202,15 +210,21 @@ def overview_table(measured: Sequence[Measured]) -> str:
             mean(value for e in rows if (value := getattr(e.row, name)) is not None)
             for name in ("text_loss", "answer_nll")
         ]
-        cells += [told(size, 3), *(told(loss, 3) for loss in losses), told(accuracy_of(rows), 2)]
+        count = mean(e.row.parameters for e in rows if e.row.parameters is not None)
+        cells += [
+            told(size, 3),
+            told(count, 0),
+            *(told(loss, 3) for loss in losses),
+            told(accuracy_of(rows), 2),
+        ]
         for runtime in ("deepsparse", "onnxruntime"):
             timings = [e.row.latencies[runtime] for e in rows if runtime in e.row.latencies]
             for phase in ("prefill", "decode"):
                 gains = [getattr(timing, f"{phase}_speedup") for timing in timings]
                 cells.append(told(mean(gain for gain in gains if gain is not None), 2))
         body.append([*cells, str(len(rows))])
-    headings = ["method", "ratio", "zeros or removed", "MB on disk", "text loss", "answer loss"]
-    headings.append("accuracy %")
+    headings = ["method", "ratio", "zeros or removed", "MB on disk", "parameters"]
+    headings += ["text loss", "answer loss", "accuracy %"]
     for runtime in ("DeepSparse", "ONNX Runtime"):
         headings += [f"{runtime} prefill ×", "decode ×"]
     return markdown_table([*headings, "seeds"], body)

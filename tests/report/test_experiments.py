@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,16 @@ def test_table4_has_methods_down_and_ratios_across() -> None:
     vizwiz = table[table.index("VizWiz") :]
     assert line_of(vizwiz, "efficientllava") == ["efficientllava", "50.05", "50.28"]
     assert V15_7B in vizwiz
+
+
+def test_table4_has_every_benchmark_that_was_measured() -> None:
+    measured = [
+        Measured(0, replace(each.row, benchmarks={"vizwiz": Score(0.5, 0.01, 100)}))
+        for each in models(0)
+    ]
+    table = benchmark_table(measured, TABLE4, "embedded")
+    further = table[table.index("`vizwiz`") :]
+    assert line_of(further, "sparsegpt") == ["sparsegpt", "50.00 ± 1.00", "50.00 ± 1.00"]
 
 
 def test_printed_averages_of_table3() -> None:
