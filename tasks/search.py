@@ -88,7 +88,9 @@ def _make_evaluator(
     if make_executor is None:
         return None
     work = Work(
-        *(str((ARTIFACTS / name).resolve()) for name in ("model", "proxy", "database")),
+        str((ARTIFACTS / "model").resolve()),
+        str((ARTIFACTS / "proxy").resolve()),
+        str((ARTIFACTS / "database").resolve()),
         parameters.fitness,
         parameters.fitness_data,
         parameters.kl_tokens,
