@@ -115,13 +115,10 @@ def _make_evaluator(
     make_executor = executor_maker(parameters)
     if make_executor is None:
         return None
-    model, proxy, database = (
-        str((ARTIFACTS / name).resolve()) for name in ("model", "proxy", "database")
-    )
     work = Work(
-        model,
-        proxy,
-        database,
+        str((ARTIFACTS / "model").resolve()),
+        str((ARTIFACTS / "proxy").resolve()),
+        str((ARTIFACTS / "database").resolve()),
         parameters.fitness,
         parameters.fitness_data,
         parameters.kl_tokens,

@@ -13,20 +13,23 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
-from typing import Any
 
-import numba
 import numpy as np
 import torch
 
-from efficientllava.pruning.vector_kernel import PANEL, spread_row
-
-TILE = 256
-"""Rows of a tile: two tiles of 128 columns are 256 KiB, within a core's second-level cache."""
-FIRST, SECOND, THIRD = 19, 9, 0
-"""Bits below each digit of a key: 12, 10 and 9 bits wide; a score's sign is always 0."""
-
-compiled: Callable[..., Any] = numba.njit(nogil=True, cache=True, error_model="numpy")
+from efficientllava.pruning.column_loop import (
+    FIRST,
+    SECOND,
+    THIRD,
+    TILE,
+    demote,
+    first_digits,
+    into_panels,
+    later_digits,
+    out_of_panels,
+    prune_columns,
+)
+from efficientllava.pruning.vector_kernel import PANEL
 
 
 @dataclass
@@ -97,7 +100,7 @@ def stacked(weights: Sequence[torch.Tensor], repetitions: int, tiles: Tiles) -> 
         for top, bottom, section in tiles.span(first, last):
             offset = tiles.rows[section]
             source = sources[section // repetitions][top - offset : bottom - offset]
-            _into_panels(source, target[:, top:bottom])
+            into_panels(source, target[:, top:bottom])
 
     tiles.run(lambda thread, first, last: fill(first, last))
     return stack
@@ -114,7 +117,7 @@ def unstacked(stack: torch.Tensor, columns: int, tiles: Tiles) -> list[torch.Ten
         for top, bottom, section in tiles.span(first, last):
             offset = tiles.rows[section]
             into = solutions[section][top - offset : bottom - offset]
-            _out_of_panels(source[:, top:bottom], into)
+            out_of_panels(source[:, top:bottom], into)
 
     tiles.run(lambda thread, first, last: fill(first, last))
     return [torch.from_numpy(solution) for solution in solutions]
@@ -160,7 +163,7 @@ class Block:
         right = self._factors(start, end, first_panel)
 
         def work(thread: int, first: int, last: int) -> None:
-            _columns(
+            prune_columns(
                 self.stack,
                 start,
                 self.turned[: end - start],
@@ -210,12 +213,12 @@ class Block:
             if above == 32:
                 turned = self.turned[:width]
                 digits = partial(
-                    _first_digits, self.stack, start, turned, diagonal, no_input, self.keys
+                    first_digits, self.stack, start, turned, diagonal, no_input, self.keys
                 )
             elif self.group_size is not None:
                 break
             else:
-                digits = partial(_later_digits, width, self.keys, prefix, shift, above)
+                digits = partial(later_digits, width, self.keys, prefix, shift, above)
 
             def work(
                 thread: int,
@@ -238,241 +241,5 @@ class Block:
                     equal = upto[index, digit] - (upto[index, digit - 1] if digit else 0)
                     if equal > rest[index] > 0:
                         top, bottom = self.tiles.rows[index], self.tiles.rows[index + 1]
-                        _demote(self.keys, width, top, bottom, prefix[index], rest[index])
+                        demote(self.keys, width, top, bottom, prefix[index], rest[index])
         return np.where(np.array(quotas) > 0, prefix + np.uint32(1), np.uint32(0))
-
-
-@compiled
-def _into_panels(source, target):  # type: ignore[no-untyped-def]
-    rows, columns = source.shape
-    for panel in range(len(target)):
-        left = panel * PANEL
-        width = min(PANEL, columns - left)
-        for row in range(rows):
-            for column in range(width):
-                target[panel, row, column] = source[row, left + column]
-            for column in range(width, PANEL):
-                target[panel, row, column] = np.float32(0.0)
-
-
-@compiled
-def _out_of_panels(source, target):  # type: ignore[no-untyped-def]
-    rows, columns = target.shape
-    for panel in range(len(source)):
-        left = panel * PANEL
-        width = min(PANEL, columns - left)
-        for row in range(rows):
-            for column in range(width):
-                target[row, left + column] = source[panel, row, column]
-
-
-@compiled
-def _turn(stack, start, turned, top, bottom):  # type: ignore[no-untyped-def]
-    """Columns start.. of a tile with rows side by side, [columns, rows]."""
-    width = len(turned)
-    for left in range(0, width, 16):
-        for low in range(top, bottom, 16):
-            for column in range(left, min(left + 16, width)):
-                panel, offset = (start + column) // PANEL, (start + column) % PANEL
-                for row in range(low, min(low + 16, bottom)):
-                    turned[column, row] = stack[panel, row, offset]
-
-
-@compiled
-def _turn_back(weights, start, stack, top, rows):  # type: ignore[no-untyped-def]
-    width = len(weights)
-    for left in range(0, width, 16):
-        for low in range(0, rows, 16):
-            for column in range(left, min(left + 16, width)):
-                panel, offset = (start + column) // PANEL, (start + column) % PANEL
-                for row in range(low, min(low + 16, rows)):
-                    stack[panel, top + row, offset] = weights[column, row]
-
-
-@compiled
-def _first_digits(stack, start, columns, diagonal, no_input, keys, bounds, section, histogram):  # type: ignore[no-untyped-def]
-    """Write the keys of w^2 / U_jj^2 and count their first digits; 0 is an input without use."""
-    score = np.empty(TILE, dtype=np.float32)
-    bits = score.view(np.uint32)
-    for tile in range(len(section)):
-        top, bottom = bounds[tile, 0], bounds[tile, 1]
-        counted = histogram[section[tile]]
-        _turn(stack, start, columns, top, bottom)
-        for column in range(len(columns)):
-            weight = columns[column, top:bottom]
-            key = keys[column, top:bottom]
-            scale = diagonal[column]
-            for row in range(bottom - top):
-                quotient = weight[row] / scale
-                score[row] = quotient * quotient
-            if no_input[column]:
-                key[:] = 0
-            else:
-                for row in range(bottom - top):
-                    key[row] = bits[row] + np.uint32(1)
-            for row in range(bottom - top):
-                counted[key[row] >> np.uint32(FIRST)] += 1
-
-
-@compiled
-def _later_digits(width, keys, prefix, shift, above, bounds, section, histogram):  # type: ignore[no-untyped-def]
-    """Count the next digit of the keys that begin with the section's prefix."""
-    low, high = np.uint32(shift), np.uint32(above)
-    kept = np.uint32((1 << (above - shift)) - 1)
-    for tile in range(len(section)):
-        top, bottom = bounds[tile, 0], bounds[tile, 1]
-        counted = histogram[section[tile]]
-        wanted = prefix[section[tile]]
-        for column in range(width):
-            key = keys[column, top:bottom]
-            for row in range(bottom - top):
-                if key[row] >> high == wanted:
-                    counted[(key[row] >> low) & kept] += 1
-
-
-@compiled
-def _demote(keys, width, top, bottom, wanted, allowed):  # type: ignore[no-untyped-def]
-    """Of equal keys the first `allowed` in row-major order stay; the others count as larger."""
-    for row in range(top, bottom):
-        for column in range(width):
-            if keys[column, row] == wanted:
-                if allowed > 0:
-                    allowed -= 1
-                else:
-                    keys[column, row] = wanted + np.uint32(1)
-
-
-@compiled
-def _columns(  # type: ignore[no-untyped-def]
-    stack,
-    start,
-    columns,
-    upper,
-    diagonal,
-    no_input,
-    keys,
-    limits,
-    counts,
-    group,
-    bounds,
-    section,
-    right,
-    first_panel,
-):
-    """The column loop: prune column by column, spread the error to those on the right.
-
-    Every weight is changed by the columns on its left in their order, as in the eager path; the
-    columns are taken eight (m) at a time so that a weight is loaded once for four changes.
-    """
-    width = len(columns)
-    step = group if group else 8
-    weights = np.empty((width, TILE), dtype=np.float32)
-    error = np.empty((width, TILE), dtype=np.float32)
-    pruned = np.empty((step, TILE), dtype=np.bool_)
-    index = np.empty((TILE, width), dtype=np.uint16)
-    value = np.empty((TILE, width), dtype=np.float32)
-    zero = np.float32(0.0)
-    for tile in range(len(section)):
-        top, bottom = bounds[tile, 0], bounds[tile, 1]
-        rows = bottom - top
-        limit, count = limits[section[tile]], counts[section[tile]]
-        for column in range(width):
-            weights[column, :rows] = columns[column, top:bottom]
-        for first in range(0, width, step):
-            last = min(first + step, width)
-            if group:
-                _group_mask(weights, diagonal, no_input, first, last, rows, count, pruned)
-            else:
-                for column in range(first, last):
-                    key = keys[column, top:bottom]
-                    chosen = pruned[column - first]
-                    for row in range(rows):
-                        chosen[row] = key[row] < limit
-            for column in range(first, last):
-                weight, lost, chosen = weights[column], error[column], pruned[column - first]
-                scale = diagonal[column]
-                if no_input[column]:
-                    for row in range(rows):
-                        lost[row] = weight[row] / scale
-                        weight[row] = zero
-                else:
-                    for row in range(rows):
-                        quotient = weight[row] / scale
-                        lost[row] = quotient if chosen[row] else zero
-                        weight[row] = zero if chosen[row] else weight[row]
-                for after in range(column + 1, last):
-                    _spread(weights[after], lost, upper[column, after], rows)
-            for after in range(last, width):
-                weight = weights[after]
-                done = first
-                while done + 4 <= last:
-                    _spread_four(weight, error, upper[:, after], done, rows)
-                    done += 4
-                while done < last:
-                    _spread(weight, error[done], upper[done, after], rows)
-                    done += 1
-        _turn_back(weights, start, stack, top, rows)
-        _spread_past(error, rows, index, value, stack, top, right, first_panel)
-
-
-@compiled
-def _spread_past(error, rows, index, value, stack, top, factors, first_panel):  # type: ignore[no-untyped-def]
-    """Spread a tile's errors past the block, panel by panel; those that are zero are left out."""
-    found = np.zeros(rows, dtype=np.int64)
-    for row in range(rows):
-        count = 0
-        for column in range(len(error)):
-            index[row, count] = column
-            value[row, count] = error[column, row]
-            count += error[column, row] != np.float32(0.0)
-        found[row] = count
-    for panel in range(len(factors)):
-        weights = stack[first_panel + panel]
-        for row in range(rows):
-            spread_row(
-                factors[panel].ctypes,
-                index[row].ctypes,
-                value[row].ctypes,
-                found[row],
-                weights[top + row].ctypes,
-                PANEL,
-            )
-
-
-@compiled
-def _spread(weight, error, factor, rows):  # type: ignore[no-untyped-def]
-    for row in range(rows):
-        weight[row] -= error[row] * factor
-
-
-@compiled
-def _spread_four(weight, error, factors, done, rows):  # type: ignore[no-untyped-def]
-    """Four columns' errors, one after the other: the order of additions is that of the columns."""
-    first, second, third, fourth = error[done], error[done + 1], error[done + 2], error[done + 3]
-    a, b, c, d = factors[done], factors[done + 1], factors[done + 2], factors[done + 3]
-    for row in range(rows):
-        value = weight[row] - first[row] * a
-        value = value - second[row] * b
-        value = value - third[row] * c
-        weight[row] = value - fourth[row] * d
-
-
-@compiled
-def _group_mask(weights, diagonal, no_input, first, last, rows, count, pruned):  # type: ignore[no-untyped-def]
-    """n:m: the `count` smallest of a group; of equal ones the left."""
-    scores = np.empty((last - first, rows), dtype=np.float32)
-    for column in range(first, last):
-        for row in range(rows):
-            quotient = weights[column, row] / diagonal[column]
-            scores[column - first, row] = quotient * quotient
-            if no_input[column]:
-                scores[column - first, row] = np.float32(-1.0)
-    for column in range(last - first):
-        for row in range(rows):
-            rank = 0
-            mine = scores[column, row]
-            for other in range(last - first):
-                theirs = scores[other, row]
-                if theirs < mine or (theirs == mine and other < column):
-                    rank += 1
-            pruned[column, row] = rank < count
