@@ -20,17 +20,22 @@ def write_page(
     folder: Path,
     command: str,
     machine: Mapping[str, str],
+    note: str = "",
 ) -> None:
     """Write the page with its CSV and plots into a folder (docs/)."""
     plots.comparison_plot(rows, folder / "results_comparison.png")
     plots.calibration_plot(rows, folder / "results_calibration.png")
     plots.search_plot(rows, folder / "results_search.png")
     write_text(folder / "results.csv", _csv(rows))
-    write_text(folder / "results.md", _page(rows, parameters, command, machine))
+    write_text(folder / "results.md", _page(rows, parameters, command, machine, note))
 
 
 def _page(
-    rows: Sequence[Row], parameters: Parameters, command: str, machine: Mapping[str, str]
+    rows: Sequence[Row],
+    parameters: Parameters,
+    command: str,
+    machine: Mapping[str, str],
+    note: str,
 ) -> str:
     seeds = sorted({row["seed"] for row in rows})
     hours = sum(row["seconds"] for row in rows) / 3600
@@ -47,7 +52,7 @@ by hand. Every seed is a model trained anew, with its own questions, proxy data 
 {search.rounds} rounds; {parameters.proxy.segments} text segments of
 {parameters.proxy.segment_length} tokens and {parameters.proxy.pairs} image-text pairs as proxy.
 Everything else as in [parameters.md](parameters.md) and `params.yaml`. {len(rows)} cells,
-{hours:.1f} hours of one core each on: {told}.
+{hours:.1f} hours of one core in all, on: {told}. {note}
 
 Numbers are means over seeds ± one standard error (sample standard deviation / √seeds). Losses
 are in nats, lower is better. All cells, unrounded and with breakdowns: [results.csv](results.csv).

@@ -50,7 +50,7 @@ def main() -> None:
     ]
     if not rows:
         raise UserError("no finished cells", where=str(cells))
-    write_page(rows, parameters, Path(arguments.docs), command.strip(), machine())
+    write_page(rows, parameters, Path(arguments.docs), command.strip(), machine(), arguments.note)
     print(f"written: {arguments.docs}/results.md, results.csv and plots ({len(rows)} cells)")
 
 
@@ -69,6 +69,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--checkpoints", help="folder of models: seed-N/model, seed-N/questions")
     parser.add_argument("--work", default=".work/results", help="folder of finished cells")
     parser.add_argument("--docs", default="docs", help="where the page goes")
+    parser.add_argument(
+        "--note", default="", help="a sentence for the page, e.g. the code's commit"
+    )
     parser.add_argument("--tables-only", action="store_true", help="only write the page again")
     return parser.parse_args()
 
