@@ -55,7 +55,12 @@ def main() -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    searched = [name for name, method in METHODS.items() if name != "dense"]
+    # the paper's method with its ablations and baselines; `make methods` compares all
+    searched = [
+        name
+        for name, method in METHODS.items()
+        if name in ("magnitude", "sparsegpt") or method.allocation == "search"
+    ]
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.3, 0.4, 0.5, 0.6, 0.7])

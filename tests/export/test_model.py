@@ -176,7 +176,8 @@ class Recorder:
 
 def test_dense_and_pruned_run_in_turns() -> None:
     log: list[str] = []
-    seconds = interleaved({"a": Recorder("a", log), "b": Recorder("b", log)}, {}, 4)
+    graphs = {"a": Recorder("a", log), "b": Recorder("b", log)}
+    seconds = interleaved(graphs, {"a": {}, "b": {}}, 4)
     assert log[-8:] == ["a", "b", "b", "a", "a", "b", "b", "a"]
     assert len(log) == 2 * (WARM_UP + 4)
     assert {name: len(times) for name, times in seconds.items()} == {"a": 4, "b": 4}
