@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bench.cells import MATCHED
+from efficientllava.pruning.methods import method_named
 from efficientllava.report.comparison import BREAKDOWNS, markdown_table
 from efficientllava.report.statistics import Row, chosen, differences, mean, mean_of, told
 from efficientllava.report.theme import METHODS
 
-SEARCHED = tuple(name for name in METHODS if name not in ("dense", "magnitude", "sparsegpt"))
+SEARCHED = tuple(name for name in METHODS if method_named(name).allocation == "search")
 
 
 def ratios_of(rows: Sequence[Row]) -> list[float]:
