@@ -19,19 +19,32 @@ from efficientllava.parameters import MethodName
 METHODS: tuple[str, ...] = get_args(MethodName)
 """The methods in the order in which tables and legends show them."""
 
+_OF_THE_PAPER = (
+    "magnitude",
+    "sparsegpt",
+    "efficientllava",
+    "auto_without_generalization",
+    "no_evolution",
+    "evolution_without_upper_bound",
+)
 _MARKERS = ("*", "s", "D", "o", "^", "v", "P", "X", "<", ">", "p", "h", "d")
 _DPI = 130
 
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours of a surface: `series` in a fixed order, ramps from `surface` outwards."""
+    """Colours of a surface: `series` in a fixed order, ramps from `surface` outwards.
+
+    Attributes:
+        further: colours of the methods that the paper does not compare, in the order of METHODS.
+    """
 
     surface: str
     ink: str
     soft: str
     grid: str
     series: tuple[str, ...]
+    further: tuple[str, ...]
     ramp: tuple[str, ...]
     below: str
     middle: str
@@ -41,7 +54,10 @@ class Theme:
         """The colour of a method, the same in every plot; dense has the ink's."""
         if method == "dense" or method not in METHODS:
             return self.ink
-        return self.series[(METHODS.index(method) - 1) % len(self.series)]
+        if method in _OF_THE_PAPER:
+            return self.series[_OF_THE_PAPER.index(method)]
+        others = [name for name in METHODS if name != "dense" and name not in _OF_THE_PAPER]
+        return self.further[others.index(method) % len(self.further)]
 
     def sequential(self) -> LinearSegmentedColormap:
         """Little to much, in one hue."""
@@ -58,6 +74,7 @@ LIGHT = Theme(
     soft="#5f5e58",
     grid="#e4e3dd",
     series=("#eda100", "#1baf7a", "#2a78d6", "#e87ba4", "#4a3aa7", "#e34948"),
+    further=("#8a6d1f", "#00929f", "#6f6f68", "#a8477f", "#5b8a26", "#bb5a17"),
     ramp=("#eef4fc", "#9ec2f0", "#3f86db", "#184f95", "#0b2e5c"),
     below="#2a78d6",
     middle="#f1f0ea",
@@ -69,6 +86,7 @@ DARK = Theme(
     soft="#b5b3aa",
     grid="#383835",
     series=("#c98500", "#199e70", "#3987e5", "#d55181", "#9085e9", "#e66767"),
+    further=("#c9a94a", "#35b9c4", "#a3a39b", "#d489b4", "#93bf5e", "#e0905a"),
     ramp=("#20242b", "#184f95", "#3987e5", "#86b6ef", "#dbe9fb"),
     below="#3987e5",
     middle="#383835",
