@@ -1,0 +1,125 @@
+"""Every method through the real stages, and each pruned checkpoint by plain transformers."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from efficientllava.cli import commands
+from efficientllava.files import read_json
+from tests.tasks.conftest import Here, Workspace, run_here
+
+METHODS = [
+    "wanda",
+    "owl",
+    "llm_pruner",
+    "short_lvlm",
+    "shortgpt",
+    "sleb",
+    "efficientllava",
+]
+SMALLER = {"llm_pruner", "short_lvlm", "shortgpt", "sleb"}
+PLAIN = """
+import json, sys
+import torch
+from transformers import AutoModelForImageTextToText
+for folder in sys.argv[1:]:
+    model, told = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True)
+    assert not any(told[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    with torch.no_grad():
+        assert model(input_ids=torch.arange(5, 17)[None]).logits.isfinite().all()
+    print(json.dumps([model.num_parameters(), model.config.text_config.num_hidden_layers]))
+"""
+
+
+@pytest.fixture(scope="module")
+def pruned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four blocks of four heads, pruned at a half by every method, evaluated and reported."""
+    made = Workspace(tmp_path_factory.mktemp("methods"))
+    made.set_parameters(
+        {
+            "methods": METHODS,
+            "ratios": [0.5],
+            "prune": {"refine": "least_squares"},
+            "model": {"embedded": {"blocks": 4, "heads": 4}},
+        }
+    )
+    for stage in ("questions", "model", "proxy", "database"):
+        assert run_here(made.folder, None, f"tasks.{stage}").status == 0, stage
+    for method in METHODS:
+        for stage in ("search", "prune", "evaluate"):
+            cell = ("--method", method, "--ratio", "0.5")
+            assert run_here(made.folder, None, f"tasks.{stage}", *cell).status == 0, (stage, method)
+    dense = ("--method", "dense", "--ratio", "0")
+    assert run_here(made.folder, None, "tasks.evaluate", *dense).status == 0
+    assert run_here(made.folder, None, "tasks.report").status == 0
+    return made.folder / "artifacts"
+
+
+def test_the_report_tells_size_and_parameters(pruned: Path) -> None:
+    table = list(csv.DictReader((pruned / "report" / "table.csv").read_text().splitlines()))
+    rows = {row["method"]: row for row in table}
+    assert list(rows) == ["dense", *METHODS]
+    dense = rows["dense"]
+    for method in METHODS:
+        row = rows[method]
+        assert float(row["achieved_sparsity"]) == pytest.approx(0.5, abs=0.011)
+        if method in SMALLER:
+            assert int(row["parameters"]) < int(dense["parameters"])
+            assert int(row["bytes_on_disk"]) < int(dense["bytes_on_disk"])
+        else:
+            assert row["parameters"] == dense["parameters"]
+
+
+def test_checkpoints_load_with_plain_transformers(pruned: Path) -> None:
+    """The stage has compared the logits after reloading; here nothing of ours is at hand."""
+    folders = [str(pruned / "pruned" / f"{method}-0.5") for method in METHODS]
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", PLAIN, *folders], capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    told = [json.loads(line) for line in done.stdout.splitlines()]
+    for method, (parameters, blocks) in zip(METHODS, told, strict=True):
+        metrics = read_json(pruned / "pruned_metrics" / f"{method}-0.5.json")
+        assert parameters == metrics["parameters"], method
+        assert blocks == (2 if method in {"short_lvlm", "shortgpt", "sleb"} else 4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_verify_accepts_what_was_made_and_nothing_else(
+    method: str, pruned: Path, tmp_path: Path
+) -> None:
+    folder = pruned / "pruned" / f"{method}-0.5"
+    done = CliRunner().invoke(commands, ["verify", str(folder)])
+    assert done.exit_code == 0, done.output
+    assert f"{method} at 0.5" in done.output and "all weights finite" in done.output
+    wrong = read_json(folder / "pruning.json")
+    wrong["matrices"][0]["size"] += 1
+    wrong["matrices"][0]["zeros"] += 1
+    for file in folder.iterdir():
+        if file.name != "pruning.json":
+            (tmp_path / file.name).symlink_to(file)
+    (tmp_path / "pruning.json").write_text(json.dumps(wrong))
+    assert CliRunner().invoke(commands, ["verify", str(tmp_path)]).exit_code != 0
+
+
+def test_a_ratio_that_removes_every_block_is_told(ready: Workspace, here: Here) -> None:
+    ready.set_parameters({"methods": ["shortgpt"], "ratios": [0.9]})
+    cell = ("--method", "shortgpt", "--ratio", "0.9")
+    assert here(ready.folder, "tasks.search", *cell).status == 0
+    outcome = here(ready.folder, "tasks.prune", *cell)
+    assert outcome.status == 2 and "Traceback" not in outcome.error
+    assert "removes 2 of 2 decoder blocks" in outcome.error
+
+
+def test_a_pattern_that_a_method_cannot_make_is_told(workspace: Workspace, here: Here) -> None:
+    workspace.set_parameters({"methods": ["llm_pruner"], "pruning": {"pattern": "2:4"}})
+    outcome = here(workspace.folder, "tasks.questions")
+    assert outcome.status == 2 and "Traceback" not in outcome.error
+    assert "2:4 cannot be had from llm_pruner" in outcome.error
