@@ -270,8 +270,15 @@ def down_projection(adapter: Adapter, block: int) -> Matrix:
     """The last matrix of a block, whose output is added to the residual stream.
 
     Raises:
-        UserError: the block does not end in one matrix.
+        UserError: the block does not end in one matrix, or a norm follows it (Gemma 2): then
+            nothing folds into its weights exactly.
     """
+    if hasattr(adapter.blocks[block], "post_feedforward_layernorm"):
+        raise UserError(
+            "has a norm after its down projection: no compensation folds into the weights",
+            where=f"decoder block {block}",
+            remedy="set prune.compensation: none",
+        )
     last = adapter.of_block(block)[-1]
     if len(last) != 1:
         raise UserError(

@@ -185,3 +185,10 @@ def test_one_sample_cannot_choose_a_penalty(adapter: Adapter) -> None:
     batches = image_text_inputs(adapter, random_proxy(pairs=1), "text_and_pairs")
     with pytest.raises(UserError, match="one calibration sample: none can be held out"):
         compensate(adapter, batches, [(1, 2)], "ridge", 3)
+
+
+def test_a_norm_after_the_down_projection_is_refused(adapter: Adapter) -> None:
+    """Gemma 2's blocks: what is folded in would go through the norm."""
+    adapter.blocks[0].post_feedforward_layernorm = nn.Identity()
+    with pytest.raises(UserError, match="norm after its down projection"):
+        down_projection(adapter, 0)
