@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from efficientllava.data.proxy import ProxyData
 from efficientllava.errors import UserError
 from efficientllava.models.adapter import Adapter
 from efficientllava.pruning import compensation
 from efficientllava.pruning.block_removal import image_text_inputs
-from efficientllava.pruning.compensation import Grams, compensate
+from efficientllava.pruning.compensation import Grams, compensate, down_projection
 from tests.conftest import random_proxy
 
 D, M, N = 5, 7, 60
