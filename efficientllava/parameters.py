@@ -207,7 +207,7 @@ class PruneParameters(Section):
         0.2, gt=0.0, le=1.0, description="short_lvlm: share of tokens per modality that ranks blocks"
     )
     compensation: Literal["scp", "replaceme", "ridge", "none"] = Field(
-        "ridge",
+        "scp",
         description="short_lvlm: what is folded into the block before removed ones (published: scp)",
     )
     components: int = Field(8, ge=1, description="short_lvlm: singular vectors that scp keeps")
