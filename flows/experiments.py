@@ -31,7 +31,7 @@ from flows.server import prefect_server
 from flows.stages import USER_ERROR
 from flows.tracking import log_experiment
 from flows.workspaces import changed, make_workspace
-from tasks.stage import ARTIFACTS, WORK, read_parameters
+from tasks.stage import ARTIFACTS, WORK, read_parameters, read_values
 from tasks.workspace import workspace_lock
 
 RESULTS = Path("experiments")
@@ -144,7 +144,7 @@ def workspaces(
             }
             label = "-".join([f"seed{seed}", *(f"{value:g}" for _, value in setting)])
             folder = root / WORK / "experiments" / experiment.name / label
-            make_workspace(root, folder, changed(parameters, changes))
+            make_workspace(root, folder, changed(read_values(root / "params.yaml"), changes))
             yield seed, setting, folder
 
 

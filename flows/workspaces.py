@@ -6,6 +6,7 @@ DVC finds it by its content.
 
 from __future__ import annotations
 
+import copy
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 from dvc.utils.serialize import dump_yaml
 
 from efficientllava.files import replacing
-from efficientllava.parameters import Parameters
+from efficientllava.parameters import parse_parameters
 from flows.graph import open_repo
 from flows.tracking import tracking_uri
 
@@ -23,21 +24,28 @@ CODE = ("efficientllava", "tasks")
 PATHS = ("model.source", "proxy.text", "proxy.pairs_source")
 
 
-def changed(parameters: Parameters, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """All parameters as params.yaml holds them, some of them changed.
+def changed(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of params.yaml with some parameters changed.
+
+    What the file leaves out stays left out: DVC compares sections as they are written, and so
+    finds again what the pipeline itself has made.
 
     Args:
+        values: of params.yaml.
         changes: value by dotted name.
+
+    Raises:
+        UserError: a changed parameter does not exist, or the outcome cannot work.
     """
-    values = parameters.model_dump(mode="json")
+    result = copy.deepcopy(dict(values))
     for name, value in changes.items():
         *sections, last = name.split(".")
-        section = values
+        section = result
         for each in sections:
-            section = section[each]
-        assert last in section, name
+            section = section.setdefault(each, {})
         section[last] = value
-    return values
+    parse_parameters(result)
+    return result
 
 
 def make_workspace(root: Path, folder: Path, values: dict[str, Any]) -> None:
@@ -53,8 +61,8 @@ def make_workspace(root: Path, folder: Path, values: dict[str, Any]) -> None:
     for name in ("dvc.yaml", ".dvcignore"):
         shutil.copyfile(root / name, folder / name)
     _absolute(values, root, PATHS)
-    tracking = Parameters.model_validate(values).tracking
-    values["tracking"]["uri"] = tracking_uri(tracking, root)
+    tracking = parse_parameters(values).tracking
+    values.setdefault("tracking", {})["uri"] = tracking_uri(tracking, root)
     dump_yaml(str(folder / "params.yaml"), values)
     with open_repo(root) as repo:
         cache = repo.cache.local_cache_dir
@@ -66,9 +74,10 @@ def make_workspace(root: Path, folder: Path, values: dict[str, Any]) -> None:
 
 
 def _absolute(values: dict[str, Any], root: Path, names: Iterable[str]) -> None:
-    places = [(values[section], last) for section, _, last in (n.partition(".") for n in names)]
-    data = values["evaluation"]["data"]
+    pairs = (name.partition(".") for name in names)
+    places = [(values.get(section, {}), last) for section, _, last in pairs]
+    data = values.get("evaluation", {}).get("data", {})
     for section, name in [*places, *((data, benchmark) for benchmark in data)]:
-        value = section[name]
+        value = section.get(name, "embedded")
         if value != "embedded" and (root / value).exists():
             section[name] = str((root / value).resolve())

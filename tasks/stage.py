@@ -50,10 +50,21 @@ class Stage:
 
 
 def read_parameters(path: Path = PARAMETERS) -> Parameters:
-    """Read and check params.yaml, with the reader that DVC uses (1e-3 is a number).
+    """Read and check params.yaml.
 
     Raises:
-        UserError: the file is missing, is no YAML, or says something that cannot work.
+        UserError: as `read_values`, or it says something that cannot work.
+    """
+    parameters = parse_parameters(read_values(path), where=str(path))
+    check_parameters(parameters)
+    return parameters
+
+
+def read_values(path: Path = PARAMETERS) -> Any:
+    """What params.yaml holds, read as DVC reads it (1e-3 is a number).
+
+    Raises:
+        UserError: the file is missing or is no YAML.
     """
     from dvc.utils.serialize import ParseError, load_yaml
 
@@ -66,9 +77,7 @@ def read_parameters(path: Path = PARAMETERS) -> Parameters:
     except (ParseError, UnicodeDecodeError) as error:
         cause = error.__cause__ or error
         raise UserError(f"not valid YAML ({' '.join(str(cause).split())})", str(path)) from error
-    parameters = parse_parameters(_plain(values), where=str(path))
-    check_parameters(parameters)
-    return parameters
+    return _plain(values)
 
 
 def _plain(value: Any) -> Any:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from dvc.utils.serialize import load_yaml
 
+from efficientllava.errors import UserError
 from efficientllava.parameters import Parameters, parse_parameters
 from flows.experiments import EXPERIMENTS, seeded
 from flows.graph import open_repo, read_graph
@@ -24,7 +25,8 @@ def test_a_workspace_holds_the_code_the_changes_and_the_same_cache(tmp_path: Pat
     text = tmp_path / "text.txt"
     text.write_text("words")
     changes = {"methods": ["sparsegpt"], "proxy.segments": 7, "proxy.text": str(text)}
-    values = changed(Parameters(), {**changes, **seeded(Parameters(), 3)})
+    values = changed({"proxy": {"pairs": 9}}, {**changes, **seeded(Parameters(), 3)})
+    assert "pruning" not in values  # what is left out stays left out
     folder = tmp_path / "workspace"
     make_workspace(ROOT, folder, values)
     written = parse_parameters(load_yaml(str(folder / "params.yaml")))
@@ -51,15 +53,14 @@ def test_a_seed_of_one_s_own_model_leaves_the_model_alone() -> None:
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_experiments_ask_for_methods_and_stages_that_exist(name: str) -> None:
     experiment = EXPERIMENTS[name]
-    values = changed(
-        Parameters(), {"methods": list(experiment.methods), "ratios": list(experiment.ratios)}
-    )
-    parse_parameters(values)
+    changed({}, {"methods": list(experiment.methods), "ratios": list(experiment.ratios)})
     for setting in experiment.settings(Parameters()):
-        parse_parameters(changed(Parameters(), dict(setting)))
+        changed({}, dict(setting))
     stages = load_yaml(str(ROOT / "dvc.yaml"))["stages"]
     assert set(experiment.until) <= set(stages)
 
 
 def test_names_that_may_be_paths_are_parameters() -> None:
-    changed(Parameters(), dict.fromkeys(PATHS, "embedded"))
+    changed({}, dict.fromkeys(PATHS, "embedded"))
+    with pytest.raises(UserError, match="proxy.textt"):
+        changed({}, {"proxy.textt": "embedded"})
