@@ -21,18 +21,14 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 from prefect.states import Completed, Failed, State
 
-from efficientllava.errors import UserError
 from efficientllava.parameters import Parameters
 from efficientllava.pruning.methods import METHODS
 from efficientllava.report.comparison import read_rows
 from efficientllava.report.experiments import Measured, accuracy_of, models_of, write_experiment
-from flows.pipeline import PipelineFailure, pipeline
-from flows.server import prefect_server
-from flows.stages import USER_ERROR
+from flows.pipeline import pipeline, run_to_end
 from flows.tracking import log_experiment
 from flows.workspaces import changed, make_workspace
 from tasks.stage import ARTIFACTS, WORK, read_parameters, read_values
-from tasks.workspace import workspace_lock
 
 RESULTS = Path("experiments")
 EVALUATED, EXPORTED = ("evaluate", "evaluate_dense"), ("evaluate", "evaluate_dense", "export")
@@ -207,24 +203,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("name", choices=list(EXPERIMENTS))
     name = parser.parse_args().name
-    try:
-        read_parameters()
-        with workspace_lock(f"experiment {name}"), prefect_server():
-            state = run_experiment(name, return_state=True)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USER_ERROR
-    except KeyboardInterrupt:
-        print("interrupted: start again, it goes on from here", file=sys.stderr)
-        return 130
-    if state.is_completed():
+
+    def show(parameters: Parameters) -> None:
         print((RESULTS / name / "table.md").read_text(encoding="utf-8"))
         print(f"written: {shlex.quote(str(RESULTS / name))}/{{table.md, table.csv, plot.png}}")
         print("`make demo` takes it into artifacts/report/report.html")
-        return 0
-    failure = state.result(raise_on_failure=False)
-    print(f"error: {failure}", file=sys.stderr)
-    return failure.status if isinstance(failure, PipelineFailure) else 1
+
+    return run_to_end(f"experiment {name}", lambda: run_experiment(name, return_state=True), show)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -256,16 +256,24 @@ def _show(parameters: Parameters) -> None:
     )
 
 
-def main() -> int:
-    """Run the flow once and tell how it went by the exit status."""
+def run_to_end(
+    who: str, start: Callable[[], State[Any]], show: Callable[[Parameters], None]
+) -> int:
+    """Run a flow on this workspace, with a server, and tell how it went by the exit status.
+
+    Args:
+        who: what a second run is told of this one.
+        start: runs the flow.
+        show: called when it completed.
+    """
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         parameters = read_parameters()
         check_server(tracking_uri(parameters.tracking, Path.cwd()))
-        with workspace_lock("the pipeline"):
+        with workspace_lock(who):
             threading.Thread(target=_warm_up, daemon=True).start()
             with prefect_server():
-                state = pipeline(return_state=True)
+                state = start()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR
@@ -273,11 +281,16 @@ def main() -> int:
         print("interrupted: start again, it goes on from here", file=sys.stderr)
         return 130
     if state.is_completed():
-        _show(parameters)
+        show(parameters)
         return 0
     failure = state.result(raise_on_failure=False)
     print(f"error: {failure}", file=sys.stderr)
     return failure.status if isinstance(failure, PipelineFailure) else 1
+
+
+def main() -> int:
+    """Run the flow once."""
+    return run_to_end("the pipeline", lambda: pipeline(return_state=True), _show)
 
 
 if __name__ == "__main__":
