@@ -20,75 +20,23 @@ import tempfile
 import time
 from pathlib import Path
 from statistics import median
-from typing import Any
 
+from bench.random_models import (
+    EMBEDDED_TIMES_4,
+    LEVELS,
+    magnitude_database,
+    random_llava,
+    size_of,
+    size_options,
+)
 from tasks.environment import prepare, use_threads
-
-LEVELS = (0.4, 0.45, 0.5, 0.55, 0.6)
-
-
-def random_llava(width: int, mlp: int, blocks: int, vocabulary: int, context: int) -> Any:
-    """A LLaVA whose decoder has the given size, with random weights and the smallest tower."""
-    import torch
-    from transformers import (
-        CLIPVisionConfig,
-        LlamaConfig,
-        LlavaConfig,
-        LlavaForConditionalGeneration,
-    )
-
-    torch.manual_seed(0)
-    heads = max(width // 64, 1)
-    text = LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=width,
-        intermediate_size=mlp,
-        num_hidden_layers=blocks,
-        num_attention_heads=heads,
-        num_key_value_heads=heads,
-        max_position_embeddings=context,
-    )
-    vision = CLIPVisionConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        image_size=32,
-        patch_size=16,
-    )
-    return LlavaForConditionalGeneration(
-        LlavaConfig(vision_config=vision, text_config=text, vision_feature_layer=-1)
-    ).eval()
-
-
-def magnitude_database(adapter: Any, folder: Path, form: Any) -> Any:
-    """A database on disk whose solutions are magnitude masks: its speed is that of a real one."""
-    from efficientllava.files import file_digest, save_tensors, write_json
-    from efficientllava.pruning import storage
-    from efficientllava.pruning.database import MANIFEST, block_file, level_key, open_database
-    from efficientllava.pruning.masks import magnitude
-
-    records, files = {}, {}
-    for block in range(len(adapter.blocks)):
-        tensors: dict[str, Any] = {}
-        for matrix in (m for group in adapter.of_block(block) for m in group):
-            records[matrix.name] = {"block": block, "size": matrix.size, "norm": 1.0, "levels": {}}
-            for level in LEVELS:
-                key = f"{matrix.name}@{level_key(level)}"
-                tensors.update(storage.stored(key, magnitude(matrix.weight, level), form))
-        save_tensors(folder / block_file(block), tensors)
-        files[block_file(block)] = file_digest(folder / block_file(block))
-    write_json(folder / MANIFEST, {"levels": LEVELS, "matrices": records, "files": files})
-    return open_database(folder, LEVELS)
 
 
 def main() -> None:
     """Measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--width", type=int, default=160)
-    parser.add_argument("--mlp", type=int, default=384)
-    parser.add_argument("--blocks", type=int, default=6)
-    parser.add_argument("--vocabulary", type=int, default=2560)
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], parents=[size_options(EMBEDDED_TIMES_4)]
+    )
     parser.add_argument("--segments", type=int, default=64)
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--candidates", type=int, default=160)
@@ -109,7 +57,7 @@ def main() -> None:
 
     torch.set_num_threads(wanted.threads)
     print(json.dumps({**vars(wanted), "machine": machine(), "load": os.getloadavg()[0]}))
-    model = random_llava(wanted.width, wanted.mlp, wanted.blocks, wanted.vocabulary, wanted.length)
+    model = random_llava(size_of(wanted), wanted.length)
     adapter = adapter_for(model)
     segments = torch.randint(5, wanted.vocabulary, (wanted.segments, wanted.length))
     loss = ProxyLoss(adapter, ProxyData(segments, None), "kl", "text", wanted.kl_tokens)

@@ -15,8 +15,8 @@ import tempfile
 from pathlib import Path
 
 import torch
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
+from bench.random_models import DecoderSize, random_llava, size_of, size_options
 from efficientllava.export.graphs import export_graphs
 from efficientllava.export.runtimes import RUNTIMES, open_graph, unavailable, version
 from efficientllava.export.speed import (
@@ -30,37 +30,11 @@ from efficientllava.export.speed import (
 from efficientllava.models.adapter import adapter_for
 
 
-def random_model(width: int, mlp: int, blocks: int, context: int) -> LlavaForConditionalGeneration:
-    """A LLaVA whose decoder has the given size, with the smallest tower there is."""
-    torch.manual_seed(0)
-    text = LlamaConfig(
-        vocab_size=512,
-        hidden_size=width,
-        intermediate_size=mlp,
-        num_hidden_layers=blocks,
-        num_attention_heads=width // 64,
-        num_key_value_heads=width // 64,
-        max_position_embeddings=context,
-    )
-    vision = CLIPVisionConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        image_size=32,
-        patch_size=16,
-    )
-    return LlavaForConditionalGeneration(
-        LlavaConfig(vision_config=vision, text_config=text, vision_feature_layer=-1)
-    ).eval()
-
-
 def main() -> None:
     """Export at every ratio, time in turns, print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--width", type=int, default=512, help="a multiple of 64")
-    parser.add_argument("--mlp", type=int, default=1376)
-    parser.add_argument("--blocks", type=int, default=4)
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], parents=[size_options(DecoderSize(512, 1376, 4, 512))]
+    )
     parser.add_argument("--prompt-tokens", type=int, default=256)
     parser.add_argument("--context", type=int, default=256)
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.5, 0.7])
@@ -72,7 +46,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folders = {}
         for ratio in [0.0, *wanted.ratios]:
-            model = random_model(wanted.width, wanted.mlp, wanted.blocks, wanted.context)
+            model = random_llava(size_of(wanted), wanted.context)
             for matrix in adapter_for(model).matrices:
                 matrix.weight.mul_(torch.rand(matrix.weight.shape) >= ratio)
             folders[ratio] = Path(temporary) / f"{ratio:g}"
@@ -93,7 +67,7 @@ def main() -> None:
                     str(ratio): open_graph(runtime, folder / f"{name}.onnx", wanted.threads)
                     for ratio, folder in folders.items()
                 }
-                inputs = timing_inputs(name, graphs["0.0"])
+                inputs = {ratio: timing_inputs(name, graph) for ratio, graph in graphs.items()}
                 seconds = interleaved(graphs, inputs, wanted.repetitions)
                 dense = milliseconds(seconds["0.0"])["ms"]
                 for ratio, times in seconds.items():

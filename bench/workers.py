@@ -18,16 +18,22 @@ import time
 from pathlib import Path
 from statistics import median
 
+from bench.random_models import (
+    EMBEDDED_TIMES_4,
+    LEVELS,
+    magnitude_database,
+    random_llava,
+    size_of,
+    size_options,
+)
 from tasks.environment import prepare, use_threads
 
 
 def main() -> None:
     """Measure, compare the losses bit for bit, print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--width", type=int, default=160)
-    parser.add_argument("--mlp", type=int, default=384)
-    parser.add_argument("--blocks", type=int, default=6)
-    parser.add_argument("--vocabulary", type=int, default=2560)
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], parents=[size_options(EMBEDDED_TIMES_4)]
+    )
     parser.add_argument("--segments", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=5)
     wanted = parser.parse_args()
@@ -36,7 +42,6 @@ def main() -> None:
 
     import torch
 
-    from bench.candidates import LEVELS, magnitude_database, random_llava
     from bench.machine import machine
     from efficientllava.data.proxy import ProxyData, save_proxy
     from efficientllava.models.adapter import adapter_for
@@ -46,7 +51,7 @@ def main() -> None:
 
     torch.set_num_threads(1)
     print(json.dumps({**vars(wanted), "machine": machine(), "load": os.getloadavg()[0]}))
-    model = random_llava(wanted.width, wanted.mlp, wanted.blocks, wanted.vocabulary, 256)
+    model = random_llava(size_of(wanted), 256)
     adapter = adapter_for(model)
     generator = random.Random(0)
     with tempfile.TemporaryDirectory() as temporary:
