@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import exp
 from random import Random
 
 import torch
+from torch import nn
 
 from efficientllava.data.proxy import IGNORED, Pairs
 from efficientllava.models.adapter import Adapter
@@ -18,6 +20,7 @@ from efficientllava.pruning.loss import (
     negative_log_likelihood,
     next_tokens,
 )
+from efficientllava.search.checkpointing import checkpointed
 
 HELD_OUT = 0.25
 """The share of pairs, the last ones, that only judge whether a moved projector is kept."""
@@ -73,6 +76,15 @@ class ProjectorEvolution:
         stitch: puts a candidate's weights into the adapter's language model.
         loss: "kl" to the dense model with its original projector, or "nll" of the answers.
         dense: what that dense model says at all pairs' answer positions, in order.
+        checkpointing: keep only the decoder blocks' inputs for the backward pass and compute a
+            block again when its turn comes: one more forward pass a step, the same bits.
+
+    Memory that a step takes beside the weights, for P tokens (pairs x padded length) and numbers
+    of b bytes: P x blocks x A without checkpointing, P x (blocks x width x b + A) with. A is what
+    autograd keeps of one block for a token: A = (6 width + 3 MLP width) x b for a Llama block
+    whose weights are frozen (inputs of two norms; queries, keys, values, attention's output;
+    gate, its SiLU, up), keys and values less where heads share them. `bench/projector.py`
+    measures it.
     """
 
     def __init__(
@@ -85,12 +97,14 @@ class ProjectorEvolution:
         steps: int,
         learning_rate: float,
         batch: int,
+        checkpointing: bool = False,
     ) -> None:
         self.adapter, self.pairs, self.stitch, self.loss = adapter, pairs, stitch, loss
         counts = pairs.answer_positions().sum(dim=1)
         # which rows of `dense` belong to which pair
         self.dense, self.rows = dense, torch.arange(int(counts.sum())).split(counts.tolist())
         self.steps, self.learning_rate, self.batch = steps, learning_rate, batch
+        self.checkpointing = checkpointing
         held_out = max(1, int(HELD_OUT * len(pairs)))
         self.training = list(range(len(pairs) - held_out)) or list(range(len(pairs)))
         self.held_out = list(range(len(pairs) - held_out, len(pairs)))
@@ -104,12 +118,18 @@ class ProjectorEvolution:
         projector = self.adapter.projector
         original = {name: value.clone() for name, value in projector.state_dict().items()}
         before = self._weighted_loss(weights)
-        frozen = [(p, p.requires_grad) for p in self.adapter.model.parameters()]
-        for parameter, _ in frozen:
-            parameter.requires_grad_(False)
+        blocks = self.adapter.blocks if self.checkpointing else []
+        with _only(projector, self.adapter.model), checkpointed(blocks):
+            self._train(weights, random)
+        after = self._weighted_loss(weights)
+        kept = after < before
+        if not kept:
+            projector.load_state_dict(original)
+        return ProjectorStep(before, after, kept)
+
+    def _train(self, weights: Sequence[float], random: Random) -> None:
+        projector = self.adapter.projector
         trained = list(projector.parameters())
-        for parameter in trained:
-            parameter.requires_grad_(True)
         # steps are smaller than what half precision resolves: float32 weights gather them
         masters = [p if p.dtype == torch.float32 else p.detach().float() for p in trained]
         optimiser = torch.optim.AdamW(masters, lr=self.learning_rate, weight_decay=0.0)
@@ -120,14 +140,6 @@ class ProjectorEvolution:
             total, count = self._loss(sorted(chosen))
             (total / max(count, 1)).backward()
             _step(optimiser, masters, trained)
-        projector.zero_grad(set_to_none=True)
-        for parameter, required in frozen:
-            parameter.requires_grad_(required)
-        after = self._weighted_loss(weights)
-        kept = after < before
-        if not kept:
-            projector.load_state_dict(original)
-        return ProjectorStep(before, after, kept)
 
     @torch.no_grad()
     def _weighted_loss(self, weights: Sequence[float]) -> float:
@@ -151,6 +163,24 @@ class ProjectorEvolution:
         wanted = next_tokens(pairs.labels, positions)
         scored = torch.log_softmax(logits, dim=-1)
         return negative_log_likelihood(scored, wanted).sum(), int((wanted != IGNORED).sum())
+
+
+@contextmanager
+def _only(trained: nn.Module, model: nn.Module) -> Iterator[None]:
+    """While this lasts, nothing of a model but one of its modules wants a gradient.
+
+    What lies before that module (the vision tower) so makes no graph, and of the frozen matrices
+    behind it no inputs are kept.
+    """
+    required = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        model.requires_grad_(False)
+        trained.requires_grad_(True)
+        yield
+    finally:
+        trained.zero_grad(set_to_none=True)
+        for parameter, was in required:
+            parameter.requires_grad_(was)
 
 
 @torch.no_grad()

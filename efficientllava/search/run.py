@@ -39,7 +39,14 @@ from efficientllava.search.risk import COMPLEXITIES, structural_risk
 PROJECTOR_STREAM = -1
 """Index of the projector's random numbers in a round."""
 
-UNDECISIVE = {"rounds", "workers", "max_seconds", "executor", "dask_address"}
+UNDECISIVE = {
+    "rounds",
+    "workers",
+    "max_seconds",
+    "executor",
+    "dask_address",
+    "projector_checkpointing",
+}
 """Search parameters that do not change what a round does: work of other values is continued."""
 
 
@@ -173,6 +180,7 @@ class Search:
             parameters.projector_steps,
             parameters.projector_learning_rate,
             parameters.projector_batch,
+            parameters.projector_checkpointing,
         )
 
     def _ratios(self, genes: Genes) -> list[float]:

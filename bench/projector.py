@@ -1,0 +1,205 @@
+"""One step of the projector with and without gradient checkpointing: time and peak memory.
+
+    python -m bench.projector              # three sizes, about a minute on one core
+    python -m bench.projector --device cuda --dtype bfloat16 --width 4096 --mlp 11008 \\
+        --blocks 32 --vocabulary 32064 --length 640 --pairs 32
+
+Each row is a fresh process. Its peak is the highest resident set (on CUDA: of torch's allocator)
+in a step less what was there before it: weights and inputs are not counted, the projector's
+gradients are. *By formula* is that of `ProjectorEvolution`. Both processes must end with the same
+projector, bit for bit. Weights and pixels are random.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from bench.random_models import DecoderSize, random_llava, size_of, size_options
+from tasks.environment import prepare, use_threads
+
+SIZES = (
+    DecoderSize(160, 384, 6, 2560),
+    DecoderSize(512, 1376, 8, 8000),
+    DecoderSize(1024, 2752, 8, 8000),
+)
+MEBIBYTE = 2**20
+IMAGE_TOKENS = 4  # of the smallest tower
+ANSWER = 3
+
+
+class Peak:
+    """The highest memory in a block, in bytes beyond what was held when it began."""
+
+    def __init__(self, device: str) -> None:
+        self.device, self.bytes = device, 0
+
+    def __enter__(self) -> Peak:
+        import torch
+
+        self.ended = threading.Event()
+        if self.device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            self.before = torch.cuda.memory_allocated()
+        else:
+            self.before = self.highest = resident()
+            self.watcher = threading.Thread(target=self._watch)
+            self.watcher.start()
+        return self
+
+    def _watch(self) -> None:
+        while not self.ended.wait(0.001):
+            self.highest = max(self.highest, resident())
+
+    def __exit__(self, *_: object) -> None:
+        import torch
+
+        self.ended.set()
+        if self.device == "cuda":
+            self.bytes = torch.cuda.max_memory_allocated() - self.before
+        else:
+            self.watcher.join()
+            self.bytes = self.highest - self.before
+
+
+def resident() -> int:
+    """This process' resident set, in bytes."""
+    pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+def measure(wanted: argparse.Namespace) -> dict[str, Any]:
+    """Steps of one size, in this process."""
+    import hashlib
+    from random import Random
+
+    import torch
+
+    from efficientllava.data.proxy import IGNORED, Pairs
+    from efficientllava.models.adapter import adapter_for
+    from efficientllava.pruning.loss import Distribution
+    from efficientllava.search.projector import ProjectorEvolution
+
+    torch.set_num_threads(wanted.threads)
+    dtype = getattr(torch, wanted.dtype)
+    torch.set_default_dtype(dtype)
+    with torch.device(wanted.device):
+        model = random_llava(size_of(wanted), wanted.length)
+        adapter = adapter_for(model)
+        ids = torch.randint(5, wanted.vocabulary - 1, (wanted.pairs, wanted.length))
+        image = model.config.image_token_id = wanted.vocabulary - 1
+        ids[:, :IMAGE_TOKENS] = image
+        labels = torch.full_like(ids, IGNORED)
+        labels[:, -ANSWER:] = ids[:, -ANSWER:]
+        inputs = {
+            "input_ids": ids,
+            "attention_mask": torch.ones_like(ids),
+            "pixel_values": torch.randn(wanted.pairs, 3, 32, 32),
+        }
+        logits = torch.randn(wanted.pairs * ANSWER, wanted.vocabulary, dtype=torch.float32)
+    evolution = ProjectorEvolution(
+        adapter,
+        Pairs(inputs, labels),
+        lambda candidate: None,
+        "kl",
+        Distribution.of(logits.log_softmax(dim=1)),
+        1,
+        1e-4,
+        wanted.pairs,
+        wanted.checkpointing,
+    )
+    evolution.training = list(range(wanted.pairs))
+    evolution.held_out = evolution.training[:1]
+    seconds, peaks = [], []
+    for repetition in range(1 + wanted.repetitions):
+        with Peak(wanted.device) as peak:
+            started = time.perf_counter()
+            evolution.step([1.0], Random(repetition))
+            if wanted.device == "cuda":
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - started)
+        peaks.append(peak.bytes)
+    digest = hashlib.sha256()
+    for tensor in adapter.projector.state_dict().values():
+        digest.update(tensor.float().cpu().numpy().tobytes())
+    # the first one's memory is not yet the allocator's, the later ones run warm
+    return {"seconds": seconds[1:], "peak": max(peaks), "digest": digest.hexdigest()}
+
+
+def by_formula(wanted: argparse.Namespace, checkpointing: bool) -> int:
+    """The memory of a step in bytes, after `ProjectorEvolution`."""
+    number = 4 if wanted.dtype == "float32" else 2
+    tokens = wanted.pairs * wanted.length
+    block = (6 * wanted.width + 3 * wanted.mlp) * number
+    if checkpointing:
+        return tokens * (wanted.blocks * wanted.width * number + block)
+    return tokens * wanted.blocks * block
+
+
+def main() -> None:
+    """Measure every size in fresh processes, print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], parents=[size_options(SIZES[0])]
+    )
+    parser.add_argument("--pairs", type=int, default=16)
+    parser.add_argument("--length", type=int, default=128)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--alone", action="store_true", help="one row, as JSON, in this process")
+    parser.add_argument("--checkpointing", action="store_true", help="of --alone")
+    wanted = parser.parse_args()
+    prepare()
+    use_threads(wanted.threads)
+    if wanted.alone:
+        print(json.dumps(measure(wanted)))
+        return
+    from bench.machine import machine
+
+    print(json.dumps({**vars(wanted), "machine": machine(), "load": os.getloadavg()[0]}))
+    chosen = any(option.startswith("--width") for option in sys.argv)
+    print(
+        "| width / MLP / blocks | checkpointing | s a step | ratio | peak MiB | by formula MiB "
+        "| peak ratio |\n|---|---|---|---|---|---|---|"
+    )
+    for size in (size_of(wanted),) if chosen else SIZES:
+        vars(wanted).update(vars(size))
+        rows = [_alone(wanted, checkpointing) for checkpointing in (False, True)]
+        plain = rows[0]
+        if plain["digest"] != rows[1]["digest"]:
+            sys.exit("the projectors differ")
+        for checkpointing, row in enumerate(rows):
+            print(
+                f"| {size.width} / {size.mlp} / {size.blocks} | {'on' if checkpointing else 'off'} "
+                f"| {median(row['seconds']):.3f} "
+                f"| {median(row['seconds']) / median(plain['seconds']):.2f} "
+                f"| {row['peak'] / MEBIBYTE:.0f} "
+                f"| {by_formula(wanted, bool(checkpointing)) / MEBIBYTE:.0f} "
+                f"| {row['peak'] / plain['peak']:.2f} |",
+                flush=True,
+            )
+    print(f"projectors equal bit for bit; load average after {os.getloadavg()[0]:.2f}")
+
+
+def _alone(wanted: argparse.Namespace, checkpointing: bool) -> dict[str, Any]:
+    names = ("width", "mlp", "blocks", "vocabulary", "pairs", "length", "device", "dtype")
+    command = [sys.executable, "-m", "bench.projector", "--alone"]
+    for name in (*names, "repetitions", "threads"):
+        command += [f"--{name}", str(getattr(wanted, name))]
+    command += ["--checkpointing"] if checkpointing else []
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return row
+
+
+if __name__ == "__main__":
+    main()
