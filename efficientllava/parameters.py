@@ -256,7 +256,7 @@ class SearchParameters(Section):
     projector_learning_rate: float = Field(1e-4, gt=0.0, description="AdamW learning rate")
     projector_batch: int = Field(32, ge=1, description="image-text pairs in a step")
     projector_checkpointing: bool = Field(
-        False,
+        True,
         description="compute decoder blocks again in the projector's backward pass: less memory, one more forward pass a step; changes no result",
     )
     neighbours: int = Field(
@@ -272,6 +272,9 @@ class SearchParameters(Section):
         8,
         ge=1,
         description="offspring that are scored on the whole proxy when multi_step is below 1",
+    )
+    early_stop: bool = Field(
+        False, description="give up scoring a candidate once it can no longer survive; changes no policy, but losses of those are lower bounds"
     )
     patience: int | None = Field(None, ge=1, description="stop after this many rounds without gain")
     max_seconds: float | None = Field(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,7 @@ def _rounds(file: Path) -> dict[int, dict[str, float]]:
     numbers, best, mean, _ = trajectory(rows)
     return {
         number: {f"best_{name}": values[index] for name, values in best.items()}
-        | {"mean_risk": mean["risk"][index]}
+        # none where every candidate of a round was given up
+        | ({"mean_risk": mean["risk"][index]} if isfinite(mean["risk"][index]) else {})
         for index, number in enumerate(numbers)
     }

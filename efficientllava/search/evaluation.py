@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from math import inf
 from queue import SimpleQueue
 from typing import Protocol
 
@@ -13,7 +14,7 @@ from torch import nn
 
 from efficientllava.models.adapter import Adapter
 from efficientllava.pruning.database import Database
-from efficientllava.pruning.loss import ProxyLoss
+from efficientllava.pruning.loss import ProxyLoss, Score
 
 
 class StitchedModel:
@@ -83,10 +84,18 @@ def stitched_models(adapter: Adapter, database: Database, count: int) -> list[St
 class Evaluator(Protocol):
     """What a search asks of whoever scores its candidates."""
 
-    def losses(
-        self, policies: Sequence[Sequence[float]], share: float = 1.0
-    ) -> Iterator[tuple[int, float]]:
-        """(index, proxy loss) of every policy, as they finish."""
+    def scores(
+        self,
+        policies: Sequence[Sequence[float]],
+        share: float = 1.0,
+        limits: Sequence[float] | None = None,
+    ) -> Iterator[tuple[int, Score]]:
+        """(index, score) of every policy, as they finish.
+
+        Args:
+            share: of the proxy's batches, the first ones.
+            limits: a policy's scoring ends once its loss is known to exceed its limit.
+        """
 
     def projector_moved(self, state: Mapping[str, torch.Tensor]) -> None:
         """From now on candidates are scored with this projector."""
@@ -96,7 +105,7 @@ class Evaluator(Protocol):
 
 
 class CandidateEvaluator:
-    """Proxy losses of policies, several side by side; which worker scores what changes nothing.
+    """Scores of policies, several side by side; which worker scores what changes nothing.
 
     Args:
         models: one stitched model per worker.
@@ -110,20 +119,25 @@ class CandidateEvaluator:
             self._free.put(model)
         self._pool = ThreadPoolExecutor(len(models), initializer=lambda: _use_threads(threads))
 
-    def _evaluate(self, policy: Sequence[float], share: float) -> float:
+    def _evaluate(self, policy: Sequence[float], share: float, limit: float) -> Score:
         model = self._free.get()
         try:
             model.stitch(policy)
-            return self.loss(model.language_model, share)
+            return self.loss.score(model.language_model, share, limit)
         finally:
             self._free.put(model)
 
-    def losses(
-        self, policies: Sequence[Sequence[float]], share: float = 1.0
-    ) -> Iterator[tuple[int, float]]:
-        """(index, proxy loss) of every policy, as they finish."""
+    def scores(
+        self,
+        policies: Sequence[Sequence[float]],
+        share: float = 1.0,
+        limits: Sequence[float] | None = None,
+    ) -> Iterator[tuple[int, Score]]:
+        """(index, score) of every policy, as they finish."""
         futures = {
-            self._pool.submit(self._evaluate, policies[index], share): index
+            self._pool.submit(
+                self._evaluate, policies[index], share, inf if limits is None else limits[index]
+            ): index
             for index in swap_order(policies, self._sizes)
         }
         for future in as_completed(futures):

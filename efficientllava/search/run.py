@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,13 @@ import torch
 
 from efficientllava.data.proxy import ProxyData
 from efficientllava.errors import UserError
-from efficientllava.files import load_tensors, read_json, save_tensors, value_digest, write_json
+from efficientllava.files import value_digest
 from efficientllava.models.adapter import Adapter
 from efficientllava.parameters import SearchParameters
 from efficientllava.progress import Event, Progress, silent
 from efficientllava.pruning.database import Database
 from efficientllava.pruning.loss import ProxyLoss, pair_loss_batches, remember_dense
+from efficientllava.search.early_stop import loss_limits
 from efficientllava.search.evaluation import CandidateEvaluator, Evaluator, stitched_models
 from efficientllava.search.evolution import (
     Candidate,
@@ -35,6 +36,7 @@ from efficientllava.search.projector import (
     importance_weights,
 )
 from efficientllava.search.risk import COMPLEXITIES, structural_risk
+from efficientllava.search.state import SearchState
 
 PROJECTOR_STREAM = -1
 """Index of the projector's random numbers in a round."""
@@ -67,15 +69,6 @@ class SearchResult:
     history: list[Candidate]
     rounds: list[dict[str, Any]]
     summary: dict[str, Any]
-
-
-@dataclass
-class _State:
-    history: list[Candidate] = field(default_factory=list)
-    rounds: list[dict[str, Any]] = field(default_factory=list)
-    archive: dict[Genes, Candidate] = field(default_factory=dict)
-    population: list[Candidate] = field(default_factory=list)
-    projector: int = 0
 
 
 class Search:
@@ -130,7 +123,7 @@ class Search:
             **identity,
         }
         self.work = Path(work) / value_digest(key)[:16]
-        self.state = _State()
+        self.state = SearchState()
 
     def run(self) -> SearchResult:
         """Search until the last round, `max_seconds`, or no gain for `patience` rounds."""
@@ -158,7 +151,7 @@ class Search:
             for number in range(1, parameters.rounds + 1):
                 if not self._resume(number):
                     self._round(number)
-                    self._keep(number)
+                    self.state.keep(self.work, number, self.adapter.projector.state_dict())
                 self._tell(number)
                 if self._should_stop():
                     break
@@ -221,7 +214,14 @@ class Search:
                 proposals = self._preselect(proposals)
             if not again:
                 state.population = parents
-        evaluated = self._evaluate(number, [*again, *proposals])
+        # those scored again come first where they decide whom to give up
+        groups = [again, proposals] if parameters.early_stop else [[*again, *proposals]]
+        evaluated: list[Candidate] = []
+        started = time.monotonic()
+        for group in groups:
+            evaluated += self._evaluate(
+                number, group, len(evaluated), sum(map(len, groups)), started
+            )
         kept_parents = [] if number == 1 or again else state.population
         state.population = [*kept_parents, *evaluated]
         self._close_round(number, evaluated, step)
@@ -229,9 +229,9 @@ class Search:
     def _preselect(self, proposals: list[Proposal]) -> list[Proposal]:
         """Multi-step selection (EvoPress): the best on a share of the proxy go on."""
         policies = [self._ratios(proposal.genes) for proposal in proposals]
-        losses = dict(self.evaluator.losses(policies, self.parameters.multi_step))
+        scores = dict(self.evaluator.scores(policies, self.parameters.multi_step))
         risks = [
-            structural_risk(losses[i], self._complexity(policy), self.parameters.eta)
+            structural_risk(scores[i].loss, self._complexity(policy), self.parameters.eta)
             for i, policy in enumerate(policies)
         ]
         best = sorted(range(len(proposals)), key=lambda i: (risks[i], i))
@@ -259,107 +259,82 @@ class Search:
         ]
         return COMPLEXITIES[self.parameters.complexity](ratios)
 
-    def _evaluate(self, number: int, proposals: Sequence[Proposal]) -> list[Candidate]:
+    def _evaluate(
+        self, number: int, proposals: Sequence[Proposal], first: int, total: int, started: float
+    ) -> list[Candidate]:
+        """Score a round's candidates from number `first` on, of `total`."""
+        parameters, state = self.parameters, self.state
         policies = [self._ratios(proposal.genes) for proposal in proposals]
-        losses: dict[int, float] = {}
-        started = time.monotonic()
-        best = min((c.risk for c in self.state.archive.values()), default=float("inf"))
-        for index, loss in self.evaluator.losses(policies):
-            if not isfinite(loss):
+        complexities = [self._complexity(policy) for policy in policies]
+        limits = None
+        if parameters.early_stop:
+            archive = state.archive.values()
+            limits = loss_limits(archive, parameters.survivors, complexities, parameters.eta)
+        evaluated: dict[int, Candidate] = {}
+        best = min((c.risk for c in state.archive.values()), default=float("inf"))
+        for index, score in self.evaluator.scores(policies, limits=limits):
+            if not isfinite(score.loss):
                 raise UserError(
                     "the proxy loss of a candidate is NaN or inf",
-                    where=f"search, round {number}, candidate {index}",
+                    where=f"search, round {number}, candidate {first + index}",
                     remedy="activations overflow: check the weights and the proxy data",
                 )
-            losses[index] = loss
-            risk = structural_risk(loss, self._complexity(policies[index]), self.parameters.eta)
-            best = min(best, risk)
-            speed = len(losses) / max(time.monotonic() - started, 1e-9)
-            left = (len(policies) - len(losses)) + (
-                self.parameters.rounds - number
-            ) * self.parameters.candidates
-            self.progress(
-                Event(
-                    "candidate",
-                    len(losses),
-                    len(policies),
-                    {
-                        "round": number,
-                        "best_risk": best,
-                        "evaluations_per_second": speed,
-                        "seconds_left": left / speed,
-                    },
-                )
+            genes = proposals[index].genes
+            evaluated[index] = candidate = Candidate(
+                round=number,
+                index=first + index,
+                genes=genes,
+                origin=proposals[index].origin,
+                mean_sparsity=self.space.mean_sparsity(genes),
+                loss=score.loss,
+                complexity=complexities[index],
+                risk=structural_risk(score.loss, complexities[index], parameters.eta),
+                projector=state.projector,
+                scored=score.scored,
             )
-        evaluated = []
-        for index, proposal in enumerate(proposals):
-            complexity = self._complexity(policies[index])
-            evaluated.append(
-                Candidate(
-                    round=number,
-                    index=index,
-                    genes=proposal.genes,
-                    origin=proposal.origin,
-                    mean_sparsity=self.space.mean_sparsity(proposal.genes),
-                    loss=losses[index],
-                    complexity=complexity,
-                    risk=structural_risk(losses[index], complexity, self.parameters.eta),
-                    projector=self.state.projector,
-                )
-            )
-        self.state.history += evaluated
-        self.state.archive.update({candidate.genes: candidate for candidate in evaluated})
-        return evaluated
+            best = min(best, candidate.risk)
+            done = first + len(evaluated)
+            speed = done / max(time.monotonic() - started, 1e-9)
+            left = total - done + (parameters.rounds - number) * parameters.candidates
+            values: dict[str, float | int | str] = {
+                "round": number,
+                "best_risk": best,
+                "evaluations_per_second": speed,
+                "seconds_left": left / speed,
+            }
+            self.progress(Event("candidate", done, total, values))
+        in_order = [evaluated[index] for index in range(len(proposals))]
+        state.history += in_order
+        state.archive.update({candidate.genes: candidate for candidate in in_order})
+        return in_order
 
     def _close_round(
         self, number: int, evaluated: list[Candidate], step: ProjectorStep | None
     ) -> None:
         best = survivors(self.state.archive.values(), 1)[0]
+        whole = [candidate.risk for candidate in evaluated if not candidate.stopped]
         record: dict[str, Any] = {
             "round": number,
             "best_risk": best.risk,
             "best_loss": best.loss,
             "best_complexity": best.complexity,
-            "mean_risk": sum(c.risk for c in evaluated) / max(len(evaluated), 1),
+            "mean_risk": sum(whole) / len(whole) if whole else None,
             "evaluated": len(evaluated),
             "projector_loss_before": None if step is None else step.before,
             "projector_loss_after": None if step is None else step.after,
             "projector_kept": step is not None and step.kept,
         }
+        if self.parameters.early_stop:
+            record["stopped"] = len(evaluated) - len(whole)
         self.state.rounds.append(record)
-
-    def _keep(self, number: int) -> None:
-        """Write what the next round needs; the round's JSON last, as the sign that all is there."""
-        state = self.state
-        save_tensors(
-            self.work / f"projector-{number:03d}.safetensors", self.adapter.projector.state_dict()
-        )
-        record = {
-            "record": state.rounds[-1],
-            "history": [c.as_row() for c in state.history if c.round == number],
-            "archive": [c.as_row() for c in state.archive.values()],
-            "population": [c.as_row() for c in state.population],
-            "projector": state.projector,
-        }
-        write_json(self.work / f"round-{number:03d}.json", record)
 
     def _resume(self, number: int) -> bool:
         """Take over a finished round, if it is there."""
-        path = self.work / f"round-{number:03d}.json"
-        if not path.exists():
-            return False
-        stored, state = read_json(path), self.state
-        state.rounds.append(stored["record"])
-        state.history += [Candidate.from_row(row) for row in stored["history"]]
-        archive = [Candidate.from_row(row) for row in stored["archive"]]
-        state.archive = {candidate.genes: candidate for candidate in archive}
-        state.population = [Candidate.from_row(row) for row in stored["population"]]
-        if stored["projector"] != state.projector:
-            state.projector = stored["projector"]
-            moved = load_tensors(self.work / f"projector-{number:03d}.safetensors")
+        found, moved = self.state.resume(self.work, number)
+        if moved is not None:
             self.adapter.projector.load_state_dict(moved)
             self.evaluator.projector_moved(self.adapter.projector.state_dict())
-        return True
+        return found
 
     def _tell(self, number: int) -> None:
         record = {k: v for k, v in self.state.rounds[-1].items() if v is not None}

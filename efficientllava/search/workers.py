@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future, wait
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from efficientllava.files import load_tensors, save_tensors
 from efficientllava.models.adapter import Adapter, adapter_for
 from efficientllava.models.checkpoint import load_model
 from efficientllava.pruning.database import open_database
-from efficientllava.pruning.loss import Fitness, ProxyLoss
+from efficientllava.pruning.loss import Fitness, ProxyLoss, Score
 from efficientllava.search.evaluation import StitchedModel, stitched_models, swap_order
 
 DEATHS = 3
@@ -59,12 +60,19 @@ _held: dict[Work, _Held] = {}
 """What this process has opened; one entry, for one search at a time."""
 
 
-def evaluate(work: Work, projector: str | None, policy: Sequence[float], share: float) -> float:
-    """The proxy loss of one policy, in whatever process this runs.
+def evaluate(
+    work: Work,
+    projector: str | None,
+    policy: Sequence[float],
+    share: float = 1.0,
+    limit: float = inf,
+) -> Score:
+    """The score of one policy, in whatever process this runs.
 
     Args:
         projector: safetensors file of the projector as it has moved; None for the model's own.
         share: of the proxy's batches, the first ones.
+        limit: scoring ends once the loss is known to exceed it.
     """
     held = _open(work)
     if held.projector != projector:
@@ -76,7 +84,7 @@ def evaluate(work: Work, projector: str | None, policy: Sequence[float], share: 
             held.loss.projector_moved()
             held.projector = projector
     held.stitched.stitch(policy)
-    return held.loss(held.adapter.language_model, share)
+    return held.loss.score(held.adapter.language_model, share, limit)
 
 
 def _open(work: Work) -> _Held:
@@ -93,7 +101,7 @@ def _open(work: Work) -> _Held:
 
 
 class ProcessEvaluator:
-    """Proxy losses of policies by the processes of an executor; which one scores changes nothing.
+    """Scores of policies by the processes of an executor; which one scores changes nothing.
 
     Args:
         make_executor: called again when the executor is broken (a process was killed).
@@ -120,10 +128,13 @@ class ProcessEvaluator:
         save_tensors(path, state)
         self._projector = str(path)
 
-    def losses(
-        self, policies: Sequence[Sequence[float]], share: float = 1.0
-    ) -> Iterator[tuple[int, float]]:
-        """(index, proxy loss) of every policy, as they finish.
+    def scores(
+        self,
+        policies: Sequence[Sequence[float]],
+        share: float = 1.0,
+        limits: Sequence[float] | None = None,
+    ) -> Iterator[tuple[int, Score]]:
+        """(index, score) of every policy, as they finish.
 
         Raises:
             UserError: processes die again and again before one candidate is scored.
@@ -131,19 +142,24 @@ class ProcessEvaluator:
         left, deaths = list(swap_order(policies, self._sizes)), 0
         while left:
             finished = 0
-            futures: dict[Future[float], int] = {}
+            futures: dict[Future[Score], int] = {}
             try:
                 futures = {
                     self._executor.submit(
-                        evaluate, self._work, self._projector, list(policies[index]), share
+                        evaluate,
+                        self._work,
+                        self._projector,
+                        list(policies[index]),
+                        share,
+                        inf if limits is None else limits[index],
                     ): index
                     for index in left
                 }
                 for future in _as_finished(futures):
-                    index, value = futures[future], float(future.result())
+                    index, score = futures[future], future.result()
                     left.remove(index)
                     finished += 1
-                    yield index, value
+                    yield index, score
             except BrokenExecutor as error:
                 deaths = 1 if finished else deaths + 1
                 if deaths > DEATHS:
