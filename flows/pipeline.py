@@ -23,6 +23,7 @@ from prefect.utilities.urls import url_for
 
 from efficientllava.errors import UserError
 from efficientllava.parameters import Parameters
+from flows.cluster import SearchCluster
 from flows.console import say_failures_once
 from flows.graph import Node, read_graph
 from flows.live import Values
@@ -195,12 +196,13 @@ def _pipeline(root: Path, parameters: Parameters, until: tuple[str, ...]) -> Sta
     nodes = read_graph(root, until)
     run = Run(root, nodes, tracking)
     try:
-        call = Call(root, Watchers(run.starts, run.step))
-        for number, node in enumerate(nodes):
-            run.stage(node, call)
-            cell = cell_of(node)
-            if cell and cell not in {cell_of(later) for later in nodes[number + 1 :]}:
-                run.log(cell)
+        with SearchCluster(parameters.search) as cluster:
+            call = Call(root, Watchers(run.starts, run.step), cluster.environment)
+            for number, node in enumerate(nodes):
+                run.stage(node, call)
+                cell = cell_of(node)
+                if cell and cell not in {cell_of(later) for later in nodes[number + 1 :]}:
+                    run.log(cell)
         target = parameters.tracking.champion_ratio
         run.promote(parameters.ratios[0] if target is None else target)
     except BaseException:

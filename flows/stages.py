@@ -51,8 +51,10 @@ class Watchers:
 class Call:
     """What a stage task needs beside the stage; opaque to Prefect, which copies dataclasses."""
 
-    def __init__(self, root: Path, watchers: Watchers) -> None:
-        self.root, self.watchers = root, watchers
+    def __init__(
+        self, root: Path, watchers: Watchers, environment: Callable[[Node], dict[str, str]]
+    ) -> None:
+        self.root, self.watchers, self.environment = root, watchers, environment
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
@@ -76,6 +78,8 @@ def run_stage(node: Node, blocked_by: list[str], call: Call) -> State[Any]:
     call.watchers.starts(node)
     try:
         stage = _follow(node, call)
+    except UserError as error:
+        return _failed(StageFailure(node.name, USER_ERROR, str(error)))
     except BaseException:  # also SIGTERM and Ctrl-C, which Prefect raises here
         restore_outputs(call.root, node.name)
         raise
@@ -95,8 +99,8 @@ def _follow(node: Node, call: Call) -> StageProcess:
         call.watchers.step(node, number, values)
 
     with terminal_bar(node.name) as show:
-        shown = {} if show is None else {SHOWN: "true"}
-        with reproduce(call.root, node.name, shown) as stage:
+        variables = call.environment(node) | ({} if show is None else {SHOWN: "true"})
+        with reproduce(call.root, node.name, variables) as stage:
             LiveView(node.name, stage.messages(), show, on_step).follow()
     return stage
 

@@ -6,6 +6,7 @@ schedules anything. A cluster that Prefect's Dask task runner has started is use
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from concurrent.futures import Executor, ProcessPoolExecutor
 from multiprocessing import get_context
@@ -13,6 +14,9 @@ from typing import Any
 
 from efficientllava.errors import UserError
 from efficientllava.parameters import SearchParameters
+
+DASK_SCHEDULER = "EFFICIENTLLAVA_DASK_SCHEDULER"
+"""Set by the flow for a search's process: address of the cluster that its searches share."""
 
 
 def executor_maker(parameters: SearchParameters) -> Callable[[], Executor] | None:
@@ -38,7 +42,8 @@ def dask_executor(parameters: SearchParameters) -> Executor:
             where="search.executor: dask",
             remedy="pip install 'efficientllava[dask]'",
         ) from error
-    cluster: Any = parameters.dask_address or LocalCluster(
+    address = os.environ.get(DASK_SCHEDULER) or parameters.dask_address
+    cluster: Any = address or LocalCluster(
         n_workers=parameters.workers,
         threads_per_worker=1,
         processes=True,
@@ -50,7 +55,7 @@ def dask_executor(parameters: SearchParameters) -> Executor:
     except (OSError, TimeoutError) as error:
         raise UserError(
             f"no Dask scheduler answers ({error})",
-            where=f"search.dask_address: {parameters.dask_address}",
+            where=f"search.dask_address: {address}",
             remedy="start it (`dask scheduler`, `dask worker --nthreads 1`), or set it to null",
         ) from error
     # candidates are pure: equal ones may share a result, dead ones are tried again elsewhere

@@ -1,0 +1,52 @@
+"""Prefect's Dask task runner starts one cluster for the searches of a run, and ends it."""
+
+from __future__ import annotations
+
+import pytest
+
+from efficientllava.errors import UserError
+from efficientllava.parameters import SearchParameters
+from flows.cluster import SearchCluster
+from flows.graph import Node
+from tasks.executors import DASK_SCHEDULER, dask_executor
+
+pytest.importorskip("prefect_dask")
+
+
+def node(name: str) -> Node:
+    return Node(name, ())
+
+
+def test_no_cluster_where_none_is_wanted() -> None:
+    with SearchCluster(SearchParameters()) as cluster:
+        assert cluster.environment(node("search@m-0.5")) == {}
+    with SearchCluster(SearchParameters(executor="dask")) as cluster:
+        assert cluster.environment(node("prune@m-0.5")) == {}
+
+
+def test_searches_share_a_cluster_that_ends_with_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    parameters = SearchParameters(executor="dask", workers=1)
+    with SearchCluster(parameters) as cluster:
+        variables = cluster.environment(node("search@m-0.5"))
+        assert cluster.environment(node("search@n-0.5")) == variables
+        address = variables[DASK_SCHEDULER]
+        assert address.startswith("tcp://127.0.0.1:")
+        monkeypatch.setenv(DASK_SCHEDULER, address)
+        with dask_executor(parameters) as executor:
+            assert executor.submit(divmod, 7, 2).result() == (3, 1)
+        # another run is told the address, and leaves the cluster as it is
+        named = SearchParameters(executor="dask", dask_address=address)
+        with SearchCluster(named) as other:
+            assert other.environment(node("search@m-0.5")) == variables
+        with dask_executor(parameters) as executor:
+            assert executor.submit(divmod, 9, 2).result() == (4, 1)
+
+
+def test_a_scheduler_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    import dask
+
+    named = SearchParameters(executor="dask", dask_address="tcp://127.0.0.1:9")
+    with dask.config.set({"distributed.comm.timeouts.connect": "1s"}):
+        with pytest.raises(UserError, match="no Dask scheduler answers"):
+            with SearchCluster(named) as cluster:
+                cluster.environment(node("search@m-0.5"))
