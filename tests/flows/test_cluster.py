@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from efficientllava.errors import UserError
 from efficientllava.parameters import SearchParameters
 from flows.cluster import SearchCluster
 from flows.graph import Node
+from flows.pipeline import pipeline
+from flows.workspaces import changed, make_workspace
 from tasks.executors import DASK_SCHEDULER, dask_executor
+from tasks.stage import read_values
+from tests.flows.conftest import ROOT, enter
 
 pytest.importorskip("prefect_dask")
+distributed = pytest.importorskip("distributed")
 
 
 def node(name: str) -> Node:
@@ -34,12 +41,14 @@ def test_searches_share_a_cluster_that_ends_with_the_run(monkeypatch: pytest.Mon
         monkeypatch.setenv(DASK_SCHEDULER, address)
         with dask_executor(parameters) as executor:
             assert executor.submit(divmod, 7, 2).result() == (3, 1)
+        distributed.default_client().close()
         # another run is told the address, and leaves the cluster as it is
         named = SearchParameters(executor="dask", dask_address=address)
         with SearchCluster(named) as other:
             assert other.environment(node("search@m-0.5")) == variables
         with dask_executor(parameters) as executor:
             assert executor.submit(divmod, 9, 2).result() == (4, 1)
+        distributed.default_client().close()
 
 
 def test_a_scheduler_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,3 +59,20 @@ def test_a_scheduler_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> No
         with pytest.raises(UserError, match="no Dask scheduler answers"):
             with SearchCluster(named) as cluster:
                 cluster.environment(node("search@m-0.5"))
+
+
+@pytest.mark.slow
+def test_a_flow_on_dask_finds_what_threads_find(
+    tmp_path: Path, prefect: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for executor in ("threads", "dask"):
+        values = read_values(ROOT / "tests" / "smallest_params.yaml")
+        values = changed(values, {"search.executor": executor, "methods": ["efficientllava"]})
+        make_workspace(ROOT, tmp_path / executor, values)
+        enter(tmp_path / executor, monkeypatch)
+        state = pipeline(("search",), return_state=True)
+        folder = tmp_path / executor / "artifacts" / "search" / "efficientllava-0.5"
+        names = ("policy.json", "history.jsonl", "projector.safetensors")
+        found.append([(folder / name).read_bytes() for name in names])
+    assert found[0] == found[1], state
