@@ -256,8 +256,7 @@ class SearchParameters(Section):
     projector_learning_rate: float = Field(1e-4, gt=0.0, description="AdamW learning rate")
     projector_batch: int = Field(32, ge=1, description="image-text pairs in a step")
     projector_checkpointing: bool = Field(
-        True,
-        description="compute decoder blocks again in the projector's backward pass: less memory, one more forward pass a step; changes no result",
+        True, description="compute decoder blocks again in the projector's backward pass: less memory, one more forward pass a step; changes no result"
     )
     neighbours: int = Field(
         5, ge=1, description="nearest neighbours in the importance weight, equation (7)"
