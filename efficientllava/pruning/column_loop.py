@@ -36,98 +36,90 @@ def into_panels(source, target):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def out_of_panels(source, target):  # type: ignore[no-untyped-def]
-    """Copy panels [panels, rows, 64] into rows [rows, columns]."""
-    rows, columns = target.shape
-    for panel in range(len(source)):
-        left = panel * PANEL
-        width = min(PANEL, columns - left)
-        for row in range(rows):
-            for column in range(width):
-                target[row, left + column] = source[panel, row, column]
-
-
-@compiled
-def _turn(stack, start, turned, top, bottom):  # type: ignore[no-untyped-def]
+def _turn(stack, start, turned, top, rows):  # type: ignore[no-untyped-def]
     """Columns start.. of a tile with rows side by side, [columns, rows]."""
     width = len(turned)
-    for left in range(0, width, 16):
-        for low in range(top, bottom, 16):
-            for column in range(left, min(left + 16, width)):
-                panel, offset = (start + column) // PANEL, (start + column) % PANEL
-                for row in range(low, min(low + 16, bottom)):
-                    turned[column, row] = stack[panel, row, offset]
-
-
-@compiled
-def _turn_back(weights, start, stack, top, rows):  # type: ignore[no-untyped-def]
-    width = len(weights)
     for left in range(0, width, 16):
         for low in range(0, rows, 16):
             for column in range(left, min(left + 16, width)):
                 panel, offset = (start + column) // PANEL, (start + column) % PANEL
                 for row in range(low, min(low + 16, rows)):
-                    stack[panel, top + row, offset] = weights[column, row]
+                    turned[column, row] = stack[panel, top + row, offset]
 
 
 @compiled
-def first_digits(stack, start, columns, diagonal, no_input, keys, bounds, section, histogram):  # type: ignore[no-untyped-def]
+def _turn_back(weights, start, solution, top, rows):  # type: ignore[no-untyped-def]
+    width = len(weights)
+    for low in range(0, rows, 16):
+        for left in range(0, width, 16):
+            for row in range(low, min(low + 16, rows)):
+                for column in range(left, min(left + 16, width)):
+                    solution[top + row, start + column] = weights[column, row]
+
+
+@compiled
+def first_digits(  # type: ignore[no-untyped-def]
+    stack, start, width, turned, diagonal, no_input, keys, bounds, section, first, last, histogram
+):
     """Write the keys of w^2 / U_jj^2 and count their first digits; 0 is an input without use."""
     score = np.empty(TILE, dtype=np.float32)
     bits = score.view(np.uint32)
-    for tile in range(len(section)):
-        top, bottom = bounds[tile, 0], bounds[tile, 1]
+    for tile in range(first, last):
+        top, rows = bounds[tile, 0], bounds[tile, 1] - bounds[tile, 0]
         counted = histogram[section[tile]]
-        _turn(stack, start, columns, top, bottom)
-        for column in range(len(columns)):
-            weight = columns[column, top:bottom]
-            key = keys[column, top:bottom]
+        columns = turned[tile, :width]
+        _turn(stack, start, columns, top, rows)
+        for column in range(width):
+            weight, key = columns[column], keys[tile, column]
             scale = diagonal[column]
-            for row in range(bottom - top):
+            for row in range(rows):
                 quotient = weight[row] / scale
                 score[row] = quotient * quotient
             if no_input[column]:
                 key[:] = 0
             else:
-                for row in range(bottom - top):
+                for row in range(rows):
                     key[row] = bits[row] + np.uint32(1)
-            for row in range(bottom - top):
+            for row in range(rows):
                 counted[key[row] >> np.uint32(FIRST)] += 1
 
 
 @compiled
-def later_digits(width, keys, prefix, shift, above, bounds, section, histogram):  # type: ignore[no-untyped-def]
+def later_digits(  # type: ignore[no-untyped-def]
+    width, keys, prefix, shift, above, bounds, section, first, last, histogram
+):
     """Count the next digit of the keys that begin with the section's prefix."""
     low, high = np.uint32(shift), np.uint32(above)
     kept = np.uint32((1 << (above - shift)) - 1)
-    for tile in range(len(section)):
-        top, bottom = bounds[tile, 0], bounds[tile, 1]
+    for tile in range(first, last):
+        rows = bounds[tile, 1] - bounds[tile, 0]
         counted = histogram[section[tile]]
         wanted = prefix[section[tile]]
         for column in range(width):
-            key = keys[column, top:bottom]
-            for row in range(bottom - top):
+            key = keys[tile, column]
+            for row in range(rows):
                 if key[row] >> high == wanted:
                     counted[(key[row] >> low) & kept] += 1
 
 
 @compiled
-def demote(keys, width, top, bottom, wanted, allowed):  # type: ignore[no-untyped-def]
+def demote(keys, width, bounds, first, last, wanted, allowed):  # type: ignore[no-untyped-def]
     """Of equal keys the first `allowed` in row-major order stay; the others count as larger."""
-    for row in range(top, bottom):
-        for column in range(width):
-            if keys[column, row] == wanted:
-                if allowed > 0:
-                    allowed -= 1
-                else:
-                    keys[column, row] = wanted + np.uint32(1)
+    for tile in range(first, last):
+        for row in range(bounds[tile, 1] - bounds[tile, 0]):
+            for column in range(width):
+                if keys[tile, column, row] == wanted:
+                    if allowed > 0:
+                        allowed -= 1
+                    else:
+                        keys[tile, column, row] = wanted + np.uint32(1)
 
 
 @compiled
 def prune_columns(  # type: ignore[no-untyped-def]
     stack,
     start,
-    columns,
+    turned,
     upper,
     diagonal,
     no_input,
@@ -137,6 +129,10 @@ def prune_columns(  # type: ignore[no-untyped-def]
     group,
     bounds,
     section,
+    first_tile,
+    last_tile,
+    errors,
+    solution,
     right,
     first_panel,
 ):
@@ -145,27 +141,24 @@ def prune_columns(  # type: ignore[no-untyped-def]
     Every weight is changed by the columns on its left in their order, as in the eager path; the
     columns are taken eight (m) at a time so that a weight is loaded once for four changes.
     """
-    width = len(columns)
+    width = len(upper)
     step = group if group else 8
-    weights = np.empty((width, TILE), dtype=np.float32)
-    error = np.empty((width, TILE), dtype=np.float32)
     pruned = np.empty((step, TILE), dtype=np.bool_)
     index = np.empty((TILE, width), dtype=np.uint16)
     value = np.empty((TILE, width), dtype=np.float32)
+    found = np.empty(TILE, dtype=np.int64)
     zero = np.float32(0.0)
-    for tile in range(len(section)):
-        top, bottom = bounds[tile, 0], bounds[tile, 1]
-        rows = bottom - top
+    for tile in range(first_tile, last_tile):
+        top, rows = bounds[tile, 0], bounds[tile, 1] - bounds[tile, 0]
         limit, count = limits[section[tile]], counts[section[tile]]
-        for column in range(width):
-            weights[column, :rows] = columns[column, top:bottom]
+        weights, error = turned[tile, :width], errors[tile]
         for first in range(0, width, step):
             last = min(first + step, width)
             if group:
                 _group_mask(weights, diagonal, no_input, first, last, rows, count, pruned)
             else:
                 for column in range(first, last):
-                    key = keys[column, top:bottom]
+                    key = keys[tile, column]
                     chosen = pruned[column - first]
                     for row in range(rows):
                         chosen[row] = key[row] < limit
@@ -192,14 +185,25 @@ def prune_columns(  # type: ignore[no-untyped-def]
                 while done < last:
                     _spread(weight, error[done], upper[done, after], rows)
                     done += 1
-        _turn_back(weights, start, stack, top, rows)
-        _spread_past(error, rows, index, value, stack, top, right, first_panel)
+        _turn_back(weights, start, solution, top, rows)
+        if len(right):
+            _list_errors(error[:width], rows, index, value, found)
+            for panel in range(len(right)):
+                _spread_rows(
+                    right[panel],
+                    index,
+                    value,
+                    found,
+                    stack[first_panel + panel],
+                    top,
+                    rows,
+                    right[(panel + 1) % len(right)],
+                )
 
 
 @compiled
-def _spread_past(error, rows, index, value, stack, top, factors, first_panel):  # type: ignore[no-untyped-def]
-    """Spread a tile's errors past the block, panel by panel; those that are zero are left out."""
-    found = np.zeros(rows, dtype=np.int64)
+def _list_errors(error, rows, index, value, found):  # type: ignore[no-untyped-def]
+    """Per row of a tile, the columns whose errors are not zero and these errors."""
     for row in range(rows):
         count = 0
         for column in range(len(error)):
@@ -207,17 +211,59 @@ def _spread_past(error, rows, index, value, stack, top, factors, first_panel):  
             value[row, count] = error[column, row]
             count += error[column, row] != np.float32(0.0)
         found[row] = count
-    for panel in range(len(factors)):
-        weights = stack[first_panel + panel]
-        for row in range(rows):
-            spread_row(
-                factors[panel].ctypes,
-                index[row].ctypes,
-                value[row].ctypes,
-                found[row],
-                weights[top + row].ctypes,
-                PANEL,
-            )
+
+
+@compiled
+def _spread_rows(factors, index, value, found, weights, top, rows, coming):  # type: ignore[no-untyped-def]
+    for row in range(rows):
+        spread_row(
+            factors.ctypes,
+            index[row].ctypes,
+            value[row].ctypes,
+            found[row],
+            weights[top + row].ctypes,
+            4 * PANEL,
+            coming[row // 2 % len(coming), row % 2 * 32 :].ctypes,
+        )
+
+
+@compiled
+def spread_blocks(  # type: ignore[no-untyped-def]
+    errors, blocks, stack, factors, first_panel, bounds, first_tile, last_tile
+):
+    """Spread the errors of several blocks of columns past the last of them.
+
+    The panel of a tile's weights stays in the cache while one block after the other changes it.
+
+    Args:
+        errors: [blocks, tiles, columns, TILE].
+        factors: U of the blocks' rows, [blocks, panels, columns, 64].
+    """
+    width = errors.shape[2]
+    index = np.empty((blocks, TILE, width), dtype=np.uint16)
+    value = np.empty((blocks, TILE, width), dtype=np.float32)
+    found = np.empty((blocks, TILE), dtype=np.int64)
+    for tile in range(first_tile, last_tile):
+        top, rows = bounds[tile, 0], bounds[tile, 1] - bounds[tile, 0]
+        for block in range(blocks):
+            _list_errors(errors[block, tile], rows, index[block], value[block], found[block])
+        for panel in range(factors.shape[1]):
+            weights = stack[first_panel + panel]
+            for block in range(blocks):
+                if block + 1 < blocks:
+                    coming = factors[block + 1, panel]
+                else:
+                    coming = factors[0, (panel + 1) % factors.shape[1]]
+                _spread_rows(
+                    factors[block, panel],
+                    index[block],
+                    value[block],
+                    found[block],
+                    weights,
+                    top,
+                    rows,
+                    coming,
+                )
 
 
 @compiled

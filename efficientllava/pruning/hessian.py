@@ -10,6 +10,7 @@ import torch
 from scipy.linalg import get_lapack_funcs
 
 from efficientllava.errors import UserError
+from efficientllava.models.weight_files import all_finite
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ def inverse_factor(
         UserError: NaN or inf in the Hessian, or not positive definite at any damping tried.
     """
     where = f"Hessian of {name}"
-    if not torch.isfinite(hessian).all():
+    if not all_finite(hessian):
         raise UserError(
             "NaN or inf in the activations that reach this matrix",
             where=where,
@@ -125,7 +126,7 @@ def _factorise(damped: torch.Tensor) -> torch.Tensor | None:
         lower, failed = torch.linalg.cholesky_ex(turned)
         one = torch.eye(len(lower), dtype=lower.dtype, device=lower.device)
         inverse = None if failed else torch.linalg.solve_triangular(lower, one, upper=False)
-    if inverse is None or not torch.isfinite(inverse).all():
+    if inverse is None or not all_finite(inverse):
         return None
     return inverse.flip(0, 1)
 

@@ -24,7 +24,7 @@ from efficientllava.pruning.masks import (
     zeros_at,
     zeros_per_group,
 )
-from efficientllava.pruning.obs_compiled import Block, Tiles, stacked, unstacked
+from efficientllava.pruning.obs_compiled import Section, prune_sections
 
 Kernel = Literal["auto", "eager", "compiled"]
 
@@ -88,13 +88,15 @@ def prune_levels(
         for level in levels
     ]
     plan = _Plan(rows, starts, quotas, counts, group_size)
-    compiled = _compiles(kernel, upper)
-    tiles = Tiles(rows, torch.get_num_threads()) if compiled else None
-    try:
-        solutions = _prune_stack(weights, len(levels), factor, plan, tiles)
-    finally:
-        if tiles is not None:
-            tiles.close()
+    if _compiles(kernel, upper):
+        stack = [weight.float().contiguous() for weight in weights for _ in levels]
+        sections = [Section(*each) for each in zip(stack, quotas, counts, strict=True)]
+        solutions = prune_sections(
+            sections, upper, factor.dead, starts, group_size, torch.get_num_threads()
+        )
+    else:
+        plan = _Plan(rows, starts, quotas, counts, group_size)
+        solutions = _prune_stack(weights, len(levels), factor, plan)
     return [
         [
             in_dtype(solutions[index * len(levels) + position], weight.dtype).contiguous()
@@ -139,28 +141,12 @@ def _prune_stack(
     levels: int,
     factor: InverseFactor,
     plan: _Plan,
-    tiles: Tiles | None,
 ) -> list[torch.Tensor]:
-    """The solutions [matrix x level], block of columns by block; compiled if tiles are given."""
-    blocks = list(pairwise(plan.starts))
-    if tiles is not None:
-        panels = stacked(weights, levels, tiles)
-        kernel = Block(
-            panels,
-            tiles,
-            factor.upper,
-            factor.dead,
-            max(end - start for start, end in blocks),
-            plan.group_size,
-            plan.counts,
-        )
-        for number, (start, end) in enumerate(blocks):
-            kernel.prune(start, end, [quota[number] for quota in plan.quotas])
-        return unstacked(panels, plan.starts[-1], tiles)
+    """The eager path: the solutions [matrix x level], block of columns by block."""
     # rows side by side, [columns, rows]: one column of all rows is contiguous
     stack = torch.cat([w.to(factor.upper.dtype).T for w in weights for _ in range(levels)], 1)
     stack[factor.dead] = 0.0
-    for number, (start, end) in enumerate(blocks):
+    for number, (start, end) in enumerate(pairwise(plan.starts)):
         quotas = [quota[number] for quota in plan.quotas]
         inner, dead = factor.upper[start:end, start:end], factor.dead[start:end]
         errors = _prune_block(stack[start:end], inner, dead, plan, quotas)

@@ -1,4 +1,4 @@
-"""The inside of a block of columns on a CPU, compiled: masks and the column loop of OBS.
+"""The column loop of OBS on a CPU, compiled: masks, the inside of a block, errors to the right.
 
 What the eager path of `obs` computes, in the same order of additions. A tile of rows goes through
 a block of columns without leaving the cache, with its rows side by side, so that a vector register
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import numpy as np
 import torch
@@ -26,27 +26,100 @@ from efficientllava.pruning.column_loop import (
     first_digits,
     into_panels,
     later_digits,
-    out_of_panels,
     prune_columns,
+    spread_blocks,
 )
 from efficientllava.pruning.vector_kernel import PANEL
 
+AHEAD = 512
+"""Columns that are pruned before their errors are spread to all on the right."""
+ROWS = 8192
+"""Rows that are pruned together: enough for all threads, few enough to use little new memory."""
+SHARES = 3
+"""Parts of the tiles that a thread takes one after the other, on average."""
 
-@dataclass
-class Tiles:
-    """The rows of a stack, cut into tiles that do not cross a section, shared among threads.
 
-    Args:
-        rows: bounds of the sections (one matrix at one level each).
-        threads: how many threads work on them; changes no result.
+@dataclass(frozen=True)
+class Section:
+    """One matrix at one level; its mask is chosen within.
+
+    Attributes:
+        weight: [rows, columns] float32, contiguous.
+        quotas: pruned weights in each block of columns (unstructured).
+        count: zeros in a group of columns (n:m).
     """
 
-    rows: Sequence[int]
-    threads: int
+    weight: torch.Tensor
+    quotas: Sequence[int]
+    count: int
+
+
+def prune_sections(
+    sections: Sequence[Section],
+    upper: torch.Tensor,
+    dead: torch.Tensor,
+    starts: Sequence[int],
+    group_size: int | None,
+    threads: int,
+) -> list[torch.Tensor]:
+    """Prune sections that share a factor; what `obs.prune_levels` describes.
+
+    Args:
+        upper, dead: of the factor.
+        starts: bounds of the blocks of columns.
+        group_size: m of an n:m pattern.
+        threads: how many work; changes no result.
+
+    Returns:
+        The solution of each section [rows, columns].
+    """
+    batches = list(_batches(sections))
+    loop = _ColumnLoop(upper, dead, starts, group_size, [_Tiles(b) for b in batches], threads)
+    try:
+        return [solution for tiles in loop.batches for solution in loop.prune(tiles)]
+    finally:
+        loop.close()
+
+
+def _batches(sections: Sequence[Section]) -> Iterator[list[Section]]:
+    batch: list[Section] = []
+    for section in sections:
+        batch.append(section)
+        if sum(len(each.weight) for each in batch) >= ROWS:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _vectors(*shape: int) -> np.ndarray:
+    """Uninitialised float32 that start where a vector may start.
+
+    From numpy, which asks the system for huge pages: the first use of new memory costs half.
+    """
+    size = int(np.prod(shape))
+    memory = np.empty(size + PANEL, dtype=np.float32)
+    skipped = -(memory.ctypes.data // memory.itemsize) % PANEL
+    return memory[skipped : skipped + size].reshape(shape)
+
+
+@dataclass
+class _Tiles:
+    """The rows of some sections, cut into tiles that do not cross from one to the next.
+
+    Attributes:
+        rows: bounds of the sections.
+        bounds: [tiles, 2], first row and the row after the last.
+        section: [tiles], to which a tile belongs.
+    """
+
+    sections: Sequence[Section]
+    rows: list[int] = field(init=False)
     bounds: np.ndarray = field(init=False)
     section: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
+        self.rows = [0, *accumulate(len(section.weight) for section in self.sections)]
         cut = [
             (top, min(top + TILE, end), index)
             for index, (start, end) in enumerate(pairwise(self.rows))
@@ -54,143 +127,150 @@ class Tiles:
         ]
         self.bounds = np.array([[top, bottom] for top, bottom, _ in cut], dtype=np.int64)
         self.section = np.array([index for _, _, index in cut], dtype=np.int64)
-        self._pool = ThreadPoolExecutor(self.threads) if self.threads > 1 else None
 
-    def run(self, work: Callable[[int, int, int], None]) -> None:
-        """Call work(thread, first tile, last tile) on every thread."""
-        shares = np.linspace(0, len(self.section), self.threads + 1).astype(int)
-        spans = list(zip(range(self.threads), shares, shares[1:], strict=False))
-        if self._pool is None:
-            work(*spans[0])
-        else:
-            list(self._pool.map(lambda span: work(*span), spans))
-
-    def span(self, first: int, last: int) -> Iterator[tuple[int, int, int]]:
-        """(top, bottom, section) of tiles first..last."""
-        for (top, bottom), section in zip(
-            self.bounds[first:last].tolist(), self.section[first:last].tolist(), strict=True
-        ):
-            yield top, bottom, section
-
-    def close(self) -> None:
-        """Let the threads go."""
-        if self._pool is not None:
-            self._pool.shutdown()
+    def of_section(self, section: int) -> tuple[int, int]:
+        """First tile of a section and the tile after its last."""
+        first, last = np.searchsorted(self.section, (section, section + 1)).tolist()
+        return first, last
 
 
-def panels(columns: int, rows: int) -> torch.Tensor:
-    """An uninitialised stack [panels, rows, 64] that starts where a vector may start.
+class _ColumnLoop:
+    """The column loop, block of columns by block from left to right.
 
-    From numpy, which asks the system for huge pages: the first use of new memory costs half.
-    """
-    shape = (-(-columns // PANEL), rows, PANEL)
-    size, boundary = shape[0] * shape[1] * shape[2], PANEL
-    memory = torch.from_numpy(np.empty(size + boundary, dtype=np.float32))
-    skipped = -(memory.data_ptr() // memory.element_size()) % boundary
-    return memory[skipped : skipped + size].view(shape)
-
-
-def stacked(weights: Sequence[torch.Tensor], repetitions: int, tiles: Tiles) -> torch.Tensor:
-    """Every matrix [rows_i, columns] `repetitions` times, in panels of 64 columns."""
-    stack = panels(weights[0].shape[1], tiles.rows[-1])
-    target = stack.numpy()
-    sources = [weight.float().contiguous().numpy() for weight in weights]
-
-    def fill(first: int, last: int) -> None:
-        for top, bottom, section in tiles.span(first, last):
-            offset = tiles.rows[section]
-            source = sources[section // repetitions][top - offset : bottom - offset]
-            into_panels(source, target[:, top:bottom])
-
-    tiles.run(lambda thread, first, last: fill(first, last))
-    return stack
-
-
-def unstacked(stack: torch.Tensor, columns: int, tiles: Tiles) -> list[torch.Tensor]:
-    """The sections of a stack, each [rows_i, columns]."""
-    solutions = [
-        np.empty((end - start, columns), dtype=np.float32) for start, end in pairwise(tiles.rows)
-    ]
-    source = stack.numpy()
-
-    def fill(first: int, last: int) -> None:
-        for top, bottom, section in tiles.span(first, last):
-            offset = tiles.rows[section]
-            into = solutions[section][top - offset : bottom - offset]
-            out_of_panels(source[:, top:bottom], into)
-
-    tiles.run(lambda thread, first, last: fill(first, last))
-    return [torch.from_numpy(solution) for solution in solutions]
-
-
-class Block:
-    """The column loop over a stack, block of columns by block of at most `width`.
-
-    Args:
-        stack: [panels, rows, 64] float32, changed in place.
-        tiles: the same rows.
-        upper, dead: of the factor.
-        group_size: m of an n:m pattern, with `counts` zeros per group in each section.
+    Errors go at once to the columns of the next few blocks, and past those when the last of these
+    blocks is done, so that most of the stack is read and written once for `AHEAD` columns. Every
+    block's errors are summed and subtracted by themselves: the order of additions is as if each
+    were spread at once.
     """
 
     def __init__(
         self,
-        stack: torch.Tensor,
-        tiles: Tiles,
         upper: torch.Tensor,
         dead: torch.Tensor,
-        width: int,
+        starts: Sequence[int],
         group_size: int | None,
-        counts: Sequence[int],
+        batches: Sequence[_Tiles],
+        threads: int,
     ) -> None:
-        self.stack, self.tiles, self.group_size = stack.numpy(), tiles, group_size
-        self.upper, self.dead = upper, dead.numpy()
-        self.turned = np.empty((width, stack.shape[1]), dtype=np.float32)
-        self.keys = np.empty((width, stack.shape[1]), dtype=np.uint32)
-        self.counts = np.array(counts, dtype=np.int64)
+        self.upper, self.dead, self.starts = upper, dead.numpy(), starts
+        self.group_size, self.threads = group_size, threads
+        self.pool = ThreadPoolExecutor(threads) if threads > 1 else None
+        columns, width = len(upper), max(end - start for start, end in pairwise(starts))
+        self.together = max(AHEAD // width, 1)
+        self.batches = batches
+        # used again for each batch of sections
+        rows, tiles = (max(batch.rows[-1] for batch in batches), max(len(b.section) for b in batches))
+        self.stack = _vectors(-(-columns // PANEL), rows, PANEL)
+        self.turned = np.empty((tiles, width, TILE), dtype=np.float32)
+        self.keys = np.empty((tiles, width, TILE), dtype=np.uint32)
+        self.errors = np.empty((self.together, tiles, width, TILE), dtype=np.float32)
 
-    def prune(self, start: int, end: int, quotas: Sequence[int]) -> None:
-        """Choose the masks of columns start..end, prune them, spread the errors to the right.
+    def close(self) -> None:
+        """Let the threads go."""
+        if self.pool is not None:
+            self.pool.shutdown()
 
-        Args:
-            quotas: pruned weights of each section in these columns (unstructured).
+    def prune(self, tiles: _Tiles) -> list[torch.Tensor]:
+        """The solutions of a batch of sections, views of one tensor."""
+        self.tiles = tiles
+        sources = [section.weight.numpy() for section in tiles.sections]
+
+        def fill(thread: int, first: int, last: int) -> None:
+            for tile in range(first, last):
+                (top, bottom), section = tiles.bounds[tile], tiles.section[tile]
+                offset = tiles.rows[section]
+                source = sources[section][top - offset : bottom - offset]
+                into_panels(source, self.stack[:, top:bottom])
+
+        self._run(fill)
+        self.solution = np.empty((tiles.rows[-1], len(self.upper)), dtype=np.float32)
+        for number in range(len(self.starts) - 1):
+            self._prune_block(number)
+        solution = torch.from_numpy(self.solution)
+        return [solution[top:bottom] for top, bottom in pairwise(tiles.rows)]
+
+    def _run(self, work: Callable[[int, int, int], None]) -> None:
+        """Call work(thread, first tile, last tile) until all tiles are done.
+
+        A thread takes the next few tiles when it is free: one that is held up delays no other.
         """
+        tiles = len(self.tiles.section)
+        if self.pool is None:
+            work(0, 0, tiles)
+            return
+        step = max(tiles // (self.threads * SHARES), 1)
+        starts = iter(range(0, tiles, step))
+
+        def serve(thread: int) -> None:
+            for first in starts:
+                work(thread, first, min(first + step, tiles))
+
+        list(self.pool.map(serve, range(self.threads)))
+
+    def _prune_block(self, number: int) -> None:
+        """Choose the masks of a block of columns, prune them, spread the errors to the right."""
+        start, end = self.starts[number], self.starts[number + 1]
+        first_block = number // self.together * self.together
+        last_block = min(first_block + self.together, len(self.starts) - 1)
+        ahead = self.starts[last_block]
         inner = np.ascontiguousarray(self.upper[start:end, start:end].numpy())
         diagonal = np.ascontiguousarray(inner.diagonal())
         no_input = np.ascontiguousarray(self.dead[start:end])
+        quotas = [section.quotas[number] for section in self.tiles.sections]
         limits = self._limits(start, end - start, diagonal, no_input, quotas)
-        first_panel = end // PANEL
-        right = self._factors(start, end, first_panel)
+        counts = np.array([section.count for section in self.tiles.sections], dtype=np.int64)
+        right = self._factors(start, end, end, ahead)
 
         def work(thread: int, first: int, last: int) -> None:
             prune_columns(
                 self.stack,
                 start,
-                self.turned[: end - start],
+                self.turned,
                 inner,
                 diagonal,
                 no_input,
                 self.keys,
                 limits,
-                self.counts,
+                counts,
                 self.group_size or 0,
-                self.tiles.bounds[first:last],
-                self.tiles.section[first:last],
+                self.tiles.bounds,
+                self.tiles.section,
+                first,
+                last,
+                self.errors[number - first_block],
+                self.solution,
                 right,
-                first_panel,
+                end // PANEL,
             )
 
-        self.tiles.run(work)
+        self._run(work)
+        if end == ahead < len(self.upper):
+            self._spread(first_block, last_block)
 
-    def _factors(self, start: int, end: int, first_panel: int) -> np.ndarray:
-        """U of the block's rows and the columns right of it, [panels, end - start, 64].
+    def _spread(self, first_block: int, last_block: int) -> None:
+        """Spread the errors of blocks past the last of them."""
+        end, columns = self.starts[last_block], len(self.upper)
+        blocks = pairwise(self.starts[first_block : last_block + 1])
+        factors = np.stack([self._factors(*block, end, columns) for block in blocks])
 
-        Columns of the first panel that are done, and those past the last, get zeros.
+        def work(thread: int, first: int, last: int) -> None:
+            bounds = self.tiles.bounds
+            spread_blocks(
+                self.errors, len(factors), self.stack, factors, end // PANEL, bounds, first, last
+            )
+
+        self._run(work)
+
+    def _factors(self, start: int, end: int, left: int, right: int) -> np.ndarray:
+        """U of a block's rows start..end and of columns left..right, [panels, end - start, 64].
+
+        Columns of the first and last panel that are not among them get zeros.
         """
-        wide = torch.zeros(end - start, (len(self.stack) - first_panel) * PANEL)
-        offset, columns = first_panel * PANEL, len(self.upper)
-        wide[:, end - offset : columns - offset] = self.upper[start:end, end:]
-        return wide.view(end - start, -1, PANEL).transpose(0, 1).contiguous().numpy()
+        offset = left // PANEL * PANEL
+        panels = -(-right // PANEL) - left // PANEL if right > left else 0
+        wide = torch.zeros(end - start, panels * PANEL)
+        wide[:, left - offset : right - offset] = self.upper[start:end, left:right]
+        return wide.view(end - start, panels, PANEL).transpose(0, 1).contiguous().numpy()
 
     def _limits(
         self,
@@ -209,11 +289,17 @@ class Block:
         prefix = np.zeros(sections, dtype=np.uint32)
         for shift, above in ((FIRST, 32), (SECOND, FIRST), (THIRD, SECOND)):
             bins = 1 << (min(above, 31) - shift)
-            histograms = np.zeros((self.tiles.threads, sections, bins), dtype=np.int64)
+            histograms = np.zeros((self.threads, sections, bins), dtype=np.int64)
             if above == 32:
-                turned = self.turned[:width]
                 digits = partial(
-                    first_digits, self.stack, start, turned, diagonal, no_input, self.keys
+                    first_digits,
+                    self.stack,
+                    start,
+                    width,
+                    self.turned,
+                    diagonal,
+                    no_input,
+                    self.keys,
                 )
             elif self.group_size is not None:
                 break
@@ -227,9 +313,9 @@ class Block:
                 digits: Callable[..., None] = digits,
                 into: np.ndarray = histograms,
             ) -> None:
-                digits(self.tiles.bounds[first:last], self.tiles.section[first:last], into[thread])
+                digits(self.tiles.bounds, self.tiles.section, first, last, into[thread])
 
-            self.tiles.run(work)
+            self._run(work)
             upto = histograms.sum(axis=0).cumsum(axis=1)
             for index in range(sections):
                 # the digit at which the quota is reached
@@ -240,6 +326,14 @@ class Block:
                 if shift == THIRD:
                     equal = upto[index, digit] - (upto[index, digit - 1] if digit else 0)
                     if equal > rest[index] > 0:
-                        top, bottom = self.tiles.rows[index], self.tiles.rows[index + 1]
-                        demote(self.keys, width, top, bottom, prefix[index], rest[index])
+                        first, last = self.tiles.of_section(index)
+                        demote(
+                            self.keys,
+                            width,
+                            self.tiles.bounds,
+                            first,
+                            last,
+                            prefix[index],
+                            rest[index],
+                        )
         return np.where(np.array(quotas) > 0, prefix + np.uint32(1), np.uint32(0))

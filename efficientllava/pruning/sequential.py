@@ -10,6 +10,7 @@ import torch
 from efficientllava.data.proxy import ProxyData
 from efficientllava.errors import UserError
 from efficientllava.models.adapter import Adapter, Matrix
+from efficientllava.models.weight_files import all_finite
 from efficientllava.parameters import PruningParameters
 from efficientllava.progress import Event, Progress, silent
 from efficientllava.pruning.calibration import GroupHessian, block_walk
@@ -196,7 +197,7 @@ def verify(
         weight = weight_of(matrix)
         zeros = int((weight == 0).sum())
         wanted = zeros_at(row["level"], matrix.size)
-        if not torch.isfinite(weight).all():
+        if not all_finite(weight):
             raise UserError("holds NaN or inf after pruning", where=matrix.name)
         if zeros != row["zeros"] or not wanted <= zeros <= wanted + row["already_zero"]:
             raise UserError(

@@ -24,22 +24,22 @@ _vector = ir.VectorType(_float, LANES)
 
 @intrinsic
 def spread_row(  # type: ignore[no-untyped-def]
-    typing_context, panel, index, value, count, weight, ahead
+    typing_context, panel, index, value, count, weight, ahead, coming
 ):
     """weight[:64] -= sum over k < count of value[k] * panel[index[k], :64].
 
     The products are added one after the other by fused multiply-add, and their sum is then
     subtracted: what a matrix multiplication does when its depth is not cut. All arguments are
-    pointers to float32 (index: uint16) but the last: how many floats ahead the next row lies,
-    which is asked for in advance.
+    pointers to float32 (index: uint16) but `ahead`: how many floats ahead the row lies that is
+    asked for in advance. So are the 32 floats at `coming`, for the second-level cache.
     """
     floats = types.CPointer(types.float32)
     signature = types.void(
-        floats, types.CPointer(types.uint16), floats, types.intp, floats, types.intp
+        floats, types.CPointer(types.uint16), floats, types.intp, floats, types.intp, floats
     )
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        panel, index, value, count, weight, ahead = arguments
+        panel, index, value, count, weight, ahead, coming = arguments
         fused = _declare(builder, "llvm.fma.v16f32", _vector, [_vector] * 3)
         fetch = _declare(
             builder,
@@ -53,6 +53,9 @@ def spread_row(  # type: ignore[no-untyped-def]
             builder.call(
                 fetch, [builder.gep(weight, [builder.add(ahead, part)]), write, keep, data]
             )
+        read, second = (ir.Constant(_int32, number) for number in (0, 2))
+        for part in parts[:2]:
+            builder.call(fetch, [builder.gep(coming, [part]), read, second, data])
         sums = [cgutils.alloca_once(builder, _vector) for _ in parts]
         for each in sums:
             builder.store(ir.Constant(_vector, [0.0] * LANES), each)
