@@ -1,0 +1,211 @@
+"""The inside of a block of columns on a GPU, in Triton: mask selection and the column loop of OBS.
+
+The stack of rows is [rows, columns] row-major, as the trailing matrix product wants it; a program
+takes a tile of rows x one block of columns.
+
+Layout of the column loop. Triton gives a tile of 128 columns to warps row by row: a lane holds 4
+neighbouring columns, a warp whole rows, and 4096 weights by 4 warps are 32 registers a thread
+(8 rows a warp). A column of the tile is a masked sum: 4 selects and adds in the lane and 5 shuffles,
+and the 8 rows of a warp are independent, which hides their latency. Errors need no second tile: once
+a weight is pruned its register holds its error. U is read row by row from the cache, 16 bytes a lane
+for 8 rows. Triangular updates of registers cannot be cut short, so that 128 products a weight are
+formed where 64 would do; that costs less than going through shared memory between narrower panels.
+
+Traffic: 4 bytes a weight in and 8 out for the loop, 4 in for each of the 5 counting passes, which
+mostly hit the second-level cache (a block of 61,440 rows is 31 MB). What that adds up to, and
+registers and instructions as compiled, stand in docs/performance.md.
+
+Products and differences are rounded one by one and divisions as IEEE asks, as in the eager path:
+inside a block both give the same bits.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+BINS: int = 256
+"""A pass of the selection looks at 8 bits of the keys; four passes at all."""
+
+
+@triton.jit
+def _keys(weight, diagonal, no_input):  # type: ignore[no-untyped-def]
+    """Scores (w / U_jj)^2 as integers of the same order, plus 1; 0 for dead inputs.
+
+    Scores are not negative, so that the order of their bits is that of their values.
+    """
+    quotient = tl.div_rn(weight, diagonal)
+    bits = (quotient * quotient).to(tl.int32, bitcast=True) + 1
+    return tl.where(no_input != 0, 0, bits)
+
+
+@triton.jit
+def _tile(stack, upper, dead, top, bottom, columns, width, ROWS: tl.constexpr, WIDTH: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
+    """A tile's (places, which of them exist, weights, keys).
+
+    stack, upper and dead point to the block's first column: stack [rows, width], upper
+    [width, width], both with `columns` from row to row.
+    """
+    row = top + tl.arange(0, ROWS)
+    column = tl.arange(0, WIDTH)
+    exists = (row < bottom)[:, None] & (column < width)[None, :]
+    place = stack + row.to(tl.int64)[:, None] * columns + column[None, :]
+    weight = tl.load(place, mask=exists, other=0.0)
+    diagonal = tl.load(upper + column * (columns + 1), mask=column < width, other=1.0)
+    no_input = tl.load(dead + column, mask=column < width, other=0)
+    return place, exists, weight, _keys(weight, diagonal[None, :], no_input[None, :])
+
+
+@triton.jit
+def count_digits(stack, upper, dead, tops, bottoms, sections, prefixes, histograms, columns, width, FIRST: tl.constexpr, SHIFT: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, BINS: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
+    """Count a tile's keys by their digit at SHIFT, those whose higher digits are the prefix.
+
+    Args:
+        histograms: [sections, BINS], added to.
+    """
+    tile = tl.program_id(0)
+    top, bottom = tl.load(tops + tile), tl.load(bottoms + tile)
+    section = tl.load(sections + tile)
+    prefix = 0
+    if not FIRST:
+        prefix = tl.load(prefixes + section)
+    found = tl.zeros([BINS], tl.int32)
+    for first in range(top, bottom, ROWS):
+        _, exists, _, key = _tile(
+            stack, upper, dead, first, bottom, columns, width, ROWS, WIDTH
+        )
+        among = exists
+        if not FIRST:
+            among = exists & ((key >> (SHIFT + 8)) == prefix)
+        digit = (key >> SHIFT) & 255
+        size: tl.constexpr = ROWS * WIDTH
+        found += tl.histogram(tl.reshape(digit, [size]), BINS, tl.reshape(among, [size]))
+    bins = tl.arange(0, BINS)
+    into = histograms + section * BINS + bins
+    tl.atomic_add(into, found, mask=found > 0, sem="relaxed")
+
+
+@triton.jit
+def narrow(histograms, quotas, rest, prefixes, FIRST: tl.constexpr, BINS: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
+    """Append the digit at which a section's quota is reached to its prefix; empty its histogram.
+
+    Args:
+        quotas: [sections], read in the first pass.
+        rest: [sections], how many of the keys with this prefix are still to be taken.
+    """
+    section = tl.program_id(0)
+    bins = tl.arange(0, BINS)
+    counted = tl.load(histograms + section * BINS + bins)
+    upto = tl.cumsum(counted, 0)
+    if FIRST:
+        wanted = tl.load(quotas + section)
+        prefix = wanted * 0
+    else:
+        wanted = tl.load(rest + section)
+        prefix = tl.load(prefixes + section)
+    digit = tl.sum((upto < wanted).to(tl.int32), 0)
+    below = tl.sum(tl.where(bins < digit, counted, 0), 0)
+    tl.store(rest + section, wanted - below)
+    tl.store(prefixes + section, prefix * BINS + digit)
+    tl.store(histograms + section * BINS + bins, tl.zeros([BINS], tl.int32))
+
+
+@triton.jit
+def count_equal(stack, upper, dead, tops, bottoms, sections, limits, equal, columns, width, ROWS: tl.constexpr, WIDTH: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
+    """How many keys of each row are exactly the limit of its section."""
+    tile = tl.program_id(0)
+    top, bottom = tl.load(tops + tile), tl.load(bottoms + tile)
+    limit = tl.load(limits + tl.load(sections + tile))
+    for first in range(top, bottom, ROWS):
+        _, exists, _, key = _tile(
+            stack, upper, dead, first, bottom, columns, width, ROWS, WIDTH
+        )
+        found = tl.sum((exists & (key == limit)).to(tl.int32), 1)
+        row = first + tl.arange(0, ROWS)
+        tl.store(equal + row, found, mask=row < bottom)
+
+
+@triton.jit
+def share_out(equal, rest, bounds, allowed, STEP: tl.constexpr):  # type: ignore[no-untyped-def]
+    """How many of its keys that equal the limit each row may take: the first rows' come first.
+
+    Args:
+        bounds: [sections + 1], rows.
+        allowed: [rows]; may be negative, or more than there are.
+    """
+    section = tl.program_id(0)
+    top, bottom = tl.load(bounds + section), tl.load(bounds + section + 1)
+    left = tl.load(rest + section)
+    for first in range(top, bottom, STEP):
+        row = first + tl.arange(0, STEP)
+        found = tl.load(equal + row, mask=row < bottom, other=0)
+        tl.store(allowed + row, left - (tl.cumsum(found, 0) - found), mask=row < bottom)
+        left -= tl.sum(found, 0)
+
+
+@triton.jit
+def _smallest_of_group(weight, chosen, upper, dead, first, columns, zeros, ROWS: tl.constexpr, WIDTH: tl.constexpr, GROUP: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
+    """n:m: mark the `zeros` smallest of the group that begins at a column; of equal ones the left."""
+    groups: tl.constexpr = WIDTH // GROUP
+    here = (tl.arange(0, groups) == first // GROUP)[None, :, None]
+    split = tl.reshape(weight, [ROWS, groups, GROUP])
+    own = tl.sum(tl.where(here, split, 0.0), 1)
+    member = tl.arange(0, GROUP)
+    at = first + member
+    diagonal, no_input = tl.load(upper + at * (columns + 1)), tl.load(dead + at)
+    key = _keys(own, diagonal[None, :], no_input[None, :])
+    mine, other = key[:, :, None], key[:, None, :]
+    left = (member[None, :] < member[:, None])[None, :, :]
+    rank = tl.sum(((other < mine) | ((other == mine) & left)).to(tl.int32), 2)
+    taken = ((rank < zeros) | (no_input != 0)[None, :]).to(tl.int32)
+    spread = tl.where(here, taken[:, None, :], 0)
+    return chosen | (tl.reshape(spread, [ROWS, WIDTH]) != 0)
+
+
+@triton.jit
+def prune_tile(stack, errors, upper, dead, tops, bottoms, sections, limits, allowed, counts, columns, width, GROUP: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
+    """Choose a tile's mask and prune it column by column; GROUP is 0 when unstructured.
+
+    Args:
+        stack: the block [rows, width], changed in place.
+        errors: [rows, WIDTH], written: (w_j - w^_j) / U_jj.
+        upper, dead: of the factor, the block's part.
+        tops, bottoms, sections: of the tiles (second grid axis: parts of ROWS rows).
+        limits: [sections], keys below it are pruned; `allowed` [rows] of those that equal it.
+        counts: [sections], zeros of a group of an n:m pattern.
+    """
+    tile = tl.program_id(0)
+    top = tl.load(tops + tile) + tl.program_id(1) * ROWS
+    bottom, section = tl.load(bottoms + tile), tl.load(sections + tile)
+    place, exists, weight, key = _tile(
+        stack, upper, dead, top, bottom, columns, width, ROWS, WIDTH
+    )
+    row = top + tl.arange(0, ROWS)
+    column = tl.arange(0, WIDTH)
+    if GROUP == 0:
+        limit = tl.load(limits + section)
+        share = tl.load(allowed + row, mask=row < bottom, other=0)
+        equal = exists & (key == limit)
+        first_ones = tl.cumsum(equal.to(tl.int32), 1) <= share[:, None]
+        # a dead input's key is 0: it goes whatever the quota
+        chosen = exists & ((key < limit) | (key == 0) | (equal & first_ones))
+        zeros = 0
+    else:
+        chosen = exists & (key < 0)
+        zeros = tl.load(counts + section)
+    line = upper
+    for j in range(width):
+        if GROUP != 0:
+            if j % GROUP == 0:
+                chosen = _smallest_of_group(
+                    weight, chosen, upper, dead, j, columns, zeros, ROWS, WIDTH, GROUP
+                )
+        factor = tl.load(line + column, mask=(column > j) & (column < width), other=0.0)
+        goes = chosen & (column == j)[None, :]
+        gone = tl.sum(tl.where(goes, weight, 0.0), 1)
+        error = tl.div_rn(gone, tl.load(line + j))
+        weight = tl.where(goes, error[:, None], weight - error[:, None] * factor[None, :])
+        line += columns
+    tl.store(place, tl.where(chosen, 0.0, weight), mask=exists)
+    into = errors + row.to(tl.int64)[:, None] * WIDTH + column[None, :]
+    tl.store(into, tl.where(chosen, weight, 0.0), mask=(row < bottom)[:, None])
