@@ -22,6 +22,8 @@ from efficientllava.pruning.triton_kernels import (
     share_out,
 )
 
+ROWS = 32
+"""Rows of the part of a tile that goes through the column loop, 32 weights a lane of one warp."""
 TALL = 128
 """Rows of a tile: what one program counts."""
 REGISTERS = 4096
@@ -73,7 +75,9 @@ class Blocks:
         widest = max(end - start for start, end in pairwise(starts))
         self.width = max(16, triton.next_power_of_2(widest))
         self.part = max(1, min(TALL, REGISTERS // self.width))
-        self.errors = torch.empty(rows[-1], self.width, device=device)
+        # [columns, rows]: what one column has to spread is contiguous, every line aligned
+        padded = triton.cdiv(rows[-1], TALL) * TALL
+        self.errors = torch.empty(widest, padded, device=device)
         cut = [
             (top, min(top + TALL, end), index)
             for index, (start, end) in enumerate(pairwise(rows))
@@ -96,7 +100,7 @@ class Blocks:
         if self.group_size is None:
             self.select(number)
         stack, *others = self._pointers(start)
-        prune_tile[(len(self.tops), triton.cdiv(TALL, self.part))](
+        prune_tile[(len(self.tops), TALL // ROWS)](
             stack,
             self.errors,
             *others,
@@ -105,15 +109,15 @@ class Blocks:
             self.counts,
             columns,
             width,
+            self.errors.stride(0),
             GROUP=self.group_size or 0,
-            ROWS=self.part,
-            WIDTH=self.width,
+            ROWS=ROWS,
             **_OPTIONS,
         )
         if end < columns:
             # views with the stack's and U's own strides: nothing is copied
             self.stack[:, end:].addmm_(
-                self.errors[:, :width], self.upper[start:end, end:], alpha=-1.0
+                self.errors[:width, : self.rows[-1]].T, self.upper[start:end, end:], alpha=-1.0
             )
 
     def select(self, number: int) -> None:

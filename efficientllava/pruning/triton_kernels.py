@@ -26,6 +26,8 @@ import triton.language as tl
 
 BINS: int = 256
 """A pass of the selection looks at 8 bits of the keys; four passes at all."""
+PANEL: tl.constexpr = tl.constexpr(32)
+"""Columns whose weights are in registers at a time."""
 
 
 @triton.jit
@@ -144,12 +146,11 @@ def share_out(equal, rest, bounds, allowed, STEP: tl.constexpr):  # type: ignore
 
 
 @triton.jit
-def _smallest_of_group(weight, chosen, upper, dead, first, columns, zeros, ROWS: tl.constexpr, WIDTH: tl.constexpr, GROUP: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
-    """n:m: mark the `zeros` smallest of the group that begins at a column; of equal ones the left."""
-    groups: tl.constexpr = WIDTH // GROUP
+def _smallest_of_group(weight, upper, dead, first, columns, zeros, ROWS: tl.constexpr, GROUP: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
+    """n:m: bits of the `zeros` smallest of the group at column `first`; of equal ones the left."""
+    groups: tl.constexpr = PANEL // GROUP
     here = (tl.arange(0, groups) == first // GROUP)[None, :, None]
-    split = tl.reshape(weight, [ROWS, groups, GROUP])
-    own = tl.sum(tl.where(here, split, 0.0), 1)
+    own = tl.sum(tl.where(here, tl.reshape(weight, [ROWS, groups, GROUP]), 0.0), 1)
     member = tl.arange(0, GROUP)
     at = first + member
     diagonal, no_input = tl.load(upper + at * (columns + 1)), tl.load(dead + at)
@@ -157,19 +158,24 @@ def _smallest_of_group(weight, chosen, upper, dead, first, columns, zeros, ROWS:
     mine, other = key[:, :, None], key[:, None, :]
     left = (member[None, :] < member[:, None])[None, :, :]
     rank = tl.sum(((other < mine) | ((other == mine) & left)).to(tl.int32), 2)
-    taken = ((rank < zeros) | (no_input != 0)[None, :]).to(tl.int32)
-    spread = tl.where(here, taken[:, None, :], 0)
-    return chosen | (tl.reshape(spread, [ROWS, WIDTH]) != 0)
+    taken = (rank < zeros) | (no_input != 0)[None, :]
+    return _bits(taken, at)
 
 
 @triton.jit
-def prune_tile(stack, errors, upper, dead, tops, bottoms, sections, limits, allowed, counts, columns, width, GROUP: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
+def _bits(chosen, column):  # type: ignore[no-untyped-def]
+    """A row's mask as one integer: bit `column` is set where the column is chosen."""
+    return tl.sum(chosen.to(tl.int32) << column[None, :], 1)
+
+
+@triton.jit
+def prune_tile(stack, errors, upper, dead, tops, bottoms, sections, limits, allowed, counts, columns, width, stride, GROUP: tl.constexpr, ROWS: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
     """Choose a tile's mask and prune it column by column; GROUP is 0 when unstructured.
 
     Args:
         stack: the block [rows, width], changed in place.
-        errors: [rows, WIDTH], written: (w_j - w^_j) / U_jj.
-        upper, dead: of the factor, the block's part.
+        errors: [width, rows], `stride` from line to line, written: (w_j - w^_j) / U_jj.
+        upper, dead: of the factor, the block's part; zero below the diagonal.
         tops, bottoms, sections: of the tiles (second grid axis: parts of ROWS rows).
         limits: [sections], keys below it are pruned; `allowed` [rows] of those that equal it.
         counts: [sections], zeros of a group of an n:m pattern.
@@ -177,35 +183,62 @@ def prune_tile(stack, errors, upper, dead, tops, bottoms, sections, limits, allo
     tile = tl.program_id(0)
     top = tl.load(tops + tile) + tl.program_id(1) * ROWS
     bottom, section = tl.load(bottoms + tile), tl.load(sections + tile)
-    place, exists, weight, key = _tile(
-        stack, upper, dead, top, bottom, columns, width, ROWS, WIDTH
-    )
     row = top + tl.arange(0, ROWS)
-    column = tl.arange(0, WIDTH)
-    if GROUP == 0:
-        limit = tl.load(limits + section)
-        share = tl.load(allowed + row, mask=row < bottom, other=0)
-        equal = exists & (key == limit)
-        first_ones = tl.cumsum(equal.to(tl.int32), 1) <= share[:, None]
-        # a dead input's key is 0: it goes whatever the quota
-        chosen = exists & ((key < limit) | (key == 0) | (equal & first_ones))
-        zeros = 0
-    else:
-        chosen = exists & (key < 0)
-        zeros = tl.load(counts + section)
-    line = upper
-    for j in range(width):
-        if GROUP != 0:
-            if j % GROUP == 0:
-                chosen = _smallest_of_group(
-                    weight, chosen, upper, dead, j, columns, zeros, ROWS, WIDTH, GROUP
-                )
-        factor = tl.load(line + column, mask=(column > j) & (column < width), other=0.0)
-        goes = chosen & (column == j)[None, :]
-        gone = tl.sum(tl.where(goes, weight, 0.0), 1)
-        error = tl.div_rn(gone, tl.load(line + j))
-        weight = tl.where(goes, error[:, None], weight - error[:, None] * factor[None, :])
-        line += columns
-    tl.store(place, tl.where(chosen, 0.0, weight), mask=exists)
-    into = errors + row.to(tl.int64)[:, None] * WIDTH + column[None, :]
-    tl.store(into, tl.where(chosen, weight, 0.0), mask=(row < bottom)[:, None])
+    live = row < bottom
+    column = tl.arange(0, PANEL)
+    limit, zeros = tl.load(limits + section), tl.load(counts + section)
+    share = tl.load(allowed + row, mask=live, other=0)
+    for first in range(0, width, PANEL):
+        # the mask is that of the weights as they were when the block began
+        place, exists, weight, key = _tile(
+            stack + first,
+            upper + first * (columns + 1),
+            dead + first,
+            top,
+            bottom,
+            columns,
+            width - first,
+            ROWS,
+            PANEL,
+        )
+        if GROUP == 0:
+            equal = exists & (key == limit)
+            first_ones = tl.cumsum(equal.to(tl.int32), 1) <= share[:, None]
+            share -= tl.sum(equal.to(tl.int32), 1)
+            # a dead input's key is 0: it goes whatever the quota
+            goes = _bits(exists & ((key < limit) | (key == 0) | (equal & first_ones)), column)
+        else:
+            goes = row * 0
+        # what the panels before this one have to spread, column by column
+        line, error_line = upper + first, errors
+        for _ in range(first):
+            factor = tl.load(line + column, mask=column < width - first, other=0.0)
+            error = tl.load(error_line + row, mask=live, other=0.0)
+            weight -= error[:, None] * factor[None, :]
+            line += columns
+            error_line += stride
+        for j in range(tl.minimum(PANEL, width - first)):
+            if GROUP != 0:
+                if j % GROUP == 0:
+                    goes |= _smallest_of_group(
+                        weight,
+                        upper + first * (columns + 1),
+                        dead + first,
+                        j,
+                        columns,
+                        zeros,
+                        ROWS,
+                        GROUP,
+                    )
+            # columns up to j: U is zero there, or the weight is done with
+            factor = tl.load(line + column, mask=column < width - first, other=0.0)
+            mine = tl.sum(tl.where((column == j)[None, :], weight, 0.0), 1)
+            gone = tl.where(((goes >> j) & 1) != 0, mine, 0.0)
+            error = tl.div_rn(gone, tl.load(line + j))
+            tl.store(error_line + row, error, mask=live)
+            weight -= error[:, None] * factor[None, :]
+            line += columns
+            error_line += stride
+        done = ((goes[:, None] >> column[None, :]) & 1) != 0
+        tl.store(place, tl.where(done, 0.0, weight), mask=exists)
+        tl.debug_barrier()  # the next panel reads the errors that other threads have written
