@@ -26,19 +26,10 @@ ROWS = 32
 """Rows of the part of a tile that goes through the column loop, 32 weights a lane of one warp."""
 TALL = 128
 """Rows of a tile: what one program counts."""
-REGISTERS = 4096
-"""Weights of the part of a tile that is in registers at a time, 32 a thread."""
-WIDEST = 1024
-"""Columns of the widest block that the kernel takes."""
-GROUPS = (2, 4, 8, 16, 32)
-"""Group sizes of n:m patterns that the kernel takes."""
-_OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
-"""Four warps; a product and a difference are rounded one by one, as in the eager path."""
-
-
-def interpreted() -> bool:
-    """Whether Triton runs its kernels on the CPU, for tests (TRITON_INTERPRET=1)."""
-    return bool(triton.knobs.runtime.interpret)
+COUNTED = 4096
+"""Weights that a program counts at a time, 32 in the registers of each of 128 threads."""
+_ROUNDING = {"enable_fp_fusion": False}
+"""A product and a difference are rounded one by one, as in the eager path."""
 
 
 class Blocks:
@@ -74,7 +65,7 @@ class Blocks:
         self.stack.masked_fill_(dead, 0.0)
         widest = max(end - start for start, end in pairwise(starts))
         self.width = max(16, triton.next_power_of_2(widest))
-        self.part = max(1, min(TALL, REGISTERS // self.width))
+        self.part = max(1, min(TALL, COUNTED // self.width))
         # [columns, rows]: what one column has to spread is contiguous, every line aligned
         padded = triton.cdiv(rows[-1], TALL) * TALL
         self.errors = torch.empty(widest, padded, device=device)
@@ -112,7 +103,8 @@ class Blocks:
             self.errors.stride(0),
             GROUP=self.group_size or 0,
             ROWS=ROWS,
-            **_OPTIONS,
+            num_warps=1,
+            **_ROUNDING,
         )
         if end < columns:
             # views with the stack's and U's own strides: nothing is copied
@@ -137,12 +129,12 @@ class Blocks:
                 SHIFT=shift,
                 BINS=BINS,
                 **tile,
-                **_OPTIONS,
+                **_ROUNDING,
             )
             narrow[sections](
                 self.histograms, self.quotas[number], self.rest, self.limits, first, BINS
             )
-        count_equal[tiles](*pointers, self.limits, self.equal, *shape, **tile, **_OPTIONS)
+        count_equal[tiles](*pointers, self.limits, self.equal, *shape, **tile, **_ROUNDING)
         share_out[sections](self.equal, self.rest, self.bounds, self.allowed, 1024)
 
     def _pointers(self, start: int) -> tuple[torch.Tensor, ...]:

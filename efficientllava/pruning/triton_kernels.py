@@ -1,22 +1,22 @@
 """The inside of a block of columns on a GPU, in Triton: mask selection and the column loop of OBS.
 
-The stack of rows is [rows, columns] row-major, as the trailing matrix product wants it; a program
-takes a tile of rows x one block of columns.
+The stack is [rows, columns] row-major, as the trailing matrix product wants it. One warp takes 32
+rows through a block, 32 columns at a time: 1024 weights are 32 registers a lane, and Triton lays
+such a panel out so that 8 lanes share a row and every instruction serves 4 rows. (A tile of all 128
+columns gives each warp whole rows: an instruction serves one row, a column takes 5 shuffles
+a row instead of 3 for four rows, updates go over all 128 columns: 79 instructions a row and column
+where this takes 17.) The column that is pruned is a masked sum over the panel; a row's mask is
+one integer, a bit for each of the 32 columns; errors are written column by column, [columns, rows],
+and read back by the panels to the right. U is read row by row from the first-level cache.
 
-Layout of the column loop. Triton gives a tile of 128 columns to warps row by row: a lane holds 4
-neighbouring columns, a warp whole rows, and 4096 weights by 4 warps are 32 registers a thread
-(8 rows a warp). A column of the tile is a masked sum: 4 selects and adds in the lane and 5 shuffles,
-and the 8 rows of a warp are independent, which hides their latency. Errors need no second tile: once
-a weight is pruned its register holds its error. U is read row by row from the cache, 16 bytes a lane
-for 8 rows. Triangular updates of registers cannot be cut short, so that 128 products a weight are
-formed where 64 would do; that costs less than going through shared memory between narrower panels.
+Compiled by ptxas for sm_90: 347 instructions for a column of a panel, 88 to spread one earlier
+column over it, 179 registers, nothing spilled, 11 warps on a multiprocessor. Per 4096 weights
+128 x 347 + 192 x 88 + 4 x 1630 (masks) = 68,000 instructions of a warp. For a 7B block at five
+levels, 1.01e9 weights, at 132 x 4 a clock and 1.7 GHz: 19 ms if every slot is used. Traffic is 4
+bytes a weight in and 8 out: 4 ms at 3 TB/s; the errors read back (6 bytes a weight) are cached.
 
-Traffic: 4 bytes a weight in and 8 out for the loop, 4 in for each of the 5 counting passes, which
-mostly hit the second-level cache (a block of 61,440 rows is 31 MB). What that adds up to, and
-registers and instructions as compiled, stand in docs/performance.md.
-
-Products and differences are rounded one by one and divisions as IEEE asks, as in the eager path:
-inside a block both give the same bits.
+Products and differences are rounded one by one and divisions as IEEE asks, in the order of the
+columns, as in the eager path: inside a block both give the same bits.
 """
 
 from __future__ import annotations
@@ -42,7 +42,17 @@ def _keys(weight, diagonal, no_input):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _tile(stack, upper, dead, top, bottom, columns, width, ROWS: tl.constexpr, WIDTH: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
+def _tile(  # type: ignore[no-untyped-def]
+    stack,
+    upper,
+    dead,
+    top,
+    bottom,
+    columns,
+    width,
+    ROWS: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
     """A tile's (places, which of them exist, weights, keys).
 
     stack, upper and dead point to the block's first column: stack [rows, width], upper
@@ -59,7 +69,23 @@ def _tile(stack, upper, dead, top, bottom, columns, width, ROWS: tl.constexpr, W
 
 
 @triton.jit
-def count_digits(stack, upper, dead, tops, bottoms, sections, prefixes, histograms, columns, width, FIRST: tl.constexpr, SHIFT: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, BINS: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
+def count_digits(  # type: ignore[no-untyped-def]
+    stack,
+    upper,
+    dead,
+    tops,
+    bottoms,
+    sections,
+    prefixes,
+    histograms,
+    columns,
+    width,
+    FIRST: tl.constexpr,
+    SHIFT: tl.constexpr,
+    ROWS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BINS: tl.constexpr,
+):
     """Count a tile's keys by their digit at SHIFT, those whose higher digits are the prefix.
 
     Args:
@@ -73,9 +99,7 @@ def count_digits(stack, upper, dead, tops, bottoms, sections, prefixes, histogra
         prefix = tl.load(prefixes + section)
     found = tl.zeros([BINS], tl.int32)
     for first in range(top, bottom, ROWS):
-        _, exists, _, key = _tile(
-            stack, upper, dead, first, bottom, columns, width, ROWS, WIDTH
-        )
+        _, exists, _, key = _tile(stack, upper, dead, first, bottom, columns, width, ROWS, WIDTH)
         among = exists
         if not FIRST:
             among = exists & ((key >> (SHIFT + 8)) == prefix)
@@ -88,7 +112,14 @@ def count_digits(stack, upper, dead, tops, bottoms, sections, prefixes, histogra
 
 
 @triton.jit
-def narrow(histograms, quotas, rest, prefixes, FIRST: tl.constexpr, BINS: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
+def narrow(  # type: ignore[no-untyped-def]
+    histograms,
+    quotas,
+    rest,
+    prefixes,
+    FIRST: tl.constexpr,
+    BINS: tl.constexpr,
+):
     """Append the digit at which a section's quota is reached to its prefix; empty its histogram.
 
     Args:
@@ -113,15 +144,26 @@ def narrow(histograms, quotas, rest, prefixes, FIRST: tl.constexpr, BINS: tl.con
 
 
 @triton.jit
-def count_equal(stack, upper, dead, tops, bottoms, sections, limits, equal, columns, width, ROWS: tl.constexpr, WIDTH: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
+def count_equal(  # type: ignore[no-untyped-def]
+    stack,
+    upper,
+    dead,
+    tops,
+    bottoms,
+    sections,
+    limits,
+    equal,
+    columns,
+    width,
+    ROWS: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
     """How many keys of each row are exactly the limit of its section."""
     tile = tl.program_id(0)
     top, bottom = tl.load(tops + tile), tl.load(bottoms + tile)
     limit = tl.load(limits + tl.load(sections + tile))
     for first in range(top, bottom, ROWS):
-        _, exists, _, key = _tile(
-            stack, upper, dead, first, bottom, columns, width, ROWS, WIDTH
-        )
+        _, exists, _, key = _tile(stack, upper, dead, first, bottom, columns, width, ROWS, WIDTH)
         found = tl.sum((exists & (key == limit)).to(tl.int32), 1)
         row = first + tl.arange(0, ROWS)
         tl.store(equal + row, found, mask=row < bottom)
@@ -146,7 +188,16 @@ def share_out(equal, rest, bounds, allowed, STEP: tl.constexpr):  # type: ignore
 
 
 @triton.jit
-def _smallest_of_group(weight, upper, dead, first, columns, zeros, ROWS: tl.constexpr, GROUP: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
+def _smallest_of_group(  # type: ignore[no-untyped-def]
+    weight,
+    upper,
+    dead,
+    first,
+    columns,
+    zeros,
+    ROWS: tl.constexpr,
+    GROUP: tl.constexpr,
+):
     """n:m: bits of the `zeros` smallest of the group at column `first`; of equal ones the left."""
     groups: tl.constexpr = PANEL // GROUP
     here = (tl.arange(0, groups) == first // GROUP)[None, :, None]
@@ -169,7 +220,23 @@ def _bits(chosen, column):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def prune_tile(stack, errors, upper, dead, tops, bottoms, sections, limits, allowed, counts, columns, width, stride, GROUP: tl.constexpr, ROWS: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
+def prune_tile(  # type: ignore[no-untyped-def]
+    stack,
+    errors,
+    upper,
+    dead,
+    tops,
+    bottoms,
+    sections,
+    limits,
+    allowed,
+    counts,
+    columns,
+    width,
+    stride,
+    GROUP: tl.constexpr,
+    ROWS: tl.constexpr,
+):
     """Choose a tile's mask and prune it column by column; GROUP is 0 when unstructured.
 
     Args:
