@@ -125,15 +125,21 @@ def _factorise(damped: torch.Tensor) -> torch.Tensor | None:
     turned = damped.flip(0, 1)
     if turned.device.type == "cpu":
         inverse = _inverse_of_cholesky(turned.numpy())
-        if inverse is None or not torch.isfinite(inverse).all():
-            return None
+        if inverse is not None and not torch.isfinite(inverse).all():
+            inverse = None
     else:
-        inverse, failed = torch.linalg.cholesky_ex(turned)
-        del turned
-        invert_lower(inverse)
-        if failed | ~torch.isfinite(inverse).all():  # the host waits here, and nowhere else
-            return None
-    return inverse.flip(0, 1)
+        inverse = inverse_of_cholesky(turned)
+    return None if inverse is None else inverse.flip(0, 1)
+
+
+def inverse_of_cholesky(matrix: torch.Tensor) -> torch.Tensor | None:
+    """L^-1 of a symmetric matrix L L^T by torch, on any device; None if there is no finite L^-1.
+
+    The host waits for the device once, at the end.
+    """
+    inverse, failed = torch.linalg.cholesky_ex(matrix)
+    invert_lower(inverse)
+    return None if (failed != 0) | ~torch.isfinite(inverse).all() else inverse
 
 
 def invert_lower(lower: torch.Tensor, leaf: int = 512) -> None:

@@ -88,7 +88,9 @@ def prune_levels(
         counts = [zeros_per_group(level, group_size) for _ in weights for level in levels]
     starts = [*range(0, columns, block_size), columns]
     quotas = [
-        _quotas(weight.shape[0], level, dead, starts) for weight in weights for level in levels
+        quotas_of_blocks(weight.shape[0], level, dead, block_size)
+        for weight in weights
+        for level in levels
     ]
     plan = _Plan(rows, starts, quotas, counts, group_size)
     chosen = _kernel_for(kernel, factor.upper, group_size)
@@ -240,17 +242,23 @@ def _prune_block(
     return errors
 
 
-def _quotas(height: int, level: float, dead: torch.Tensor, starts: Sequence[int]) -> list[int]:
+def quotas_of_blocks(height: int, level: float, dead: torch.Tensor, block_size: int) -> list[int]:
     """Pruned weights per block of columns, so that they add up to round(level * numel).
 
     Weights of dead inputs are pruned first; the rest is spread in proportion to live columns.
+
+    Args:
+        height: rows of the matrix.
+        dead: [columns], on the CPU.
     """
-    dead_before = [int(dead[:end].sum()) for end in starts]
-    columns = starts[-1]
-    live = columns - dead_before[-1]
-    wanted = max(zeros_at(level, height * columns) - height * dead_before[-1], 0)
+    columns = len(dead)
+    starts = [*range(0, columns, block_size), columns]
+    dead_before = [0, *dead.cumsum(0).tolist()]
+    at_starts = [dead_before[start] for start in starts]
+    live = columns - at_starts[-1]
+    wanted = max(zeros_at(level, height * columns) - height * at_starts[-1], 0)
     cumulative = [
         height * dead_count + (round(wanted * (end - dead_count) / live) if live else 0)
-        for end, dead_count in zip(starts, dead_before, strict=True)
+        for end, dead_count in zip(starts, at_starts, strict=True)
     ]
     return [after - before for before, after in pairwise(cumulative)]

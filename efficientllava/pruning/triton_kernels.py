@@ -272,8 +272,8 @@ def prune_tile(  # type: ignore[no-untyped-def]
             equal = exists & (key == limit)
             first_ones = tl.cumsum(equal.to(tl.int32), 1) <= share[:, None]
             share -= tl.sum(equal.to(tl.int32), 1)
-            # a dead input's key is 0: it goes whatever the quota
-            goes = _bits(exists & ((key < limit) | (key == 0) | (equal & first_ones)), column)
+            # dead inputs, which are in the quota, have the smallest keys
+            goes = _bits(exists & ((key < limit) | (equal & first_ones)), column)
         else:
             goes = row * 0
         # what the panels before this one have to spread, column by column

@@ -103,3 +103,17 @@ def test_inverse_by_halves(size: int) -> None:
         hessian.invert_lower(memory, leaf=4)
         torch.testing.assert_close(memory, expected)
         assert torch.equal(memory, memory.tril())
+
+
+def test_factor_by_torch_alone() -> None:
+    """The way it goes on CUDA, against LAPACK's."""
+    inputs = torch.randn(60, 40, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    matrix = of_inputs(inputs, torch.float64)
+    expected = torch.linalg.inv(torch.linalg.cholesky(matrix))
+    inverse = hessian.inverse_of_cholesky(matrix)
+    assert inverse is not None
+    torch.testing.assert_close(inverse, expected)
+    assert torch.equal(inverse, inverse.tril())
+    assert hessian.inverse_of_cholesky(matrix - 10.0 * torch.eye(40)) is None
+    matrix[3, 3] = torch.nan
+    assert hessian.inverse_of_cholesky(matrix) is None

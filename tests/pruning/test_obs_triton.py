@@ -121,6 +121,21 @@ def test_selection_is_that_of_masks_smallest(
     assert not blocks.histograms.any()  # ready for the next block
 
 
+def test_equal_scores_across_panels_and_dead_inputs_that_are_not_zero() -> None:
+    """All scores but a few are equal: a row is cut in a later panel. A dead input gets an update
+    here, which no Hessian's factor does to it, and goes all the same."""
+    upper, dead = torch.eye(70, device=DEVICE), torch.zeros(70, dtype=torch.bool, device=DEVICE)
+    upper[0, 50], dead[50] = 0.25, True
+    factor = hessian.InverseFactor(upper, dead, 0.01)
+    weight = torch.ones(3, 70, device=DEVICE)
+    levels = [0.0, 0.22, 0.5, 0.9]
+    eager = obs.prune_levels([weight], factor, levels, 70, None, "eager")[0]
+    triton = obs.prune_levels([weight], factor, levels, 70, None, "triton")[0]
+    for one, other in zip(eager, triton, strict=True):
+        assert torch.equal(one, other)
+        assert not other[:, 50].any()
+
+
 def test_larger_than_a_tile_many_blocks() -> None:
     """Errors go through several products; the masks stay the same at this size."""
     weight, matrix = problem(140, 96, seed=3)
