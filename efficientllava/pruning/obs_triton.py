@@ -8,6 +8,7 @@ product spreads the errors to the columns on the right. Twelve launches, no sync
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from itertools import pairwise
 
 import torch
@@ -154,6 +155,9 @@ class Blocks:
 
 def prune_stack(blocks: Blocks) -> list[torch.Tensor]:
     """All blocks, from left to right; the solutions by section."""
-    for number in range(len(blocks.starts) - 1):
-        blocks.prune(number)
+    device = blocks.stack.device
+    # Triton launches on the current card, which need not be the tensors'
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        for number in range(len(blocks.starts) - 1):
+            blocks.prune(number)
     return blocks.solutions()
