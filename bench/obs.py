@@ -2,9 +2,12 @@
 
     python -m bench.obs                                   # 7B: 4096 wide, MLP 11008, 5 levels
     python -m bench.obs --width 1024 --mlp 2752 --repetitions 3
+    python -m bench.obs --device cuda --repetitions 5     # both on the GPU, without TF32
 
 The reference runs each matrix at each level by itself; the engine runs the matrices that share
 an input together. Both get the same Hessians. Results are compared as they come, run by run.
+On CUDA everything runs once unmeasured (compilation, libraries, memory), and the clock stops when
+the device has finished.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -48,14 +52,23 @@ def block_groups(width: int, mlp: int) -> list[Group]:
     ]
 
 
-def timed(work: Callable[[], Any]) -> tuple[Any, float, float]:
-    """(result, seconds, processor seconds of this process)."""
+def timed(work: Callable[[], Any], device: str = "cpu") -> tuple[Any, float, float]:
+    """(result, seconds until the device is done, processor seconds of this process)."""
+    _wait(device)
     started, used = time.perf_counter(), time.process_time()
     result = work()
+    _wait(device)
     return result, time.perf_counter() - started, time.process_time() - used
 
 
-def floor(groups: list[Group], levels: int) -> dict[str, float]:
+def _wait(device: str) -> None:
+    import torch
+
+    if device != "cpu":
+        torch.cuda.synchronize(device)
+
+
+def floor(groups: list[Group], levels: int, device: str) -> dict[str, float]:
     """Operations no exact method of this kind avoids, and the speeds this machine does them at.
 
     Per group: rows x columns^2 for the errors' way to the right (half of 2 rows columns^2, for
@@ -64,15 +77,22 @@ def floor(groups: list[Group], levels: int) -> dict[str, float]:
     import torch
     from scipy.linalg import get_lapack_funcs
 
+    from efficientllava.pruning.hessian import inverse_factor
+
     updates = sum(levels * sum(g.rows) * g.columns**2 for g in groups)
     factors = sum(2 / 3 * g.columns**3 for g in groups)
-    one, other = torch.randn(3072, 3072), torch.randn(3072, 3072)
-    multiply = min(timed(lambda: one @ other)[1] for _ in range(5))
+    wide = 3072 if device == "cpu" else 8192
+    one, other = torch.randn(2, wide, wide, device=device)
+    multiply = min(timed(lambda: one @ other, device)[1] for _ in range(5))
     size = min(4096, max(g.columns for g in groups))
-    matrix = torch.eye(size).mul_(2.0).add_(0.1 / size).numpy()
-    potrf, trtri = get_lapack_funcs(("potrf", "trtri"), (matrix,))
-    factor = min(timed(lambda: trtri(potrf(matrix.T)[0]))[1] for _ in range(3))
-    gemm, lapack = 2 * 3072**3 / multiply, 2 / 3 * size**3 / factor
+    matrix = torch.eye(size, device=device).mul_(2.0).add_(0.1 / size)
+    if device == "cpu":
+        potrf, trtri = get_lapack_funcs(("potrf", "trtri"), (matrix.numpy(),))
+        factor = min(timed(lambda: trtri(potrf(matrix.numpy().T)[0]))[1] for _ in range(3))
+    else:
+        work = partial(inverse_factor, matrix)
+        factor = min(timed(work, device)[1] for _ in range(3))
+    gemm, lapack = 2 * wide**3 / multiply, 2 / 3 * size**3 / factor
     return {
         "update_tflop": updates / 1e12,
         "factor_tflop": factors / 1e12,
@@ -82,7 +102,7 @@ def floor(groups: list[Group], levels: int) -> dict[str, float]:
     }
 
 
-def problem(group: Group, seed: int) -> tuple[list[Any], Any]:
+def problem(group: Group, seed: int, device: str = "cpu") -> tuple[list[Any], Any]:
     """Random weights, and the Hessian of inputs with 64 strong directions, noise and scales."""
     import torch
 
@@ -92,11 +112,14 @@ def problem(group: Group, seed: int) -> tuple[list[Any], Any]:
     matrix = torch.eye(group.columns).addmm_(strong, strong.T, alpha=0.25)
     matrix *= 2 * scale[:, None] * scale
     weights = [torch.randn(rows, group.columns, generator=generator) * 0.02 for rows in group.rows]
-    return weights, matrix
+    return [weight.to(device) for weight in weights], matrix.to(device)
 
 
 def compared(ours: Any, theirs: Any, weight: Any, matrix: Any) -> dict[str, float]:
-    """Share of equal masks, and the relative output errors of both."""
+    """Share of equal masks, and the relative output errors of both.
+
+    Float32 products are good enough: their errors are off by 4e-8 at most (bench.obs_accuracy).
+    """
     from efficientllava.pruning.hessian import relative_error
 
     return {
@@ -112,6 +135,8 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=4096)
     parser.add_argument("--mlp", type=int, default=11008)
     parser.add_argument("--levels", type=float, nargs="+", default=list(LEVELS))
+    parser.add_argument("--device", default="cpu", help="or cuda, cuda:1: engine and reference")
+    parser.add_argument("--kernel", default="auto", help="of the engine, as pruning.kernel")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repetitions", type=int, default=1, help="of the engine; medians")
     parser.add_argument("--groups", nargs="+", help="of q, o, gate, down: only these inputs")
@@ -125,9 +150,9 @@ def main() -> None:
     import torch
 
     from bench.machine import machine
-    from bench.sparsegpt_reference import fasterprune
     from efficientllava.pruning.hessian import inverse_factor
     from efficientllava.pruning.obs import prune_levels
+    from efficientllava.pruning.precision import full_float32
 
     torch.set_num_threads(wanted.threads)
     groups = [
@@ -135,40 +160,50 @@ def main() -> None:
         for group in block_groups(wanted.width, wanted.mlp)
         if not wanted.groups or group.names[0] in wanted.groups
     ]
-    print(json.dumps({**vars(wanted), "machine": machine(), "load": os.getloadavg()[0]}))
-    small = problem(Group(("w",), (16,), 64), 0)
+    device = wanted.device
+    card = {} if device == "cpu" else {"device": torch.cuda.get_device_name(device)}
+    print(
+        json.dumps({**vars(wanted), "machine": {**machine(), **card}, "load": os.getloadavg()[0]})
+    )
+    small = problem(Group(("w",), (16,), 64), 0, device)
     prune_levels(small[0], inverse_factor(small[1]), [0.5])  # compiled once, kept on disk
-    bound = floor(groups, len(wanted.levels))
+    with full_float32():
+        measure(groups, wanted)
+    print(f"load average after: {os.getloadavg()[0]:.2f}")
+
+
+def measure(groups: list[Group], wanted: argparse.Namespace) -> None:
+    """Measure every group and print the tables."""
+    from bench.sparsegpt_reference import fasterprune
+
+    device = wanted.device
+    bound = floor(groups, len(wanted.levels), device)
     print(json.dumps({key: round(value, 3) for key, value in bound.items()}), flush=True)
 
     print(
-        "| input | matrices | engine s | of it factor s | reference s | ratio | processor ratio |"
+        "| input | matrices | engine s | of it factor s | reference s | ratio | processor ratio "
+        "| peak GiB |"
     )
-    print("|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|")
     total = {"engine": 0.0, "reference": 0.0, "engine_cpu": 0.0, "reference_cpu": 0.0}
     rows, runs = [], 0
     for seed, group in enumerate(groups):
-        weights, matrix = problem(group, seed)
-        seconds, factors, processor = [], [], []
-        for _ in range(wanted.repetitions):
-            factor, first, first_cpu = timed(lambda m=matrix: inverse_factor(m))
-            ours, second, second_cpu = timed(
-                lambda w=weights, f=factor: prune_levels(w, f, wanted.levels)
-            )
-            seconds.append(first + second)
-            factors.append(first)
-            processor.append(first_cpu + second_cpu)
+        weights, matrix = problem(group, seed, device)
+        ours, engine, engine_cpu, factor, peak = run_engine(weights, matrix, wanted)
         spent = spent_cpu = 0.0
         at = wanted.levels[: wanted.reference_levels]
         for name, weight, solutions in zip(group.names, weights, ours, strict=True):
             for level, solution in zip(at, solutions, strict=False):
-                theirs, took, took_cpu = timed(
-                    lambda w=weight, m=matrix, s=level: fasterprune(w, m, s)
-                )
-                spent, spent_cpu, runs = spent + took, spent_cpu + took_cpu, runs + 1
-                rows.append((name, level, compared(solution, theirs, weight, matrix)))
+                work = partial(fasterprune, weight, matrix, level)
+                if device != "cpu" and not runs:
+                    work()  # the first run loads libraries
+                tries = [timed(work, device) for _ in range(1 if device == "cpu" else 3)]
+                runs += len(tries)
+                spent += median(took for _, took, _ in tries)
+                spent_cpu += median(took for _, _, took in tries)
+                rows.append((name, level, compared(solution, tries[0][0], weight, matrix)))
+                del tries
         scale = len(wanted.levels) / len(at)
-        engine, engine_cpu = median(seconds), median(processor)
         for key, value in (
             ("engine", engine),
             ("reference", spent * scale),
@@ -177,16 +212,16 @@ def main() -> None:
         ):
             total[key] += value
         print(
-            f"| {group.columns} | {', '.join(group.names)} | {engine:.2f} | {median(factors):.2f} "
+            f"| {group.columns} | {', '.join(group.names)} | {engine:.3f} | {factor:.3f} "
             f"| {spent * scale:.2f} | {spent * scale / engine:.1f} "
-            f"| {spent_cpu * scale / engine_cpu:.1f} |",
+            f"| {spent_cpu * scale / engine_cpu:.1f} | {peak} |",
             flush=True,
         )
-        del ours, weights, matrix, factor
+        del ours, weights, matrix
     print(
-        f"| all | {sum(len(g.names) for g in groups)} | {total['engine']:.2f} | "
+        f"| all | {sum(len(g.names) for g in groups)} | {total['engine']:.3f} | "
         f"| {total['reference']:.2f} | {total['reference'] / total['engine']:.1f} "
-        f"| {total['reference_cpu'] / total['engine_cpu']:.1f} |"
+        f"| {total['reference_cpu'] / total['engine_cpu']:.1f} | |"
     )
     print(
         f"reference runs measured: {runs}; floor reached: {bound['floor_s'] / total['engine']:.2f}"
@@ -199,7 +234,36 @@ def main() -> None:
             f"| {name} | {level} | {row['same_mask']:.7f} | {row['error']:.6g} "
             f"| {row['reference_error']:.6g} | {difference:+.2e} |"
         )
-    print(f"load average after: {os.getloadavg()[0]:.2f}")
+
+
+def run_engine(
+    weights: list[Any], matrix: Any, wanted: argparse.Namespace
+) -> tuple[Any, float, float, float, str]:
+    """Medians over the repetitions.
+
+    Returns:
+        The solutions, seconds, processor seconds, seconds of the factor, and peak device memory.
+    """
+    import torch
+
+    from efficientllava.pruning.hessian import inverse_factor
+    from efficientllava.pruning.obs import prune_levels
+
+    device = wanted.device
+    if device != "cpu":
+        prune_levels(weights, inverse_factor(matrix), wanted.levels, kernel=wanted.kernel)
+        torch.cuda.reset_peak_memory_stats(device)
+    seconds, factors, processor, ours = [], [], [], None
+    for _ in range(wanted.repetitions):
+        ours = None  # no second copy of the solutions
+        factor, first, first_cpu = timed(partial(inverse_factor, matrix), device)
+        prune = partial(prune_levels, weights, factor, wanted.levels, kernel=wanted.kernel)
+        ours, second, second_cpu = timed(prune, device)
+        seconds.append(first + second)
+        factors.append(first)
+        processor.append(first_cpu + second_cpu)
+    peak = "" if device == "cpu" else f"{torch.cuda.max_memory_allocated(device) / 2**30:.2f}"
+    return ours, median(seconds), median(processor), median(factors), peak
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ block's scores are sorted in full for the threshold, and the inner loop is torch
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 
@@ -18,22 +20,24 @@ def fasterprune(
     sparsity: float,
     blocksize: int = 128,
     percdamp: float = 0.01,
+    quotas: Sequence[int] | None = None,
 ) -> torch.Tensor:
-    """Prune one matrix [out, in] to a sparsity; returns the pruned copy.
+    """Prune one matrix [out, in] to a sparsity; returns the pruned copy, in the Hessian's dtype.
 
     It prunes one weight more than asked for in every block of columns, as published: the mask is
     `score <= threshold` with the threshold at index int(numel * sparsity) of the sorted scores.
+    With `quotas` (not published) it prunes so many in each block, to compare like with like.
     """
-    W = weight.clone().float()
+    W = weight.to(hessian.dtype, copy=True)
     H = hessian.clone()
     dead = torch.diag(H) == 0
     H[dead, dead] = 1
     W[:, dead] = 0
     rows, columns = W.shape
 
-    Losses = torch.zeros(rows)
+    Losses = torch.zeros(rows, dtype=W.dtype, device=W.device)
     damp = percdamp * torch.mean(torch.diag(H))
-    diag = torch.arange(columns)
+    diag = torch.arange(columns, device=W.device)
     H[diag, diag] += damp
     H = torch.linalg.cholesky(H)
     H = torch.cholesky_inverse(H)
@@ -51,7 +55,8 @@ def fasterprune(
         Hinv1 = Hinv[i1:i2, i1:i2]
 
         tmp = W1**2 / (torch.diag(Hinv1).reshape((1, -1))) ** 2
-        thresh = torch.sort(tmp.flatten())[0][int(tmp.numel() * sparsity)]
+        at = int(tmp.numel() * sparsity) if quotas is None else quotas[i1 // blocksize] - 1
+        thresh = torch.sort(tmp.flatten())[0][at]
         mask1 = tmp <= thresh
 
         for i in range(count):

@@ -139,8 +139,8 @@ class PruningParameters(Section):
     precision: Literal["float32", "float64"] = Field(
         "float32", description="precision of the factorisation and of the column loop"
     )
-    kernel: Literal["auto", "eager", "compiled"] = Field(
-        "auto", description="column loop: plain torch, compiled for the CPU (float32; same bits), or compiled where possible"
+    kernel: Literal["auto", "eager", "compiled", "triton"] = Field(
+        "auto", description="column loop: plain torch, compiled for the CPU (float32; same bits), Triton for CUDA (float32), or the fastest that can run"
     )
 
     storage: Literal["dense", "compact"] = Field(
@@ -149,8 +149,8 @@ class PruningParameters(Section):
 
     @model_validator(mode="after")
     def kernel_fits_precision(self) -> Self:
-        if self.kernel == "compiled" and self.precision != "float32":
-            raise ValueError(f"kernel compiled works in float32 only, not in {self.precision}")
+        if self.kernel in ("compiled", "triton") and self.precision != "float32":
+            raise ValueError(f"kernel {self.kernel} works in float32 only, not in {self.precision}")
         return self
 
     @model_validator(mode="after")

@@ -11,6 +11,7 @@ from scipy.linalg import get_lapack_funcs
 
 from efficientllava.errors import UserError
 from efficientllava.models.weight_files import all_finite
+from efficientllava.pruning.precision import full_float32
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +24,7 @@ def empty(columns: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.zeros(columns, columns, dtype=dtype)
 
 
+@full_float32()
 def accumulate(hessian: torch.Tensor, seen: int, inputs: torch.Tensor) -> int:
     """Add calibration inputs to H = (2/n) X X^T, in place (SparseGPT; method.md section 2).
 
@@ -60,6 +62,7 @@ class InverseFactor:
     damping: float
 
 
+@full_float32()
 def inverse_factor(
     hessian: torch.Tensor,
     damping: float = 0.01,
@@ -82,25 +85,26 @@ def inverse_factor(
         UserError: NaN or inf in the Hessian, or not positive definite at any damping tried.
     """
     where = f"Hessian of {name}"
-    if not all_finite(hessian):
-        raise UserError(
-            "NaN or inf in the activations that reach this matrix",
-            where=where,
-            remedy="check the checkpoint's weights and the proxy data; half precision overflows "
-            "in some models: load in float32",
-        )
     damped = hessian.to(dtype, copy=True)
     diagonal = damped.diagonal()
     dead = diagonal == 0
-    diagonal[dead] = 1.0
-    mean = diagonal.mean().item()
-    added = 0.0
+    diagonal.masked_fill_(dead, 1.0)
+    # in double, as a number would be, and left on the device: the one thing waited for is success
+    mean = diagonal.mean().double()
+    added = torch.zeros_like(mean)
     for attempt in range(RAISES + 1):
         share = damping * 10.0**attempt
         diagonal += share * mean - added
         added = share * mean
         if (upper := _factorise(damped)) is not None:
             return InverseFactor(upper, dead, share)
+        if attempt == 0 and not all_finite(hessian):
+            raise UserError(
+                "NaN or inf in the activations that reach this matrix",
+                where=where,
+                remedy="check the checkpoint's weights and the proxy data; half precision "
+                "overflows in some models: load in float32",
+            )
         logger.warning("%s: not positive definite at damping %g", where, share)
     raise UserError(
         f"not positive definite, even with damping {share:g} "
@@ -122,13 +126,40 @@ def _factorise(damped: torch.Tensor) -> torch.Tensor | None:
     turned = damped.flip(0, 1)
     if turned.device.type == "cpu":
         inverse = _inverse_of_cholesky(turned.numpy())
+        if inverse is not None and not all_finite(inverse):
+            inverse = None
     else:
-        lower, failed = torch.linalg.cholesky_ex(turned)
-        one = torch.eye(len(lower), dtype=lower.dtype, device=lower.device)
-        inverse = None if failed else torch.linalg.solve_triangular(lower, one, upper=False)
-    if inverse is None or not all_finite(inverse):
-        return None
-    return inverse.flip(0, 1)
+        inverse = inverse_of_cholesky(turned)
+    return None if inverse is None else inverse.flip(0, 1)
+
+
+def inverse_of_cholesky(matrix: torch.Tensor) -> torch.Tensor | None:
+    """L^-1 of a symmetric matrix L L^T by torch, on any device; None if there is no finite L^-1.
+
+    The host waits for the device once, at the end.
+    """
+    inverse, failed = torch.linalg.cholesky_ex(matrix)
+    invert_lower(inverse)
+    return None if (failed != 0) | ~torch.isfinite(inverse).all() else inverse
+
+
+def invert_lower(lower: torch.Tensor, leaf: int = 512) -> None:
+    """Replace a lower triangular matrix [n, n] by its inverse, in its own memory.
+
+    By halves: the lower left block C of [[A, 0], [C, B]] becomes -B^-1 C A^-1, by matrix products
+    (2/3 n^3 operations; torch's solve_triangular against the identity takes n^3 and two more
+    matrices). What lies above the diagonal is left alone.
+    """
+    size = len(lower)
+    if size <= leaf:
+        one = torch.eye(size, dtype=lower.dtype, device=lower.device)
+        lower.copy_(torch.linalg.solve_triangular(lower, one, upper=False))
+        return
+    half = size // 2
+    first, last, corner = lower[:half, :half], lower[half:, half:], lower[half:, :half]
+    invert_lower(first, leaf)
+    invert_lower(last, leaf)
+    corner.copy_(last @ corner @ first).neg_()
 
 
 def _inverse_of_cholesky(matrix: np.ndarray) -> torch.Tensor | None:
@@ -145,6 +176,7 @@ def _inverse_of_cholesky(matrix: np.ndarray) -> torch.Tensor | None:
     return None if failed else torch.from_numpy(inverse.T)
 
 
+@full_float32()
 def output_error(change: torch.Tensor, hessian: torch.Tensor) -> float:
     """tr(dW H dW^T), twice the layer's squared output error per token.
 

@@ -2,11 +2,14 @@
 
 Rows are independent given the factor of the inverse Hessian, so all matrices that read the same
 input, at all ratios, are stacked as rows and go through the column loop once. The eager path is
-the reference and runs on every device; the compiled one (`obs_compiled`) gives the same bits.
+the reference and runs on every device; the compiled one (`obs_compiled`) gives the same bits on a
+CPU, the one in Triton (`obs_triton`) the same up to the order of additions on a GPU.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -25,8 +28,9 @@ from efficientllava.pruning.masks import (
     zeros_per_group,
 )
 from efficientllava.pruning.obs_compiled import Section, prune_sections
+from efficientllava.pruning.precision import full_float32
 
-Kernel = Literal["auto", "eager", "compiled"]
+Kernel = Literal["auto", "eager", "compiled", "triton"]
 
 
 def prune(
@@ -41,6 +45,7 @@ def prune(
     return prune_levels([weight], factor, [ratio], block_size, group_size, kernel)[0][0]
 
 
+@full_float32()
 def prune_levels(
     weights: Sequence[torch.Tensor],
     factor: InverseFactor,
@@ -61,7 +66,8 @@ def prune_levels(
         levels: ratios in [0, 1].
         group_size: m of an n:m pattern (n = ratio * m); None for unstructured.
         kernel: "eager" is plain torch operations on any device; "compiled" gives the same bits on
-            a CPU in float32 by torch.get_num_threads() threads; "auto" compiles where it can.
+            a CPU in float32 by torch.get_num_threads() threads; "triton" is for CUDA in float32
+            and group sizes 2, 4, 8, 16, 32; "auto" takes the fastest that can.
 
     Returns:
         [matrix][level] -> [out_i, in] in the matrix's dtype, with exactly round(ratio * numel)
@@ -70,11 +76,10 @@ def prune_levels(
 
     Raises:
         UserError: the block size or the columns are not a multiple of `group_size`, or a ratio is
-            no whole number of zeros per group; the compiled kernel is asked for where there is
-            none.
+            no whole number of zeros per group; a kernel is asked for where it cannot run.
     """
     columns = weights[0].shape[1]
-    upper = factor.upper
+    dead = factor.dead.cpu()
     heights = [weight.shape[0] for weight in weights for _ in levels]
     rows = [0, *accumulate(heights)]
     counts = [0] * len(heights)
@@ -83,19 +88,20 @@ def prune_levels(
         counts = [zeros_per_group(level, group_size) for _ in weights for level in levels]
     starts = [*range(0, columns, block_size), columns]
     quotas = [
-        _quotas(weight.shape[0], level, factor.dead, starts)
+        quotas_of_blocks(weight.shape[0], level, dead, block_size)
         for weight in weights
         for level in levels
     ]
     plan = _Plan(rows, starts, quotas, counts, group_size)
-    if _compiles(kernel, upper):
+    chosen = _kernel_for(kernel, factor.upper, group_size)
+    if chosen == "compiled":
         stack = [weight.float().contiguous() for weight in weights for _ in levels]
         sections = [Section(*each) for each in zip(stack, quotas, counts, strict=True)]
-        solutions = prune_sections(
-            sections, upper, factor.dead, starts, group_size, torch.get_num_threads()
-        )
+        threads = torch.get_num_threads()
+        solutions = prune_sections(sections, factor.upper, factor.dead, starts, group_size, threads)
+    elif chosen == "triton":
+        solutions = _prune_on_gpu(weights, len(levels), factor, plan)
     else:
-        plan = _Plan(rows, starts, quotas, counts, group_size)
         solutions = _prune_stack(weights, len(levels), factor, plan)
     return [
         [
@@ -124,16 +130,49 @@ class _Plan:
     group_size: int | None
 
 
-def _compiles(kernel: Kernel, upper: torch.Tensor) -> bool:
-    possible = upper.device.type == "cpu" and upper.dtype == torch.float32
-    if kernel == "compiled" and not possible:
+def _kernel_for(kernel: Kernel, upper: torch.Tensor, group_size: int | None) -> Kernel:
+    """The kernel that runs: for "auto" the fastest that can, else the one asked for if it can."""
+    device, precision = upper.device.type, str(upper.dtype).removeprefix("torch.")
+    missing = {"compiled": "", "triton": ""}
+    if precision != "float32" or device != "cpu":
+        missing["compiled"] = f"works on a CPU in float32, not on {device} in {precision}"
+    interpreted = device == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
+    if precision != "float32" or not (device == "cuda" or interpreted):
+        missing["triton"] = f"works on CUDA in float32, not on {device} in {precision}"
+    elif group_size not in (None, 2, 4, 8, 16, 32):
+        missing["triton"] = f"has no groups of {group_size} columns, but of 2, 4, 8, 16 and 32"
+    elif importlib.util.find_spec("triton") is None:
+        missing["triton"] = "needs the package triton: pip install efficientllava[gpu]"
+    if kernel == "auto":
+        fastest: Kernel = "triton" if device == "cuda" else "compiled"
+        return "eager" if missing[fastest] else fastest
+    if missing.get(kernel):
         raise UserError(
-            f"the compiled kernel works on a CPU in float32, not on {upper.device.type} in "
-            f"{str(upper.dtype).removeprefix('torch.')}",
+            f"the {kernel} kernel {missing[kernel]}",
             where="pruning.kernel",
             remedy="use pruning.kernel: auto",
         )
-    return possible and kernel != "eager"
+    return kernel
+
+
+def _prune_on_gpu(
+    weights: Sequence[torch.Tensor], levels: int, factor: InverseFactor, plan: _Plan
+) -> list[torch.Tensor]:
+    """The solutions [matrix x level] by the Triton kernel."""
+    from efficientllava.pruning.obs_triton import Blocks, prune_stack  # needs triton
+
+    blocks = Blocks(
+        weights,
+        levels,
+        factor.upper,
+        factor.dead,
+        plan.rows,
+        plan.starts,
+        plan.quotas,
+        plan.counts,
+        plan.group_size,
+    )
+    return prune_stack(blocks)
 
 
 def _prune_stack(
@@ -187,17 +226,23 @@ def _prune_block(
     return errors
 
 
-def _quotas(height: int, level: float, dead: torch.Tensor, starts: Sequence[int]) -> list[int]:
+def quotas_of_blocks(height: int, level: float, dead: torch.Tensor, block_size: int) -> list[int]:
     """Pruned weights per block of columns, so that they add up to round(level * numel).
 
     Weights of dead inputs are pruned first; the rest is spread in proportion to live columns.
+
+    Args:
+        height: rows of the matrix.
+        dead: [columns], on the CPU.
     """
-    dead_before = [int(dead[:end].sum()) for end in starts]
-    columns = starts[-1]
-    live = columns - dead_before[-1]
-    wanted = max(zeros_at(level, height * columns) - height * dead_before[-1], 0)
+    columns = len(dead)
+    starts = [*range(0, columns, block_size), columns]
+    dead_before = [0, *dead.cumsum(0).tolist()]
+    at_starts = [dead_before[start] for start in starts]
+    live = columns - at_starts[-1]
+    wanted = max(zeros_at(level, height * columns) - height * at_starts[-1], 0)
     cumulative = [
         height * dead_count + (round(wanted * (end - dead_count) / live) if live else 0)
-        for end, dead_count in zip(starts, dead_before, strict=True)
+        for end, dead_count in zip(starts, at_starts, strict=True)
     ]
     return [after - before for before, after in pairwise(cumulative)]

@@ -159,7 +159,10 @@ class _ColumnLoop:
         self.together = max(AHEAD // width, 1)
         self.batches = batches
         # used again for each batch of sections
-        rows, tiles = (max(batch.rows[-1] for batch in batches), max(len(b.section) for b in batches))
+        rows, tiles = (
+            max(batch.rows[-1] for batch in batches),
+            max(len(b.section) for b in batches),
+        )
         self.stack = _vectors(-(-columns // PANEL), rows, PANEL)
         self.turned = np.empty((tiles, width, TILE), dtype=np.float32)
         self.keys = np.empty((tiles, width, TILE), dtype=np.uint32)

@@ -90,3 +90,30 @@ def test_output_error_is_the_squared_output_difference() -> None:
     assert hessian.relative_error(pruned, dense, of_inputs(inputs)) == pytest.approx(
         share.item(), rel=1e-5
     )
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 33, 100])
+def test_inverse_by_halves(size: int) -> None:
+    """What CUDA's factorisation uses; in place, on a matrix that is stored column by column too."""
+    generator = torch.Generator().manual_seed(size)
+    rows = torch.randn(2 * size, size, generator=generator, dtype=torch.float64)
+    lower = torch.linalg.cholesky(rows.T @ rows / size)
+    expected = torch.linalg.inv(lower)
+    for memory in (lower.clone(), lower.T.contiguous().T):
+        hessian.invert_lower(memory, leaf=4)
+        torch.testing.assert_close(memory, expected)
+        assert torch.equal(memory, memory.tril())
+
+
+def test_factor_by_torch_alone() -> None:
+    """The way it goes on CUDA, against LAPACK's."""
+    inputs = torch.randn(60, 40, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    matrix = of_inputs(inputs, torch.float64)
+    expected = torch.linalg.inv(torch.linalg.cholesky(matrix))
+    inverse = hessian.inverse_of_cholesky(matrix)
+    assert inverse is not None
+    torch.testing.assert_close(inverse, expected)
+    assert torch.equal(inverse, inverse.tril())
+    assert hessian.inverse_of_cholesky(matrix - 10.0 * torch.eye(40)) is None
+    matrix[3, 3] = torch.nan
+    assert hessian.inverse_of_cholesky(matrix) is None
