@@ -269,6 +269,7 @@ def run_to_end(
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         parameters = read_parameters()
+        check_device(parameters)
         check_server(tracking_uri(parameters.tracking, Path.cwd()))
         with workspace_lock(who):
             threading.Thread(target=_warm_up, daemon=True).start()

@@ -17,9 +17,11 @@ RAISES = 4
 """How often the damping is raised tenfold before a Hessian is given up."""
 
 
-def empty(columns: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def empty(
+    columns: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> torch.Tensor:
     """The Hessian [columns, columns] before the first token."""
-    return torch.zeros(columns, columns, dtype=dtype)
+    return torch.zeros(columns, columns, dtype=dtype, device=device)
 
 
 def accumulate(hessian: torch.Tensor, seen: int, inputs: torch.Tensor) -> int:
