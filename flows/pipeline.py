@@ -30,6 +30,7 @@ from flows.record import ModelRecord, cell_of, read_record
 from flows.server import mark_crashed, prefect_server
 from flows.stages import USER_ERROR, Call, StageFailure, Watchers, run_stage
 from flows.tracking import Tracking, check_server, tracking_uri
+from tasks.check import check_device
 from tasks.stage import ARTIFACTS, read_parameters
 from tasks.workspace import workspace_lock
 
