@@ -12,7 +12,7 @@ DECISIVE = ("models", "data", "pruning", "search")
 
 
 def unfinished(name: str, stage: Stage) -> Path:
-    """The folder for a stage's unfinished work, one for every state of code, torch, threads and device."""
+    """The folder for a stage's unfinished work, one for each code, torch, threads, device."""
     import torch
 
     import efficientllava

@@ -163,7 +163,9 @@ class BlockStream:
 
     def _now(self) -> Any:
         """The computing stream as it is queued now."""
-        return None if self._copies is None else torch.cuda.current_stream(self._device).record_event()
+        return (
+            None if self._copies is None else torch.cuda.current_stream(self._device).record_event()
+        )
 
     @contextmanager
     def _copying(self, after: Any) -> Iterator[None]:
@@ -214,9 +216,7 @@ def _view(memory: torch.Tensor, start: int, like: torch.Tensor) -> torch.Tensor:
     return memory[start : start + size].view(like.dtype).view(like.shape)
 
 
-def _carved(
-    memory: torch.Tensor, weights: Mapping[str, torch.Tensor]
-) -> dict[str, torch.Tensor]:
+def _carved(memory: torch.Tensor, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     places, start = {}, 0
     for name, weight in weights.items():
         places[name] = _view(memory, start, weight)

@@ -161,7 +161,13 @@ def test_stitching_lazily_is_stitching(folder: Path) -> None:
     proxy = random_proxy(pairs=0)
     adapter = loaded(folder)
     build_database(
-        adapter, proxy, LEVELS, PruningParameters(storage="compact"), folder / "db", folder / "w", {}
+        adapter,
+        proxy,
+        LEVELS,
+        PruningParameters(storage="compact"),
+        folder / "db",
+        folder / "w",
+        {},
     )
     database = open_database(folder / "db")
     policies = [[LEVELS[(i * k) % 3] for i in range(35)] for k in (1, 2, 3, 1)]
