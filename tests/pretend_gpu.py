@@ -12,6 +12,7 @@ it, raises `Race`. (On a real GPU that would give wrong numbers now and then.)
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -27,6 +28,14 @@ CPU = torch.device("cpu")
 HOST, MAIN = "host", "main"
 WAITS = {"item", "tolist", "nonzero", "__bool__", "__float__", "__int__", "__index__", "cpu"}
 LIKE_SELF = {"new_empty", "new_zeros", "new_ones", "new_full", "new_tensor"}
+
+UNTOUCHED = {
+    "__getitem__", "view", "view_as", "reshape", "t", "transpose", "permute", "unsqueeze", "flatten",
+    "expand", "detach", "requires_grad_", "numel", "element_size", "data_ptr", "size", "dim",
+    "stride", "is_contiguous", "untyped_storage", "is_floating_point", "storage_offset", "__len__",
+    "is_complex", "register_hook",
+}  # fmt: skip
+"""What looks at a tensor's shape and not at its numbers."""
 
 
 class Race(RuntimeError):
@@ -89,7 +98,7 @@ class PretendGPU(TorchFunctionMode):
         getter = getattr(getattr(func, "__self__", None), "__name__", "")
         first = args[0] if args else None
         if name == "__get__" and getter == "device":
-            return GPU if marked(first) else CPU
+            return GPU if marked(first) else func(first)
         if name == "__get__" and getter == "is_cuda":
             return marked(first)
         if name == "__set__":
@@ -109,8 +118,9 @@ class PretendGPU(TorchFunctionMode):
         if name in ("to", "cuda", "cpu", "type"):
             return self._moved(func, name, first, args[1:], kwargs)
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        tensors = [tensor for tensor in tensors if not tensor.is_meta]
         wanted = kwargs.get("device")
-        if wanted is not None:
+        if wanted is not None and torch.device(wanted).type == "cuda":
             kwargs["device"] = CPU
         kwargs.pop("pin_memory", None)
         on_gpu = any(marked(tensor) for tensor in tensors)
@@ -156,6 +166,8 @@ class PretendGPU(TorchFunctionMode):
                 dtypes.append(value)
         if (device := kwargs.pop("device", None)) is not None:
             target = torch.device(device).type == "cuda"
+        if tensor.is_meta or device == "meta" or device == torch.device("meta"):
+            return torch.Tensor.to(tensor, device=device)
         target = {"cuda": True, "cpu": False}.get(name, target)
         moves = target != marked(tensor)
         if moves and not target:
@@ -167,9 +179,13 @@ class PretendGPU(TorchFunctionMode):
         return mark(result, target)
 
     def _order(self, name: str, tensors: list[torch.Tensor], on_gpu: bool) -> None:
-        touched = [(t.untyped_storage().data_ptr(), i) for i, t in enumerate(tensors)]
-        touched = [(pointer, index) for pointer, index in touched if pointer in self.watch]
-        if not touched:
+        # by where a tensor begins: weights that share a piece of memory do not concern each other
+        touched = [
+            (tensor.data_ptr(), index)
+            for index, tensor in enumerate(tensors)
+            if tensor.untyped_storage().data_ptr() in self.watch
+        ]
+        if not touched or name in UNTOUCHED:
             return
         stream = self.current if on_gpu else HOST
         if stream != HOST:
@@ -256,7 +272,11 @@ def pretend_gpu(patch: pytest.MonkeyPatch, free: int = 80 * 2**30) -> Iterator[P
         return submit(pool, run)
 
     patch.setattr(ThreadPoolExecutor, "submit", watched)
+    # tensors that autograd keeps are seen without the mode when kept and with it when asked for
+    checks = torch.utils.checkpoint._allowed_determinism_checks_to_fns
+    patch.setitem(checks, "default", checks["none"])
     # set by open_device for the whole process
     patch.setattr(torch, "use_deterministic_algorithms", lambda *args, **kwargs: None)
     with gpu:
         yield gpu
+    gc.collect()  # what ends with its objects ends before the GPU does

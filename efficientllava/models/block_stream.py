@@ -121,6 +121,10 @@ class BlockStream:
         """Take a block (all of them when None) off the device."""
         for place in self._places:
             if place.block is not None and block in (None, place.block):
+                if place.filled is not None:
+                    # it may be on its way yet: nothing else may be given this memory before
+                    torch.cuda.current_stream(self._device).wait_event(place.filled)
+                    place.filled.synchronize()
                 self._clear(place)
 
     def _place_of(self, block: int) -> _Place | None:
