@@ -30,10 +30,10 @@ WAITS = {"item", "tolist", "nonzero", "__bool__", "__float__", "__int__", "__ind
 LIKE_SELF = {"new_empty", "new_zeros", "new_ones", "new_full", "new_tensor"}
 
 UNTOUCHED = {
-    "__getitem__", "view", "view_as", "reshape", "t", "transpose", "permute", "unsqueeze", "flatten",
-    "expand", "detach", "requires_grad_", "numel", "element_size", "data_ptr", "size", "dim",
-    "stride", "is_contiguous", "untyped_storage", "is_floating_point", "storage_offset", "__len__",
-    "is_complex", "register_hook",
+    "__getitem__", "view", "view_as", "reshape", "t", "transpose", "permute", "unsqueeze",
+    "flatten", "expand", "detach", "requires_grad_", "numel", "element_size", "data_ptr", "size",
+    "dim", "stride", "is_contiguous", "untyped_storage", "is_floating_point", "storage_offset",
+    "__len__", "is_complex", "register_hook",
 }  # fmt: skip
 """What looks at a tensor's shape and not at its numbers."""
 

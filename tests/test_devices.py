@@ -1,4 +1,4 @@
-"""The library path on a pretended GPU: nothing mixes devices, streams wait, numbers are the CPU's."""
+"""The library path on a pretended GPU: no mixed devices, no races, the numbers of a CPU."""
 
 from __future__ import annotations
 
@@ -8,18 +8,26 @@ from typing import Any
 import pytest
 import torch
 
+from efficientllava.errors import UserError
 from efficientllava.models.adapter import adapter_for
 from efficientllava.models.blocks_on_disk import blocks_on_disk
 from efficientllava.models.checkpoint import load_model
-from efficientllava.models.devices import open_device
+from efficientllava.models.devices import open_device, require_device
 from efficientllava.models.placement import RESERVE, needs_of, shape_of
-from efficientllava.parameters import PruneParameters, PruningParameters, SearchParameters
+from efficientllava.parameters import (
+    PruneParameters,
+    PruningParameters,
+    SearchParameters,
+    parse_parameters,
+)
 from efficientllava.pruning import storage
 from efficientllava.pruning.database import build_database, open_database
+from efficientllava.pruning.residency import resident
 from efficientllava.pruning.working_set import Tokens, search_bytes
 from efficientllava.search.final import prune_finally, require_same_logits
 from efficientllava.search.placed import Machine, placed
 from efficientllava.search.run import Search
+from tasks.executors import worker_devices
 from tests.conftest import random_llava, random_proxy
 from tests.pretend_gpu import GPU, PretendGPU, Race, Stream, marked, pretend_gpu
 
@@ -178,3 +186,47 @@ def test_database_search_and_final_model(
         assert one.loss == pytest.approx(other.loss, rel=TOLERANCE[dtype])
     same = [((whole[4][n] == 0) == (w == 0)).float().mean() for n, w in wanted[4].items()]
     assert min(same) > 0.99
+
+
+@pytest.mark.parametrize(
+    ("built", "name", "count", "message"),
+    [
+        (None, "cuda", 0, "built for the CPU alone.*\n.*CUDA build.*machine.device: cpu"),
+        ("13.0", "cuda", 0, "sees no GPU.*\n.*nvidia-smi"),
+        ("13.0", "cuda:2", 2, "sees 2 GPUs, numbered from 0.*\n.*cuda:0 to cuda:1"),
+    ],
+)
+def test_a_device_that_is_not_there_is_told(
+    monkeypatch: Any, built: str | None, name: str, count: int, message: str
+) -> None:
+    monkeypatch.setattr(torch.version, "cuda", built)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    with pytest.raises(UserError, match=message) as told:
+        require_device(name)
+    assert told.value.where == f"params.yaml, machine.device: {name}"
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:x", "mps"])
+def test_unknown_devices_are_bad_parameters(name: str) -> None:
+    with pytest.raises(UserError, match="machine.device"):
+        parse_parameters({"machine": {"device": name}})
+
+
+def test_worker_processes_share_the_gpus_out(monkeypatch: Any) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    three = SearchParameters(workers=3, executor="processes")
+    assert worker_devices(three, "cuda") == ["cuda:0", "cuda:1", "cuda:0"]
+    assert worker_devices(three, "cuda:1") == ["cuda:1"] * 3
+    assert worker_devices(SearchParameters(workers=2, executor="dask"), "cuda") == ["cuda"] * 2
+
+
+def test_a_database_in_host_memory_is_the_same(tmp_path: Path, adapter: Any) -> None:
+    parameters = PruningParameters(storage="compact")
+    build_database(adapter, random_proxy(), LEVELS, parameters, tmp_path / "d", tmp_path / "w", {})
+    opened = open_database(tmp_path / "d")
+    assert resident(opened, "disk", torch.device("cpu")) is opened
+    for where in ("host", "device"):
+        copied = resident(opened, where, torch.device("cpu"))  # type: ignore[arg-type]
+        assert copied.tensors.keys() == opened.tensors.keys()
+        assert all(torch.equal(copied.tensors[k], t) for k, t in opened.tensors.items())
