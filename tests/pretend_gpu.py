@@ -272,6 +272,12 @@ def pretend_gpu(patch: pytest.MonkeyPatch, free: int = 80 * 2**30) -> Iterator[P
         return submit(pool, run)
 
     patch.setattr(ThreadPoolExecutor, "submit", watched)
+    subclass = torch.Tensor._make_subclass
+
+    def parameter(kind: Any, data: Any, *args: Any, **kwargs: Any) -> Any:
+        return mark(subclass(kind, data, *args, **kwargs), marked(data))
+
+    patch.setattr(torch.Tensor, "_make_subclass", staticmethod(parameter))
     # tensors that autograd keeps are seen without the mode when kept and with it when asked for
     checks = torch.utils.checkpoint._allowed_determinism_checks_to_fns
     patch.setitem(checks, "default", checks["none"])
