@@ -1,6 +1,6 @@
 """The pipeline at 7B size on one GPU, with everything there and streamed: one command.
 
-    python -m bench.gpu --folder /dev/shm/bench       # 7B, 80 GB and 22 GB modes: about 80 GB there
+    python -m bench.gpu --folder /dev/shm/bench       # 7B, 80 GB and 22 GB modes: about 95 GB there
     python -m bench.gpu --profile                     # and where the time of two candidates goes
     python -m bench.gpu --device cpu --width 64 --mlp 128 --blocks 3 --vocabulary 512 \\
         --small-tower --segments 4 --length 32 --pairs 8 --rounds 2 --candidates 4 --modes 0
@@ -220,7 +220,7 @@ class Bench:
         from efficientllava.models.adapter import adapter_for
         from efficientllava.models.blocks_on_disk import blocks_on_disk
         from efficientllava.models.checkpoint import load_model, save_checkpoint
-        from efficientllava.pruning.database import open_database
+        from efficientllava.pruning.database import Database, open_database
         from efficientllava.search.final import prune_finally, require_same_logits
 
         dense, saved = self.folder / "model", self.folder / "pruned"
@@ -229,10 +229,14 @@ class Bench:
         if self.found is not None:  # or the search failed, and pruning is timed all the same
             policy = self.found.policy
             projector = {name: tensor.cpu() for name, tensor in self.found.projector.items()}
+        database: Database | None = None
+        if self.wanted.little_disk:
+            shutil.rmtree(self.folder / "database", ignore_errors=True)
+        else:
+            database = open_database(self.folder / "database")
         with blocks_on_disk(adapter, dense, self.folder / "work", self.device) as kept:
             record = prune_finally(
-                adapter, self.proxy, open_database(self.folder / "database"), "obs", policy,
-                projector,
+                adapter, self.proxy, database, "obs", policy, projector,
                 self.pruning, self.search_parameters, on_disk=kept,
             )  # fmt: skip
             save_checkpoint(adapter.model, dense, saved, save_weights=kept.save_weights)  # type: ignore[arg-type]
@@ -266,6 +270,10 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--modes", type=float, nargs="+", default=[80.0, 22.0], help="GB; 0: all")
     parser.add_argument("--device-memory", type=float, help="one mode alone, in GB")
     parser.add_argument("--threads", type=int, default=8)
+    parser.add_argument(
+        "--little-disk", action="store_true",
+        help="the database goes after the search: no stitched model to compare in `prune`",
+    )  # fmt: skip
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--folder", type=Path, default=Path(".work/bench-gpu"))
     parser.add_argument("--part", help=argparse.SUPPRESS)
@@ -289,8 +297,11 @@ def main() -> int:
     from efficientllava.models.devices import describe, require_device
 
     wanted.folder.mkdir(parents=True, exist_ok=True)
+    # bytes a weight: model, blocks pruned and stitched, saved; the database
     weights = wanted.blocks * (4 * wanted.width**2 + 3 * wanted.width * wanted.mlp)
-    needed = weights * (2 * 4 + (5.65 if wanted.storage == "compact" else 10.0)) * 1.05 / GB
+    solutions = 5.65 if wanted.storage == "compact" else 10.0
+    per_weight = max(2 + solutions, 6.0) if wanted.little_disk else 8 + solutions
+    needed = weights * per_weight * 1.05 / GB
     free = shutil.disk_usage(wanted.folder).free / GB
     told: dict[str, Any] = {key: str(value) for key, value in vars(wanted).items()}
     told |= {"machine": machine(), "device": describe(require_device(wanted.device))}

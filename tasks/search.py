@@ -94,6 +94,7 @@ def _search(stage: Stage, method: Method) -> None:
         WORK / "search" / stage.cell,
         parameters.projector_batch if parameters.evolve_projector else 0,
         parameters.kl_tokens,
+        getattr(parameters, "projector_checkpointing", False),
     ) as found:
         result = Search(
             found.adapter,

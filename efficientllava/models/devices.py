@@ -45,8 +45,8 @@ def open_device(name: str) -> torch.device:
     """The device of a name, and this process set to compute on it as reproducibly as it can.
 
     On CUDA: float32 stays float32 (no TF32), and operations of which torch has a deterministic
-    form use it. The others that are used here (the k-th value, sums of whole numbers) give the
-    same bits in any order.
+    form use it. Of the others that are used here, the k-th value is the same however it is found;
+    attention's backward pass with a mask is not promised to be (docs/devices.md).
 
     Raises:
         UserError: see `require_device`.
