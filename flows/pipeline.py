@@ -31,6 +31,7 @@ from flows.record import ModelRecord, cell_of, read_record
 from flows.server import mark_crashed, prefect_server
 from flows.stages import USER_ERROR, Call, StageFailure, Watchers, run_stage
 from flows.tracking import Tracking, check_server, tracking_uri
+from tasks.check import check_device
 from tasks.stage import ARTIFACTS, read_parameters
 from tasks.workspace import workspace_lock
 
@@ -271,6 +272,7 @@ def run_to_end(
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         parameters = read_parameters()
+        check_device(parameters)
         check_server(tracking_uri(parameters.tracking, Path.cwd()))
         with workspace_lock(who):
             threading.Thread(target=_warm_up, daemon=True).start()

@@ -30,6 +30,18 @@ def check_parameters(parameters: Parameters) -> None:
             check_band(parameters.levels(ratio), ratio, parameters.search.band)
 
 
+def check_device(parameters: Parameters) -> None:
+    """Check that the device of `machine.device` is there; torch is loaded only for a GPU.
+
+    Raises:
+        UserError: it is not, and what to do.
+    """
+    if parameters.machine.device != "cpu":
+        from efficientllava.models.devices import require_device
+
+        require_device(parameters.machine.device)
+
+
 def model_folder(parameters: Parameters) -> Path | None:
     """The folder of a user's own checkpoint; None for the embedded model and for a hub id."""
     source = parameters.model.source

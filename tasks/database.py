@@ -14,18 +14,15 @@ def database(stage: Stage) -> None:
     """Build the database at the levels of all target ratios."""
     from efficientllava.data.proxy import load_proxy
     from efficientllava.files import folder_digest
-    from efficientllava.models.adapter import adapter_for
-    from efficientllava.models.blocks_on_disk import blocks_on_disk
-    from efficientllava.models.checkpoint import load_model
     from efficientllava.pruning.database import build_database
+    from tasks.devices import block_by_block
     from tasks.identity import unfinished
 
     parameters = stage.parameters
     levels = {level for ratio in parameters.ratios for level in parameters.levels(ratio)}
     proxy = load_proxy(ARTIFACTS / "proxy")
     model = ARTIFACTS / "model"
-    adapter = adapter_for(load_model(model))
-    with blocks_on_disk(adapter, model, WORK / "database"):
+    with block_by_block(stage, model, WORK / "database", proxy, len(levels)) as (adapter, _):
         build_database(
             adapter,
             proxy,

@@ -7,12 +7,17 @@ Out: artifacts/evaluation/METHOD-RATIO/ or .../dense/ (scores.json, predictions.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.stage import ARTIFACTS, WORK, Stage, run_stage
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from efficientllava.benchmarks.run import Result
 
 
@@ -20,11 +25,6 @@ def evaluate(stage: Stage) -> None:
     """Answer the test questions and score them; measure the held-out text loss."""
     from efficientllava.benchmarks.catalogue import BENCHMARKS
     from efficientllava.benchmarks.judge import require_key
-    from efficientllava.benchmarks.predictions import write_lines
-    from efficientllava.benchmarks.text_loss import text_loss
-    from efficientllava.data.text import held_out_segments
-    from efficientllava.files import folder_digest, replacing, write_json, write_text
-    from efficientllava.models.checkpoint import load_model, load_processor
 
     wanted, dense = stage.parameters.evaluation, stage.method == "dense"
     checkpoint = ARTIFACTS / "model" if dense else stage.folder("pruned")
@@ -32,7 +32,50 @@ def evaluate(stage: Stage) -> None:
     if any(BENCHMARKS[name].judge for name in wanted.named_benchmarks):
         require_key()  # told now, not after hours of answers
 
-    model, processor = load_model(checkpoint), load_processor(checkpoint)
+    with _answering(stage, checkpoint) as model:
+        _measure(stage, model, checkpoint, folder)
+
+
+@contextmanager
+def _answering(stage: Stage, folder: Path) -> Iterator[PreTrainedModel]:
+    """A model that answers questions: on the device, its blocks streamed if they do not fit.
+
+    Per question the formula takes 1,024 tokens: keys and values of all blocks, one block's
+    activations, and logits.
+
+    Raises:
+        UserError: not even streaming fits.
+    """
+    from efficientllava.models.adapter import adapter_for
+    from efficientllava.models.blocks_on_disk import blocks_on_disk
+    from efficientllava.models.checkpoint import load_model
+    from efficientllava.models.devices import host_memory, open_device, usable_memory
+    from efficientllava.models.placement import answering_bytes, needs_of, place, shape_of
+
+    machine = stage.parameters.machine
+    device, memory = open_device(machine.device), machine.device_memory
+    model = load_model(folder)
+    if device.type == "cpu" and memory is None:
+        yield model
+        return
+    adapter = adapter_for(model)
+    working = answering_bytes(shape_of(adapter), stage.parameters.evaluation.batch_size)
+    placement = place(needs_of(adapter, working), usable_memory(device, memory), host_memory())
+    if placement.blocks == "device":
+        yield model.to(device)
+        return
+    with blocks_on_disk(adapter, folder, WORK / "evaluate" / (stage.cell), device):
+        yield model
+
+
+def _measure(stage: Stage, model: Any, checkpoint: Path, folder: Path) -> None:
+    from efficientllava.benchmarks.predictions import write_lines
+    from efficientllava.benchmarks.text_loss import text_loss
+    from efficientllava.data.text import held_out_segments
+    from efficientllava.files import folder_digest, replacing, write_json, write_text
+    from efficientllava.models.checkpoint import load_processor
+
+    wanted, processor = stage.parameters.evaluation, load_processor(checkpoint)
     key = folder_digest(checkpoint) if wanted.named_benchmarks else ""
     results = {
         name: _benchmark(stage, name, model, processor, key) for name in wanted.named_benchmarks

@@ -7,20 +7,39 @@ schedules anything. A cluster that Prefect's Dask task runner has started is use
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import Any
 
 from efficientllava.errors import UserError
 from efficientllava.parameters import SearchParameters
+from efficientllava.search.workers import take_device
 
 DASK_SCHEDULER = "EFFICIENTLLAVA_DASK_SCHEDULER"
 """Set by the flow for a search's process: address of the cluster that its searches share."""
 
 
-def executor_maker(parameters: SearchParameters) -> Callable[[], Executor] | None:
+def worker_devices(parameters: SearchParameters, device: str) -> list[str]:
+    """The device of every worker process: all GPUs of this machine in turn, or the one named.
+
+    Dask's workers see what their CUDA_VISIBLE_DEVICES lets them: each takes its first GPU.
+    """
+    if device != "cuda" or parameters.executor == "dask":
+        return [device] * parameters.workers
+    import torch
+
+    count = max(torch.cuda.device_count(), 1)
+    return [f"cuda:{number % count}" for number in range(parameters.workers)]
+
+
+def executor_maker(
+    parameters: SearchParameters, devices: Sequence[str]
+) -> Callable[[], Executor] | None:
     """Makes the executor of `search.executor`; None for threads of this process.
+
+    Args:
+        devices: one for each process.
 
     Raises:
         UserError: Dask is asked for and not installed, or its scheduler cannot be reached.
@@ -28,8 +47,19 @@ def executor_maker(parameters: SearchParameters) -> Callable[[], Executor] | Non
     if parameters.executor == "threads":
         return None
     if parameters.executor == "processes":
-        return lambda: ProcessPoolExecutor(parameters.workers, mp_context=get_context("spawn"))
+        return lambda: process_pool(devices)
     return lambda: dask_executor(parameters)
+
+
+def process_pool(devices: Sequence[str]) -> ProcessPoolExecutor:
+    """A pool of one process for each device named; which process has which changes nothing."""
+    context = get_context("spawn")
+    queue = context.SimpleQueue()
+    for device in devices:
+        queue.put(device)
+    return ProcessPoolExecutor(
+        len(devices), mp_context=context, initializer=take_device, initargs=(queue,)
+    )
 
 
 def dask_executor(parameters: SearchParameters) -> Executor:

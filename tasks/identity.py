@@ -12,12 +12,15 @@ DECISIVE = ("models", "data", "pruning", "search")
 
 
 def unfinished(name: str, stage: Stage) -> Path:
-    """The folder for a stage's unfinished work, one for every state of code, torch and threads."""
+    """The folder for a stage's unfinished work, one for each code, torch, threads, device."""
     import torch
 
     import efficientllava
+    from efficientllava.models.devices import describe, require_device
 
-    digest = hashlib.sha256(f"{torch.__version__} {stage.parameters.machine.threads}\n".encode())
+    machine = stage.parameters.machine
+    device = describe(require_device(machine.device))
+    digest = hashlib.sha256(f"{torch.__version__} {machine.threads} {device}\n".encode())
     library = Path(efficientllava.__file__).parent
     for folder in DECISIVE:
         for path in sorted((library / folder).rglob("*.py")):

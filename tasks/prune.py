@@ -8,10 +8,19 @@ Out: artifacts/pruned/METHOD-RATIO/ (checkpoint with pruning.json),
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, cast
 
 from efficientllava.pruning.methods import method_named
 from tasks.stage import ARTIFACTS, WORK, Stage, run_stage
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from efficientllava.models.blocks_on_disk import BlocksOnDisk
+
+GRADIENTS = 3
+"""Taylor importance holds weights, their gradients and the product of both."""
 
 
 def prune(stage: Stage) -> None:
@@ -25,17 +34,24 @@ def prune(stage: Stage) -> None:
     from efficientllava.pruning.database import open_database
     from efficientllava.report.plots import sparsity_plot
     from efficientllava.search.final import prune_finally, require_same_logits
+    from tasks.devices import block_by_block, whole
 
     method = method_named(stage.method)
     search = stage.folder("search")
     policy = read_json(search / "policy.json")["policy"]
     dense = ARTIFACTS / "model"
-    model = load_model(dense)
-    adapter, proxy = adapter_for(model), load_proxy(ARTIFACTS / "proxy")
+    proxy = load_proxy(ARTIFACTS / "proxy")
     found, folder, work = method.allocation == "search", stage.folder("pruned"), WORK / "prune"
-    # where parts are removed, what is left has no place in the dense model's files
-    blocks = nullcontext() if method.makes_smaller else blocks_on_disk(adapter, dense, work)
-    with blocks as on_disk:
+    with ExitStack() as ends:
+        on_disk: BlocksOnDisk | None = None
+        if method.makes_smaller:
+            # what is left has no place in the dense model's files
+            held = GRADIENTS if method.update == "heads_and_channels" else 1
+            adapter = adapter_for(whole(stage, dense, held))
+        else:
+            kept = block_by_block(stage, dense, work, proxy, levels=1, losses=2)
+            adapter, on_disk = ends.enter_context(kept)
+        model, device = cast("PreTrainedModel", adapter.model), adapter.device
         record = prune_finally(
             adapter,
             proxy,
@@ -58,7 +74,8 @@ def prune(stage: Stage) -> None:
         write = None if on_disk is None else on_disk.save_weights
         save_checkpoint(model, dense, folder, {"pruning.json": record}, write)
         reloaded = load_model(folder)
-        with blocks_on_disk(adapter_for(reloaded), folder, work / "reloaded"):
+        used = None if device.type == "cpu" else device
+        with blocks_on_disk(adapter_for(reloaded), folder, work / "reloaded", used):
             require_same_logits(model, reloaded, proxy)
 
     measured = {key: value for key, value in record.items() if isinstance(value, (int, float))}

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from efficientllava.pruning.methods import Method, method_named
-from tasks.stage import ARTIFACTS, Stage, run_stage
+from tasks.stage import ARTIFACTS, WORK, Stage, run_stage
 
 if TYPE_CHECKING:
-    from efficientllava.parameters import SearchParameters
+    from efficientllava.parameters import MachineParameters, SearchParameters
     from efficientllava.search.workers import ProcessEvaluator
 
 
@@ -43,20 +43,22 @@ def _write_uniform(stage: Stage) -> None:
 
 def _write_outliers(stage: Stage) -> None:
     from efficientllava.data.proxy import load_proxy
-    from efficientllava.models.adapter import adapter_for
-    from efficientllava.models.checkpoint import load_model
     from efficientllava.pruning.owl import outlier_policy
+    from tasks.devices import block_by_block
 
-    wanted = stage.parameters.prune
-    policy, shares = outlier_policy(
-        adapter_for(load_model(ARTIFACTS / "model")),
-        load_proxy(ARTIFACTS / "proxy"),
-        stage.ratio,
-        stage.parameters.pruning,
-        wanted.outlier_threshold,
-        wanted.outlier_spread,
-        stage.progress,
-    )
+    wanted, proxy = stage.parameters.prune, load_proxy(ARTIFACTS / "proxy")
+    with block_by_block(
+        stage, ARTIFACTS / "model", WORK / "search" / stage.cell, proxy, levels=1
+    ) as (adapter, _):
+        policy, shares = outlier_policy(
+            adapter,
+            proxy,
+            stage.ratio,
+            stage.parameters.pruning,
+            wanted.outlier_threshold,
+            wanted.outlier_spread,
+            stage.progress,
+        )
     summary = {
         "mean_sparsity": stage.ratio,
         "lowest_ratio": min(policy.values()),
@@ -70,33 +72,48 @@ def _write_outliers(stage: Stage) -> None:
 def _search(stage: Stage, method: Method) -> None:
     from efficientllava.data.proxy import load_proxy
     from efficientllava.files import file_digest, folder_digest
-    from efficientllava.models.adapter import adapter_for
-    from efficientllava.models.checkpoint import load_model
     from efficientllava.pruning.database import open_database
+    from efficientllava.search.placed import Machine, placed
     from efficientllava.search.run import Search
+    from tasks.devices import opened
+    from tasks.executors import worker_devices
     from tasks.identity import unfinished
 
     levels = stage.parameters.levels(stage.ratio)
-    proxy = load_proxy(ARTIFACTS / "proxy")
-    adapter = adapter_for(load_model(ARTIFACTS / "model"))
+    proxy, machine = load_proxy(ARTIFACTS / "proxy"), stage.parameters.machine
     parameters = method.search_parameters(stage.parameters.search)
-    result = Search(
-        adapter,
-        proxy,
+    # beside the worker processes, this one moves the projector on the first device
+    workers = worker_devices(parameters, machine.device) if parameters.executor != "threads" else []
+    here = [] if parameters.dask_address else workers  # others have GPUs of their own
+    sharing = 1 + max((here.count(device) for device in here), default=0)
+    with placed(
+        ARTIFACTS / "model",
         open_database(ARTIFACTS / "database", levels),
-        levels,
-        stage.ratio,
-        parameters,
-        unfinished("search", stage),
-        {
-            "model": folder_digest(ARTIFACTS / "model"),
-            "proxy": proxy.digest,
-            "database": file_digest(ARTIFACTS / "database" / "manifest.json"),
-        },
-        method.upper_bound,
-        stage.progress,
-        _make_evaluator(adapter.sizes, parameters),
-    ).run()
+        proxy,
+        Machine(opened(stage), machine.device_memory, sharing),
+        WORK / "search" / stage.cell,
+        parameters.projector_batch if parameters.evolve_projector else 0,
+        parameters.kl_tokens,
+        parameters.projector_checkpointing,
+    ) as found:
+        result = Search(
+            found.adapter,
+            proxy,
+            found.database,
+            levels,
+            stage.ratio,
+            parameters,
+            unfinished("search", stage),
+            {
+                "model": folder_digest(ARTIFACTS / "model"),
+                "proxy": proxy.digest,
+                "database": file_digest(ARTIFACTS / "database" / "manifest.json"),
+            },
+            method.upper_bound,
+            stage.progress,
+            _make_evaluator(found.adapter.sizes, parameters, machine, workers, sharing),
+            found.blocks,
+        ).run()
     history = []
     for candidate in result.history:
         row = candidate.as_row()
@@ -106,13 +123,17 @@ def _search(stage: Stage, method: Method) -> None:
 
 
 def _make_evaluator(
-    sizes: list[int], parameters: SearchParameters
+    sizes: list[int],
+    parameters: SearchParameters,
+    machine: MachineParameters,
+    devices: list[str],
+    sharing: int,
 ) -> Callable[[Path], ProcessEvaluator] | None:
     """Scores candidates in other processes, if params.yaml asks for that."""
     from efficientllava.search.workers import ProcessEvaluator, Work
     from tasks.executors import executor_maker
 
-    make_executor = executor_maker(parameters)
+    make_executor = executor_maker(parameters, devices)
     if make_executor is None:
         return None
     work = Work(
@@ -123,6 +144,9 @@ def _make_evaluator(
         parameters.fitness_data,
         parameters.kl_tokens,
         parameters.threads,
+        machine.device,
+        machine.device_memory,
+        sharing,
     )
     return lambda folder: ProcessEvaluator(work, make_executor, folder, sizes)
 

@@ -14,7 +14,7 @@ from typing import Any
 from efficientllava.errors import UserError
 from efficientllava.parameters import Parameters, parse_parameters
 from efficientllava.progress import Progress
-from tasks.check import check_parameters
+from tasks.check import check_device, check_parameters
 from tasks.environment import use_threads
 from tasks.progress import reporter
 from tasks.workspace import end_with_starter, workspace_lock
@@ -110,6 +110,7 @@ def _run(work: Callable[[Stage], None], arguments: argparse.Namespace) -> None:
     end_with_starter()
     parameters = read_parameters()
     use_threads(parameters.machine.threads)
+    check_device(parameters)
     chosen = dict(vars(arguments))
     label = " ".join([name, *map(str, chosen.values())])
     with workspace_lock(f"stage {label}"), reporter(label) as progress:

@@ -6,12 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from efficientllava.models.adapter import device_of
+
 
 @torch.no_grad()
 def text_loss(model: nn.Module, segments: Tensor, batch_size: int) -> float:
     """Mean negative log-likelihood of the next token, in nats; segments [n, length]."""
     total = 0.0
-    for batch in segments.split(batch_size):
+    for batch in segments.to(device_of(model)).split(batch_size):
         logits = model(input_ids=batch).logits[:, :-1].float()
         total += F.cross_entropy(
             logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="sum"

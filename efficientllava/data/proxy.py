@@ -73,6 +73,11 @@ class Pairs:
         spans = [torch.arange(int(ends[i] - counts[i]), int(ends[i])) for i in chosen]
         return torch.cat(spans) if spans else torch.empty(0, dtype=torch.int64)
 
+    def to(self, device: torch.device) -> Pairs:
+        """The same pairs on a device; how many rows belong to each is asked on the CPU."""
+        inputs = {name: tensor.to(device) for name, tensor in self.inputs.items()}
+        return Pairs(inputs, self.labels.to(device), self.rows)
+
     def answer_positions(self) -> torch.Tensor:
         """[n, T] bool: positions whose next token is part of the answer.
 

@@ -89,7 +89,7 @@ class Matrix:
         """
         if weight.shape != self.weight.shape:
             raise ValueError(f"{self.name}: {tuple(weight.shape)} for {tuple(self.weight.shape)}")
-        self.module.weight.data = weight.to(self.weight.dtype)
+        self.module.weight.data = weight.to(self.weight.device, self.weight.dtype)
 
     @property
     def size(self) -> int:
@@ -116,6 +116,11 @@ class Adapter:
         return [groups[index] for index in sorted(groups)]
 
     @property
+    def device(self) -> torch.device:
+        """Where the model computes: where all but its blocks lie, which may be streamed."""
+        return device_of(self.model)
+
+    @property
     def head(self) -> Callable[[torch.Tensor], torch.Tensor]:
         """Hidden states [..., width] to logits [..., vocabulary], capped where Gemma 2 does."""
         model: Any = self.model
@@ -129,6 +134,12 @@ class Adapter:
     def sizes(self) -> list[int]:
         """Number of weights of each prunable matrix, in order."""
         return [matrix.size for matrix in self.matrices]
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model takes its inputs: the device of its input embeddings."""
+    device: torch.device = model.get_input_embeddings().weight.device  # type: ignore[operator]
+    return device
 
 
 def adapter_for(model: nn.Module) -> Adapter:

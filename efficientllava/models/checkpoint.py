@@ -44,14 +44,17 @@ def check_checkpoint(folder: Path) -> None:
     require_family(str(read_json(Path(folder) / "config.json").get("model_type")))
 
 
-def load_model(folder: Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
-    """Load a vision-language model in evaluation mode on the CPU.
+def load_model(
+    folder: Path, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+) -> PreTrainedModel:
+    """Load a vision-language model in evaluation mode.
 
-    Weights in their own dtype are mapped from the files: they take no memory before they are
-    used, and no more than the files after that.
+    On the CPU, weights in their own dtype are mapped from the files: they take no memory before
+    they are used, and no more than the files after that.
 
     Args:
         dtype: of the weights; the checkpoint's own when None.
+        device: where all of it goes; `models.blocks_on_disk` brings a part of it there.
 
     Raises:
         UserError: as `check_checkpoint`; weights missing or of another shape than the
@@ -81,7 +84,7 @@ def load_model(folder: Path, dtype: torch.dtype | None = None) -> PreTrainedMode
                 remedy="weights and config.json do not belong together",
             )
     check_finite(folder)
-    loaded: PreTrainedModel = model.eval()
+    loaded: PreTrainedModel = model.eval().to(device)
     return loaded
 
 

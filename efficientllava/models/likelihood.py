@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from efficientllava.data.encoding import common_prefix
 from efficientllava.data.prompts import question_prompt
 from efficientllava.data.questions import Question
-from efficientllava.models.adapter import require_family
+from efficientllava.models.adapter import device_of, require_family
 from efficientllava.progress import Event, Progress
 
 
@@ -81,16 +81,16 @@ def _batch_likelihoods(model: nn.Module, processor: Any, rows: list[_Row]) -> li
         padding=True,
         padding_side="right",  # a row's tokens stand at the same positions in every batch
         return_tensors="pt",
-    )
+    ).to(device_of(model))
     logits: Tensor = model(**inputs).logits
     ends = inputs["attention_mask"].sum(dim=1).tolist()
     values = []
     for row, end, ids, row_logits in zip(rows, ends, inputs["input_ids"], logits, strict=True):
         if row.next_tokens:
             after = row_logits[end - 1].float().log_softmax(dim=-1)
-            values.append([float(after[token]) for token in row.next_tokens])
+            values.append(after[list(row.next_tokens)].tolist())
         else:
-            places = torch.arange(end - row.scored, end)
+            places = torch.arange(end - row.scored, end, device=ids.device)
             before = row_logits[places - 1].float().log_softmax(dim=-1)
             values.append([float(before.gather(1, ids[places][:, None]).sum())])
     return values

@@ -43,8 +43,9 @@ class LanguageInputs:
 
 @torch.no_grad()
 def language_inputs(adapter: Adapter, batch: dict[str, torch.Tensor]) -> LanguageInputs:
-    """Run a model up to its language model and keep what arrives there."""
+    """Run a model up to its language model and keep what arrives there, on the model's device."""
     caught: dict[str, Any] = {}
+    batch = {name: value.to(adapter.device) for name, value in batch.items()}
 
     def catch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         caught.update(kwargs)
@@ -179,7 +180,9 @@ class BlockWalk:
         """One Hessian per distinct input of a block, at the activations that enter it now."""
         selected = self.selection(block)
         groups = [
-            GroupHessian(matrices, empty(matrices[0].module.in_features, dtype))
+            GroupHessian(
+                matrices, empty(matrices[0].module.in_features, dtype, self.adapter.device)
+            )
             for matrices in self.adapter.of_block(block)
         ]
         with ExitStack() as hooks:

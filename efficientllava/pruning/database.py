@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from efficientllava.parameters import PruningParameters
 from efficientllava.progress import Event, Progress, silent
 from efficientllava.pruning import storage
 from efficientllava.pruning.calibration import BlockWalk, GroupHessian, block_walk
-from efficientllava.pruning.hessian import InverseFactor, inverse_factor, relative_error
+from efficientllava.pruning.hessian import InverseFactor, inverse_factor, relative_errors
 from efficientllava.pruning.obs import prune_levels
 
 MANIFEST = "manifest.json"
@@ -72,8 +73,9 @@ def build_database(
 ) -> dict[str, Any]:
     """Build the database of a dense model.
 
-    Each block's file is finished before the next begins; blocks found in the work folder under
-    the same key are not computed again.
+    A block's file is written and its digest taken while the next block is computed, and it is
+    finished before that one's begins; blocks found in the work folder under the same key are not
+    computed again.
 
     Args:
         levels: ratios in [0, 1].
@@ -95,22 +97,32 @@ def build_database(
     records: dict[str, Any] = {}
     walk = block_walk(adapter, proxy, parameters)
     total = len(adapter.blocks)
-    for block in range(total):
-        record_file = unfinished / f"block-{block:03d}.json"
-        if record_file.exists() and (unfinished / block_file(block)).exists():
-            records.update(read_json(record_file))
-        else:
-            block_records, tensors = _solve_block(walk, block, levels, parameters)
-            save_tensors(unfinished / block_file(block), tensors)
-            del tensors
-            write_json(record_file, block_records)
-            records.update(block_records)
-        if block + 1 < total:
-            walk.advance(block)
-        progress(Event("block", block + 1, total))
-    files = {
-        block_file(block): file_digest(unfinished / block_file(block)) for block in range(total)
-    }
+    files: dict[str, str] = {}
+    written: Future[str] | None = None
+
+    def finish(block: int) -> None:
+        if written is not None:
+            files[block_file(block)] = written.result()
+            progress(Event("block", block + 1, total))
+
+    with ThreadPoolExecutor(1) as writer:
+        for block in range(total):
+            record_file = unfinished / f"block-{block:03d}.json"
+            path = unfinished / block_file(block)
+            solved: tuple[dict[str, Any], dict[str, torch.Tensor]] | None = None
+            if not (record_file.exists() and path.exists()):
+                solved = _solve_block(walk, block, levels, parameters)
+            finish(block - 1)
+            if solved is None:
+                records.update(read_json(record_file))
+                written = writer.submit(file_digest, path)
+            else:
+                records.update(solved[0])
+                written = writer.submit(_write_block, path, record_file, *solved)
+                del solved
+            if block + 1 < total:
+                walk.advance(block)
+        finish(total - 1)
     manifest = {**header, "matrices": records, "files": files}
     with replacing(Path(folder)) as temporary:
         temporary.mkdir()
@@ -119,6 +131,15 @@ def build_database(
         write_json(temporary / MANIFEST, manifest)
     shutil.rmtree(unfinished, ignore_errors=True)
     return manifest
+
+
+def _write_block(
+    path: Path, record_file: Path, records: dict[str, Any], tensors: dict[str, torch.Tensor]
+) -> str:
+    """Write a block's solutions, then its record as the sign that they are there; their digest."""
+    save_tensors(path, tensors)
+    write_json(record_file, records)
+    return file_digest(path)
 
 
 def _solve_block(
@@ -130,6 +151,7 @@ def _solve_block(
         solutions, factor = solve_group(group, levels, parameters)
         for matrix, per_level in zip(group.matrices, solutions, strict=True):
             dense = matrix.weight
+            errors = relative_errors(per_level, dense, group.hessian)
             records[matrix.name] = {
                 "block": block,
                 "size": matrix.size,
@@ -140,10 +162,10 @@ def _solve_block(
                 "levels": {
                     level_key(level): {
                         "zeros": int((solution == 0).sum()),
-                        "relative_error": relative_error(solution, dense, group.hessian),
+                        "relative_error": error,
                         "norm": float(solution.double().norm()),
                     }
-                    for level, solution in zip(levels, per_level, strict=True)
+                    for level, solution, error in zip(levels, per_level, errors, strict=True)
                 },
             }
             for level, solution in zip(levels, per_level, strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,9 +20,11 @@ RAISES = 4
 """How often the damping is raised tenfold before a Hessian is given up."""
 
 
-def empty(columns: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def empty(
+    columns: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> torch.Tensor:
     """The Hessian [columns, columns] before the first token."""
-    return torch.zeros(columns, columns, dtype=dtype)
+    return torch.zeros(columns, columns, dtype=dtype, device=device)
 
 
 @full_float32()
@@ -184,12 +187,29 @@ def output_error(change: torch.Tensor, hessian: torch.Tensor) -> float:
         change: dW [out, in].
         hessian: [in, in], undamped.
     """
-    change = change.to(hessian.dtype)
-    return float(((change @ hessian) * change).sum(dtype=torch.float64))
+    change, columns = change.to(hessian.dtype), len(hessian)
+    step = max(columns // 8, 512)
+    total = change.new_zeros((), dtype=torch.float64)
+    # H is symmetric: what lies right of the diagonal counts twice, what lies left is not formed
+    for start in range(0, columns, step):
+        part = change[:, start : start + step] @ hessian[start : start + step, start:]
+        part *= change[:, start:]
+        total += part[:, :step].sum(dtype=torch.float64)
+        total += 2 * part[:, step:].sum(dtype=torch.float64)
+    return float(total)
 
 
 def relative_error(pruned: torch.Tensor, dense: torch.Tensor, hessian: torch.Tensor) -> float:
     """tr(dW H dW^T) / tr(W H W^T): the share of the layer's output energy that is lost."""
+    return relative_errors([pruned], dense, hessian)[0]
+
+
+def relative_errors(
+    pruned: Sequence[torch.Tensor], dense: torch.Tensor, hessian: torch.Tensor
+) -> list[float]:
+    """The relative error of several pruned versions of one matrix."""
     dense = dense.to(hessian.dtype)  # before the difference: half precision would round it
     energy = output_error(dense, hessian)
-    return output_error(pruned.to(hessian.dtype) - dense, hessian) / energy if energy > 0 else 0.0
+    if energy <= 0:
+        return [0.0] * len(pruned)
+    return [output_error(each.to(hessian.dtype) - dense, hessian) / energy for each in pruned]

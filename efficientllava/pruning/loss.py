@@ -139,8 +139,7 @@ def text_loss_batches(adapter: Adapter, segments: torch.Tensor) -> list[LossBatc
         ids = batch["input_ids"]
         positions = torch.ones_like(ids, dtype=torch.bool)
         positions[:, -1] = False
-        inputs = language_inputs(adapter, batch)
-        result.append(LossBatch(inputs, positions, next_tokens(ids, positions)))
+        result.append(_loss_batch(adapter, batch, positions, next_tokens(ids, positions)))
     return result
 
 
@@ -150,8 +149,18 @@ def pair_loss_batches(adapter: Adapter, proxy: ProxyData) -> list[LossBatch]:
     for batch, pairs in pair_batches(proxy.pairs) if proxy.pairs is not None else ():
         positions = pairs.answer_positions()
         wanted = next_tokens(pairs.labels, positions)
-        result.append(LossBatch(language_inputs(adapter, batch), positions, wanted))
+        result.append(_loss_batch(adapter, batch, positions, wanted))
     return result
+
+
+def _loss_batch(
+    adapter: Adapter,
+    batch: dict[str, torch.Tensor],
+    positions: torch.Tensor,
+    wanted: torch.Tensor,
+) -> LossBatch:
+    device, inputs = adapter.device, language_inputs(adapter, batch)
+    return LossBatch(inputs, positions.to(device), wanted.to(device))
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numba
 import numpy as np
 import torch
+from torch.nn import functional
 
 Storage = Literal["dense", "compact"]
 MASK, KEPT = ":mask", ":kept"
@@ -30,8 +31,25 @@ def stored(key: str, solution: torch.Tensor, form: Storage) -> dict[str, torch.T
     # by bits and not by value: a negative zero counts as kept, or it would come back positive
     raw = solution.contiguous().view(torch.uint8).view(*solution.shape, -1)
     kept = (raw != 0).any(dim=2)
-    mask = torch.from_numpy(np.packbits(kept.cpu().numpy(), axis=1, bitorder="little"))
-    return {key + MASK: mask, key + KEPT: solution[kept]}
+    return {key + MASK: packed(kept), key + KEPT: solution[kept]}
+
+
+def packed(mask: torch.Tensor) -> torch.Tensor:
+    """A mask [rows, columns] as bits [rows, ceil(columns / 8)] uint8, on the mask's device."""
+    if mask.device.type == "cpu":
+        return torch.from_numpy(np.packbits(mask.numpy(), axis=1, bitorder="little"))
+    whole = functional.pad(mask.to(torch.uint8), (0, -mask.shape[1] % 8))
+    bits = whole.view(mask.shape[0], -1, 8) << _shifts(mask.device)
+    return bits.sum(dim=2, dtype=torch.uint8)
+
+
+def unpacked(bits: torch.Tensor, columns: int) -> torch.Tensor:
+    """The mask [rows, columns] of what `packed` returned."""
+    return ((bits[:, :, None] >> _shifts(bits.device)) & 1).bool().flatten(1)[:, :columns]
+
+
+def _shifts(device: torch.device) -> torch.Tensor:
+    return torch.arange(8, dtype=torch.uint8, device=device)
 
 
 def restored(tensors: Mapping[str, torch.Tensor], key: str, size: int) -> torch.Tensor:
@@ -45,21 +63,23 @@ def restored(tensors: Mapping[str, torch.Tensor], key: str, size: int) -> torch.
 
 
 def restore_into(tensors: Mapping[str, torch.Tensor], key: str, weight: torch.Tensor) -> None:
-    """Write the solution under a key into `weight` [out, in] of any dtype and device."""
+    """Write the solution under a key into `weight` [out, in] of any dtype and device.
+
+    On a GPU nothing here waits for the device: copies from pinned memory and the decoding are
+    queued on the current stream.
+    """
     if key in tensors:
-        weight.copy_(tensors[key])
+        weight.copy_(tensors[key], non_blocking=True)
         return
     mask, kept = tensors[key + MASK], tensors[key + KEPT]
     if weight.device.type == "cpu" and weight.dtype == kept.dtype == torch.float32:
         if weight.is_contiguous():
             _decode(mask.numpy(), kept.numpy(), weight.numpy())
             return
-    bits = mask.to(weight.device)[:, :, None] >> torch.arange(
-        8, dtype=torch.uint8, device=weight.device
-    )
-    chosen = (bits & 1).bool().flatten(1)[:, : weight.shape[1]]
+    chosen = unpacked(mask.to(weight.device, non_blocking=True), weight.shape[1])
     decoded = torch.zeros(weight.shape, dtype=kept.dtype, device=weight.device)
-    decoded[chosen] = kept.to(weight.device)
+    # not decoded[chosen] = ...: that would ask the device how many there are, and wait
+    decoded.masked_scatter_(chosen, kept.to(weight.device, non_blocking=True))
     weight.copy_(decoded)
 
 

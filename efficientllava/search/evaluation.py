@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from math import inf
 from queue import SimpleQueue
@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from efficientllava.models.adapter import Adapter
+from efficientllava.models.blocks_on_disk import BlocksOnDisk
 from efficientllava.pruning.database import Database
 from efficientllava.pruning.loss import ProxyLoss, Score
 
@@ -48,6 +49,45 @@ class StitchedModel:
                 self._current[index] = level
 
 
+class StreamedModel(StitchedModel):
+    """A language model whose blocks are stitched from the database when they come to the device.
+
+    Args:
+        blocks: what brings them there; they hold these solutions until it is given back.
+
+    Raises:
+        ValueError: a prunable matrix does not lie in the checkpoint as it is in memory, so that
+            it is not brought.
+    """
+
+    def __init__(self, adapter: Adapter, database: Database, blocks: BlocksOnDisk) -> None:
+        names = [matrix.name for matrix in adapter.matrices]
+        modules = [matrix.module for matrix in adapter.matrices]
+        super().__init__(adapter.language_model, modules, names, database)
+        if blocks.stream is None or blocks.prunable != {f"{name}.weight" for name in names}:
+            raise ValueError("not every prunable matrix is streamed")
+        self._blocks = blocks
+        self._levels: dict[str, float] = {}
+        self._of_block: dict[int, list[str]] = {}
+        for matrix in adapter.matrices:
+            self._of_block.setdefault(matrix.block, []).append(matrix.name)
+
+    def stitch(self, policy: Sequence[float]) -> None:
+        """From now on blocks come with the solutions of a policy."""
+        self._levels = dict(zip(self._names, policy, strict=True))
+        self._blocks.overlay = self
+
+    def key(self, block: int) -> Hashable:
+        """The levels of a block's matrices."""
+        return tuple(self._levels[name] for name in self._of_block[block])
+
+    @torch.no_grad()
+    def put(self, block: int, places: Mapping[str, torch.Tensor]) -> None:
+        """Copy a block's solutions into their places on the device."""
+        for name in self._of_block[block]:
+            self.database.put(name, self._levels[name], places[f"{name}.weight"])
+
+
 def swap_order(policies: Sequence[Sequence[float]], sizes: Sequence[int]) -> list[int]:
     """An order of policies in which little is copied: always the nearest of those left is next.
 
@@ -68,8 +108,16 @@ def swap_order(policies: Sequence[Sequence[float]], sizes: Sequence[int]) -> lis
     return order
 
 
-def stitched_models(adapter: Adapter, database: Database, count: int) -> list[StitchedModel]:
-    """The adapter's own language model and `count` - 1 copies of it, ready to be stitched."""
+def stitched_models(
+    adapter: Adapter, database: Database, count: int, blocks: BlocksOnDisk | None = None
+) -> list[StitchedModel]:
+    """The adapter's own language model and `count` - 1 copies of it, ready to be stitched.
+
+    Args:
+        blocks: what brings the model's blocks to a device; then there is one model.
+    """
+    if blocks is not None:
+        return [StreamedModel(adapter, database, blocks)]
     names = [matrix.name for matrix in adapter.matrices]
     paths = {module: path for path, module in adapter.language_model.named_modules()}
     originals = [matrix.module for matrix in adapter.matrices]

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from efficientllava.data.proxy import ProxyData
 from efficientllava.errors import UserError
-from efficientllava.models.adapter import Adapter
+from efficientllava.models.adapter import Adapter, device_of
 from efficientllava.models.blocks_on_disk import BlocksOnDisk
 from efficientllava.parameters import PruneParameters, PruningParameters, SearchParameters
 from efficientllava.progress import Progress, silent
@@ -150,7 +150,7 @@ def require_same_logits(
     Raises:
         UserError: it does not.
     """
-    segment = proxy.segments[:1]
+    segment = proxy.segments[:1].to(device_of(model))
     if not torch.equal(model(input_ids=segment).logits, reloaded(input_ids=segment).logits):
         raise UserError(
             "the saved checkpoint does not give the logits of the model in memory",

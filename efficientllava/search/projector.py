@@ -152,13 +152,13 @@ class ProjectorEvolution:
 
     def _loss(self, chosen: list[int]) -> tuple[torch.Tensor, int]:
         """Summed loss and number of scored positions of some pairs, through the projector."""
-        pairs = self.pairs[torch.tensor(chosen)]
+        pairs = self.pairs[torch.tensor(chosen)].to(self.adapter.device)
         output = self.adapter.model.model(**pairs.inputs, use_cache=False)  # type: ignore[operator,union-attr]
         positions = pairs.answer_positions()
         hidden = output.last_hidden_state[positions]
         logits = self.adapter.head(hidden).float()
         if self.loss == "kl":
-            rows = torch.cat([self.rows[index] for index in chosen])
+            rows = torch.cat([self.rows[index] for index in chosen]).to(logits.device)
             return kl_divergence(self.dense[rows], logits).sum(), logits.shape[0]
         wanted = next_tokens(pairs.labels, positions)
         scored = torch.log_softmax(logits, dim=-1)

@@ -15,6 +15,7 @@ from efficientllava.data.proxy import ProxyData
 from efficientllava.errors import UserError
 from efficientllava.files import value_digest
 from efficientllava.models.adapter import Adapter
+from efficientllava.models.blocks_on_disk import BlocksOnDisk
 from efficientllava.parameters import SearchParameters
 from efficientllava.progress import Event, Progress, silent
 from efficientllava.pruning.database import Database
@@ -82,6 +83,7 @@ class Search:
         identity: digests (model, proxy, code) that decide whether unfinished work still counts.
         upper_bound: weight candidates by equation (7); False sets every c_m to 1.
         make_evaluator: given the work folder, whoever scores candidates in place of this process.
+        blocks: what brings the model's blocks to a device, where not all of them fit on it.
 
     Raises:
         UserError: no policy meets the budget; the projector is to evolve without image-text pairs.
@@ -100,8 +102,9 @@ class Search:
         upper_bound: bool = True,
         progress: Progress = silent,
         make_evaluator: Callable[[Path], Evaluator] | None = None,
+        blocks: BlocksOnDisk | None = None,
     ) -> None:
-        self.make_evaluator = make_evaluator
+        self.make_evaluator, self.blocks = make_evaluator, blocks
         if parameters.evolve_projector:
             require_pairs(0 if proxy.pairs is None else len(proxy.pairs))
         self.adapter, self.proxy, self.database = adapter, proxy, database
@@ -136,8 +139,10 @@ class Search:
             parameters.fitness_data,
             parameters.kl_tokens,
         )
-        here = parameters.workers if self.make_evaluator is None else 1
-        models = stitched_models(self.adapter, self.database, here)
+        # one candidate fills a GPU
+        alone = self.make_evaluator is not None or self.adapter.device.type != "cpu"
+        here = 1 if alone else parameters.workers
+        models = stitched_models(self.adapter, self.database, here, self.blocks)
         # the projector is moved through the first worker's model, when the others rest
         self.stitched = models[0]
         self.evolution = self._projector_evolution() if parameters.evolve_projector else None

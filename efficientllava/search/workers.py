@@ -7,11 +7,15 @@ how they are kept alive is its own affair (a process pool, Dask's client).
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future, wait
+from contextlib import ExitStack
 from dataclasses import dataclass
 from math import inf
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -19,11 +23,11 @@ import torch
 from efficientllava.data.proxy import load_proxy
 from efficientllava.errors import UserError
 from efficientllava.files import load_tensors, save_tensors
-from efficientllava.models.adapter import Adapter, adapter_for
-from efficientllava.models.checkpoint import load_model
-from efficientllava.pruning.database import open_database
+from efficientllava.models.adapter import Adapter
+from efficientllava.models.devices import open_device
 from efficientllava.pruning.loss import Fitness, ProxyLoss, Score
 from efficientllava.search.evaluation import StitchedModel, stitched_models, swap_order
+from efficientllava.search.placed import Machine, placed
 
 DEATHS = 3
 """How often in a row an executor may break without one candidate finished."""
@@ -37,6 +41,9 @@ class Work:
         model, proxy, database: folders that every process can read under these names.
         fitness, fitness_data, kl_tokens: of the proxy loss.
         threads: torch threads of one evaluation; results are the same only at the same number.
+        device: "cpu", "cuda" (the process' own: see `take_device`) or "cuda:N".
+        device_memory: GiB of it that all processes together may use; None for what is free.
+        sharing: how many processes share a device.
     """
 
     model: str
@@ -46,6 +53,9 @@ class Work:
     fitness_data: str
     kl_tokens: int | None
     threads: int
+    device: str = "cpu"
+    device_memory: float | None = None
+    sharing: int = 1
 
 
 @dataclass
@@ -53,11 +63,20 @@ class _Held:
     adapter: Adapter
     loss: ProxyLoss
     stitched: StitchedModel
+    ends: ExitStack
     projector: str | None = None
 
 
 _held: dict[Work, _Held] = {}
 """What this process has opened; one entry, for one search at a time."""
+
+_device: list[str] = []
+"""The device that this process has taken; none: the one its work names."""
+
+
+def take_device(devices: SimpleQueue[str]) -> None:
+    """Take the next device of a queue for this process: the initializer of a process pool."""
+    _device[:] = [devices.get()]
 
 
 def evaluate(
@@ -77,7 +96,7 @@ def evaluate(
     held = _open(work)
     if held.projector != projector:
         if projector is None:
-            _held.clear()
+            _let_go()
             held = _open(work)
         else:
             held.adapter.projector.load_state_dict(load_tensors(Path(projector)))
@@ -89,15 +108,31 @@ def evaluate(
 
 def _open(work: Work) -> _Held:
     if work not in _held:
-        _held.clear()
+        _let_go()
         torch.set_num_threads(work.threads)
-        adapter = adapter_for(load_model(Path(work.model)))
+        device = open_device(_device[0] if _device else work.device)
+        machine = Machine(device, work.device_memory, work.sharing)
         proxy = load_proxy(Path(work.proxy))
-        # the dense model's targets come first, before anything is stitched
-        loss = ProxyLoss(adapter, proxy, work.fitness, work.fitness_data, work.kl_tokens)
-        (stitched,) = stitched_models(adapter, open_database(Path(work.database)), 1)
-        _held[work] = _Held(adapter, loss, stitched)
+        ends = ExitStack()
+        folder = Path(ends.enter_context(TemporaryDirectory(prefix="efficientllava-")))
+        model = placed(
+            Path(work.model), Path(work.database), proxy, machine, folder, 0, work.kl_tokens
+        )
+        with ends:
+            found = ends.enter_context(model)
+            adapter = found.adapter
+            # the dense model's targets come first, before anything is stitched
+            loss = ProxyLoss(adapter, proxy, work.fitness, work.fitness_data, work.kl_tokens)
+            (stitched,) = stitched_models(adapter, found.database, 1, found.blocks)
+            _held[work] = _Held(adapter, loss, stitched, ends.pop_all())
+        atexit.register(_let_go)
     return _held[work]
+
+
+def _let_go() -> None:
+    for held in _held.values():
+        held.ends.close()
+    _held.clear()
 
 
 class ProcessEvaluator:

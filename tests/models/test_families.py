@@ -31,6 +31,7 @@ from efficientllava.pruning.loss import ProxyLoss
 from efficientllava.search.final import prune_finally, require_same_logits
 from efficientllava.search.run import Search
 from tests.models.families import TINY
+from tests.pretend_gpu import GPU, pretend_gpu
 
 LEVELS = [0.4, 0.5, 0.6]
 SIZES = [(20, 30), (40, 16), (16, 16), (30, 30), (17, 64), (33, 20)]
@@ -251,3 +252,30 @@ def _check_reloaded(folder: Path, adapter: Adapter, proxy: ProxyData) -> None:
     generated = [m.generate(**prompt, max_new_tokens=3, do_sample=False) for m in (reloaded, model)]
     assert torch.equal(*generated)
     assert generated[0].shape[1] > length
+
+
+def measured(case: Case, folder: Path, device: torch.device | None) -> tuple[Any, ...]:
+    """The proxy loss, the first block's Hessians, and the projector's gradient."""
+    adapter, proxy = adapter_for(case.model()), case.proxy
+    assert proxy.pairs is not None
+    with blocks_on_disk(adapter, case.folder, folder, device):
+        loss = ProxyLoss(adapter, proxy, "nll", "text_and_pairs")(adapter.language_model)
+        walk = BlockWalk(adapter, calibration_inputs(adapter, proxy, "text_and_pairs"))
+        hessians = [group.hessian.cpu() for group in walk.hessians(0)]
+        adapter.model.requires_grad_(False)
+        adapter.projector.requires_grad_(True)
+        inputs = proxy.pairs.to(adapter.device).inputs
+        adapter.model.model(**inputs, use_cache=False).last_hidden_state.sum().backward()  # type: ignore[operator,union-attr]
+        gradients = [p.grad.cpu() for p in adapter.projector.parameters() if p.grad is not None]
+    return loss, hessians, gradients
+
+
+def test_streams_to_a_pretended_gpu(case: Case, tmp_path: Path, monkeypatch: Any) -> None:
+    """Nothing of a family stays behind on the CPU, and the numbers are the CPU's."""
+    loss, hessians, gradients = measured(case, tmp_path / "cpu", None)
+    with pretend_gpu(monkeypatch):
+        same_loss, same_hessians, same_gradients = measured(case, tmp_path / "gpu", GPU)
+    assert loss == same_loss
+    assert len(gradients) > 0
+    for one, other in zip([*hessians, *gradients], [*same_hessians, *same_gradients], strict=True):
+        assert torch.equal(one, other)
