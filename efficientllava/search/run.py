@@ -178,7 +178,8 @@ class Search:
             parameters.projector_steps,
             parameters.projector_learning_rate,
             parameters.projector_batch,
-            parameters.projector_checkpointing,
+            # streamed blocks are computed again in any case: never both
+            parameters.projector_checkpointing and self.blocks is None,
         )
 
     def _ratios(self, genes: Genes) -> list[float]:
