@@ -144,9 +144,9 @@ def prune_columns(  # type: ignore[no-untyped-def]
     width = len(upper)
     step = group if group else 8
     pruned = np.empty((step, TILE), dtype=np.bool_)
-    index = np.empty((TILE, width), dtype=np.uint16)
-    value = np.empty((TILE, width), dtype=np.float32)
-    found = np.empty(TILE, dtype=np.int64)
+    index = np.empty(TILE * width + 1, dtype=np.uint16)
+    value = np.empty(TILE * width + 1, dtype=np.float32)
+    begins = np.zeros(TILE + 1, dtype=np.int64)
     zero = np.float32(0.0)
     for tile in range(first_tile, last_tile):
         top, rows = bounds[tile, 0], bounds[tile, 1] - bounds[tile, 0]
@@ -187,13 +187,13 @@ def prune_columns(  # type: ignore[no-untyped-def]
                     done += 1
         _turn_back(weights, start, solution, top, rows)
         if len(right):
-            _list_errors(error[:width], rows, index, value, found)
+            _list_errors(error[:width], rows, index, value, begins)
             for panel in range(len(right)):
                 _spread_rows(
                     right[panel],
                     index,
                     value,
-                    found,
+                    begins,
                     stack[first_panel + panel],
                     top,
                     rows,
@@ -202,25 +202,29 @@ def prune_columns(  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _list_errors(error, rows, index, value, found):  # type: ignore[no-untyped-def]
-    """Per row of a tile, the columns whose errors are not zero and these errors."""
+def _list_errors(error, rows, index, value, begins):  # type: ignore[no-untyped-def]
+    """The columns whose errors are not zero and these errors, one row of a tile after the other.
+
+    Close together: lists of equal length for every row would leave half of a cache's sets unused.
+    """
+    found = 0
     for row in range(rows):
-        count = 0
         for column in range(len(error)):
-            index[row, count] = column
-            value[row, count] = error[column, row]
-            count += error[column, row] != np.float32(0.0)
-        found[row] = count
+            index[found] = column
+            value[found] = error[column, row]
+            found += error[column, row] != np.float32(0.0)
+        begins[row + 1] = found
 
 
 @compiled
-def _spread_rows(factors, index, value, found, weights, top, rows, coming):  # type: ignore[no-untyped-def]
+def _spread_rows(factors, index, value, begins, weights, top, rows, coming):  # type: ignore[no-untyped-def]
     for row in range(rows):
+        begin = begins[row]
         spread_row(
             factors.ctypes,
-            index[row].ctypes,
-            value[row].ctypes,
-            found[row],
+            index[begin:].ctypes,
+            value[begin:].ctypes,
+            begins[row + 1] - begin,
             weights[top + row].ctypes,
             4 * PANEL,
             coming[row // 2 % len(coming), row % 2 * 32 :].ctypes,
@@ -236,17 +240,17 @@ def spread_blocks(  # type: ignore[no-untyped-def]
     The panel of a tile's weights stays in the cache while one block after the other changes it.
 
     Args:
-        errors: [blocks, tiles, columns, TILE].
+        errors: [blocks, tiles, columns, rows of a tile and more].
         factors: U of the blocks' rows, [blocks, panels, columns, 64].
     """
     width = errors.shape[2]
-    index = np.empty((blocks, TILE, width), dtype=np.uint16)
-    value = np.empty((blocks, TILE, width), dtype=np.float32)
-    found = np.empty((blocks, TILE), dtype=np.int64)
+    index = np.empty((blocks, TILE * width + 1), dtype=np.uint16)
+    value = np.empty((blocks, TILE * width + 1), dtype=np.float32)
+    begins = np.zeros((blocks, TILE + 1), dtype=np.int64)
     for tile in range(first_tile, last_tile):
         top, rows = bounds[tile, 0], bounds[tile, 1] - bounds[tile, 0]
         for block in range(blocks):
-            _list_errors(errors[block, tile], rows, index[block], value[block], found[block])
+            _list_errors(errors[block, tile], rows, index[block], value[block], begins[block])
         for panel in range(factors.shape[1]):
             weights = stack[first_panel + panel]
             for block in range(blocks):
@@ -258,7 +262,7 @@ def spread_blocks(  # type: ignore[no-untyped-def]
                     factors[block, panel],
                     index[block],
                     value[block],
-                    found[block],
+                    begins[block],
                     weights,
                     top,
                     rows,

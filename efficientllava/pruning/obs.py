@@ -27,8 +27,9 @@ from efficientllava.pruning.masks import (
     zeros_at,
     zeros_per_group,
 )
-from efficientllava.pruning.obs_compiled import Section, prune_sections
+from efficientllava.pruning.obs_compiled import prune_sections
 from efficientllava.pruning.precision import full_float32
+from efficientllava.pruning.sections import Section
 
 Kernel = Literal["auto", "eager", "compiled", "triton"]
 

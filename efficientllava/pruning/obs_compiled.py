@@ -8,11 +8,10 @@ in panels of 64 so that memory is read in order.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from functools import partial
-from itertools import accumulate, pairwise
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -29,29 +28,13 @@ from efficientllava.pruning.column_loop import (
     prune_columns,
     spread_blocks,
 )
+from efficientllava.pruning.sections import Section, Tiles, batches_of
 from efficientllava.pruning.vector_kernel import PANEL
 
 AHEAD = 512
 """Columns that are pruned before their errors are spread to all on the right."""
-ROWS = 8192
-"""Rows that are pruned together: enough for all threads, few enough to use little new memory."""
-SHARES = 3
+SHARES = 4
 """Parts of the tiles that a thread takes one after the other, on average."""
-
-
-@dataclass(frozen=True)
-class Section:
-    """One matrix at one level; its mask is chosen within.
-
-    Attributes:
-        weight: [rows, columns] float32, contiguous.
-        quotas: pruned weights in each block of columns (unstructured).
-        count: zeros in a group of columns (n:m).
-    """
-
-    weight: torch.Tensor
-    quotas: Sequence[int]
-    count: int
 
 
 def prune_sections(
@@ -73,23 +56,12 @@ def prune_sections(
     Returns:
         The solution of each section [rows, columns].
     """
-    batches = list(_batches(sections))
-    loop = _ColumnLoop(upper, dead, starts, group_size, [_Tiles(b) for b in batches], threads)
+    batches = [Tiles(batch) for batch in batches_of(sections)]
+    loop = _ColumnLoop(upper, dead, starts, group_size, batches, threads)
     try:
         return [solution for tiles in loop.batches for solution in loop.prune(tiles)]
     finally:
         loop.close()
-
-
-def _batches(sections: Sequence[Section]) -> Iterator[list[Section]]:
-    batch: list[Section] = []
-    for section in sections:
-        batch.append(section)
-        if sum(len(each.weight) for each in batch) >= ROWS:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
 
 
 def _vectors(*shape: int) -> np.ndarray:
@@ -101,37 +73,6 @@ def _vectors(*shape: int) -> np.ndarray:
     memory = np.empty(size + PANEL, dtype=np.float32)
     skipped = -(memory.ctypes.data // memory.itemsize) % PANEL
     return memory[skipped : skipped + size].reshape(shape)
-
-
-@dataclass
-class _Tiles:
-    """The rows of some sections, cut into tiles that do not cross from one to the next.
-
-    Attributes:
-        rows: bounds of the sections.
-        bounds: [tiles, 2], first row and the row after the last.
-        section: [tiles], to which a tile belongs.
-    """
-
-    sections: Sequence[Section]
-    rows: list[int] = field(init=False)
-    bounds: np.ndarray = field(init=False)
-    section: np.ndarray = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.rows = [0, *accumulate(len(section.weight) for section in self.sections)]
-        cut = [
-            (top, min(top + TILE, end), index)
-            for index, (start, end) in enumerate(pairwise(self.rows))
-            for top in range(start, end, TILE)
-        ]
-        self.bounds = np.array([[top, bottom] for top, bottom, _ in cut], dtype=np.int64)
-        self.section = np.array([index for _, _, index in cut], dtype=np.int64)
-
-    def of_section(self, section: int) -> tuple[int, int]:
-        """First tile of a section and the tile after its last."""
-        first, last = np.searchsorted(self.section, (section, section + 1)).tolist()
-        return first, last
 
 
 class _ColumnLoop:
@@ -149,7 +90,7 @@ class _ColumnLoop:
         dead: torch.Tensor,
         starts: Sequence[int],
         group_size: int | None,
-        batches: Sequence[_Tiles],
+        batches: Sequence[Tiles],
         threads: int,
     ) -> None:
         self.upper, self.dead, self.starts = upper, dead.numpy(), starts
@@ -164,16 +105,18 @@ class _ColumnLoop:
             max(len(b.section) for b in batches),
         )
         self.stack = _vectors(-(-columns // PANEL), rows, PANEL)
-        self.turned = np.empty((tiles, width, TILE), dtype=np.float32)
-        self.keys = np.empty((tiles, width, TILE), dtype=np.uint32)
-        self.errors = np.empty((self.together, tiles, width, TILE), dtype=np.float32)
+        # columns 1088 and not 1024 bytes apart: else they share a sixteenth of the cache's sets
+        scratch = (tiles, width, TILE + 16)
+        self.turned = np.empty(scratch, dtype=np.float32)
+        self.keys = np.empty(scratch, dtype=np.uint32)
+        self.errors = np.empty((self.together, *scratch), dtype=np.float32)
 
     def close(self) -> None:
         """Let the threads go."""
         if self.pool is not None:
             self.pool.shutdown()
 
-    def prune(self, tiles: _Tiles) -> list[torch.Tensor]:
+    def prune(self, tiles: Tiles) -> list[torch.Tensor]:
         """The solutions of a batch of sections, views of one tensor."""
         self.tiles = tiles
         sources = [section.weight.numpy() for section in tiles.sections]

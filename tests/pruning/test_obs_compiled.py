@@ -42,6 +42,8 @@ def problem(rows: int, columns: int, dead: int = 0, seed: int = 0) -> tuple[torc
         (37, 64, 2, 16, 4, [0.25, 0.5]),
         (520, 320, 0, 64, 8, [0.25, 0.5]),
         (260, 384, 5, 96, None, [0.6]),
+        (300, 1340, 3, 100, None, [0.4, 0.6]),  # past 512 columns, twice
+        (4500, 132, 0, 64, None, [0.4, 0.6]),  # two batches of sections
     ],
 )
 def test_same_bits_as_the_eager_path(
