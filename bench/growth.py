@@ -29,15 +29,25 @@ def operations(width: int, mlp: int, levels: int) -> float:
 
 
 def peak_bytes(width: int, mlp: int, levels: int) -> float:
-    """The largest group: weights, stack, solutions, two scratch blocks, Hessian and factor.
+    """The largest group: weights, solutions, the stack and scratch of a batch, Hessian and factor.
 
-    Hessian, its damped copy, the turned copy that becomes the factor, and the factor turned back.
+    Scratch is a block's weights, keys and four blocks' errors. Of the Hessian there are it, its
+    damped copy, the turned copy that becomes the factor, and the factor turned back.
     """
+    import torch
+
+    from efficientllava.pruning.sections import Section, batches_of
+
     largest = 0.0
     for group in block_groups(width, mlp):
-        rows = levels * sum(group.rows)
-        matrices = sum(group.rows) * group.columns + 2 * rows * group.columns
-        scratch = 2 * 128 * rows
+        sections = [
+            Section(torch.empty(rows, group.columns, device="meta"), (), 0)
+            for rows in group.rows
+            for _ in range(levels)
+        ]
+        batch = max(sum(len(each.weight) for each in batch) for batch in batches_of(sections))
+        matrices = (1 + levels) * sum(group.rows) * group.columns
+        scratch = batch * (group.columns + 6 * 128)
         largest = max(largest, 4.0 * (matrices + scratch + 4 * group.columns**2))
     return largest
 

@@ -56,8 +56,7 @@ def open_device(name: str) -> torch.device:
         torch.cuda.set_device(device)
         # before the first product: cuBLAS reads it once
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.backends.cuda.matmul.allow_tf32 = False
-        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.fp32_precision = "ieee"  # type: ignore[attr-defined]
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     return device
