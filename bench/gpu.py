@@ -61,9 +61,8 @@ class Bench:
             "survivors": min(4, wanted.candidates),
             "projector_batch": wanted.projector_batch,
             "workers": 1,
+            "projector_checkpointing": True,
         }
-        if "projector_checkpointing" in SearchParameters.model_fields:
-            changes["projector_checkpointing"] = True
         self.search_parameters = SearchParameters(**changes)
         self.found: Any = None
         self.seconds: dict[str, float] = {}

@@ -96,7 +96,8 @@ def prune_levels(
     plan = _Plan(rows, starts, quotas, counts, group_size)
     chosen = _kernel_for(kernel, factor.upper, group_size)
     if chosen == "compiled":
-        stack = [weight.float().contiguous() for weight in weights for _ in levels]
+        singles = [weight.float().contiguous() for weight in weights]  # one copy for all levels
+        stack = [weight for weight in singles for _ in levels]
         sections = [Section(*each) for each in zip(stack, quotas, counts, strict=True)]
         threads = torch.get_num_threads()
         solutions = prune_sections(sections, factor.upper, factor.dead, starts, group_size, threads)

@@ -90,7 +90,7 @@ def calibration_bytes(
     - activations of all calibration tokens, twice: embeddings, and what enters the block;
     - Hessians of a block's four inputs, 4 bytes x (3 width^2 + mlp^2);
     - of the largest group (gate and up, or down) 4 bytes x (weights + 2 x levels x weights +
-      2 x block_size x levels x rows + 4 x columns^2), as docs/performance.md;
+      2 x block_size x levels x rows + 4 x columns^2), all rows of it at once;
     - a block's solutions, twice: the last block's are written meanwhile.
     """
     activations = 2 * (tokens.text + tokens.pairs) * shape.width * shape.item
