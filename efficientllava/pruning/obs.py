@@ -98,7 +98,8 @@ def prune_levels(
     if chosen == "compiled":
         singles = [weight.float().contiguous() for weight in weights]  # one copy for all levels
         stack = [weight for weight in singles for _ in levels]
-        sections = [Section(*each) for each in zip(stack, quotas, counts, strict=True)]
+        densities = [level for _ in weights for level in levels]
+        sections = [Section(*each) for each in zip(stack, quotas, counts, densities, strict=True)]
         threads = torch.get_num_threads()
         solutions = prune_sections(sections, factor.upper, factor.dead, starts, group_size, threads)
     elif chosen == "triton":

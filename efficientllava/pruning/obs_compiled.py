@@ -1,9 +1,9 @@
 """The column loop of OBS on a CPU, compiled: masks, the inside of a block, errors to the right.
 
-What the eager path of `obs` computes, in the same order of additions. A tile of rows goes through
-a block of columns without leaving the cache, with its rows side by side, so that a vector register
-holds one column of many rows; its errors are then spread to the columns on the right, which lie
-in panels of 64 so that memory is read in order.
+What the eager path of `obs` computes, in the same order of additions. Strips of rows go through a
+block of columns within the first-level cache, rows side by side, so that a vector register holds
+one column of many rows; their errors are then listed and spread to the columns on the right, which
+lie in panels of 64 so that memory is read in order.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from efficientllava.pruning.column_loop import (
     prune_columns,
     spread_blocks,
 )
-from efficientllava.pruning.sections import Section, Tiles, batches_of
-from efficientllava.pruning.vector_kernel import PANEL
+from efficientllava.pruning.sections import Section, Tiles, batches_of, bundles_of
+from efficientllava.pruning.vector_kernel import LANES, PANEL
 
 AHEAD = 512
 """Columns that are pruned before their errors are spread to all on the right."""
@@ -56,12 +56,21 @@ def prune_sections(
     Returns:
         The solution of each section [rows, columns].
     """
-    batches = [Tiles(batch) for batch in batches_of(sections)]
-    loop = _ColumnLoop(upper, dead, starts, group_size, batches, threads)
+    bundles = bundles_of(sections)
+    batches = batches_of([[sections[index] for index in bundle] for bundle in bundles])
+    loop = _ColumnLoop(
+        upper, dead, starts, group_size, [Tiles(batch) for batch in batches], threads
+    )
     try:
-        return [solution for tiles in loop.batches for solution in loop.prune(tiles)]
+        solutions = [solution for tiles in loop.batches for solution in loop.prune(tiles)]
     finally:
         loop.close()
+    order = [index for bundle in bundles for index in bundle]
+    return [solution for _, solution in sorted(zip(order, solutions, strict=True), key=_first)]
+
+
+def _first(pair: tuple[int, torch.Tensor]) -> int:
+    return pair[0]
 
 
 def _vectors(*shape: int) -> np.ndarray:
@@ -105,11 +114,12 @@ class _ColumnLoop:
             max(len(b.section) for b in batches),
         )
         self.stack = _vectors(-(-columns // PANEL), rows, PANEL)
-        # columns 1088 and not 1024 bytes apart: else they share a sixteenth of the cache's sets
-        scratch = (tiles, width, TILE + 16)
-        self.turned = np.empty(scratch, dtype=np.float32)
-        self.keys = np.empty(scratch, dtype=np.uint32)
-        self.errors = np.empty((self.together, *scratch), dtype=np.float32)
+        self.keys = np.empty((rows, width), dtype=np.uint32)
+        members = max(batch.members.max() for batch in batches)
+        entries = TILE * -(-width // LANES) * LANES + LANES
+        self.index = np.empty((self.together, tiles, entries), dtype=np.uint16)
+        self.value = np.empty((self.together, tiles, members, entries), dtype=np.float32)
+        self.begins = np.zeros((self.together, tiles, TILE + 1), dtype=np.int64)
 
     def close(self) -> None:
         """Let the threads go."""
@@ -123,13 +133,15 @@ class _ColumnLoop:
 
         def fill(thread: int, first: int, last: int) -> None:
             for tile in range(first, last):
-                (top, bottom), section = tiles.bounds[tile], tiles.section[tile]
-                offset = tiles.rows[section]
-                source = sources[section][top - offset : bottom - offset]
-                into_panels(source, self.stack[:, top:bottom])
+                top, bottom = tiles.bounds[tile]
+                for member in range(tiles.members[tile]):
+                    section, offset = tiles.section[tile] + member, member * tiles.gaps[tile]
+                    start = tiles.rows[section] - offset
+                    source = sources[section][top - start : bottom - start]
+                    into_panels(source, self.stack[:, top + offset : bottom + offset])
 
         self._run(fill)
-        self.solution = np.empty((tiles.rows[-1], len(self.upper)), dtype=np.float32)
+        self.solution = _vectors(tiles.rows[-1], len(self.upper))
         for number in range(len(self.starts) - 1):
             self._prune_block(number)
         solution = torch.from_numpy(self.solution)
@@ -159,19 +171,19 @@ class _ColumnLoop:
         first_block = number // self.together * self.together
         last_block = min(first_block + self.together, len(self.starts) - 1)
         ahead = self.starts[last_block]
-        inner = np.ascontiguousarray(self.upper[start:end, start:end].numpy())
+        inner = np.ascontiguousarray(self.upper[start:end, start:end].T.numpy())
         diagonal = np.ascontiguousarray(inner.diagonal())
         no_input = np.ascontiguousarray(self.dead[start:end])
         quotas = [section.quotas[number] for section in self.tiles.sections]
         limits = self._limits(start, end - start, diagonal, no_input, quotas)
         counts = np.array([section.count for section in self.tiles.sections], dtype=np.int64)
         right = self._factors(start, end, end, ahead)
+        tiles, slot = self.tiles, number - first_block
 
         def work(thread: int, first: int, last: int) -> None:
             prune_columns(
                 self.stack,
                 start,
-                self.turned,
                 inner,
                 diagonal,
                 no_input,
@@ -179,11 +191,15 @@ class _ColumnLoop:
                 limits,
                 counts,
                 self.group_size or 0,
-                self.tiles.bounds,
-                self.tiles.section,
+                tiles.bounds,
+                tiles.section,
+                tiles.members,
+                tiles.gaps,
                 first,
                 last,
-                self.errors[number - first_block],
+                self.index[slot],
+                self.value[slot],
+                self.begins[slot],
                 self.solution,
                 right,
                 end // PANEL,
@@ -200,9 +216,19 @@ class _ColumnLoop:
         factors = np.stack([self._factors(*block, end, columns) for block in blocks])
 
         def work(thread: int, first: int, last: int) -> None:
-            bounds = self.tiles.bounds
             spread_blocks(
-                self.errors, len(factors), self.stack, factors, end // PANEL, bounds, first, last
+                self.index,
+                self.value,
+                self.begins,
+                len(factors),
+                self.stack,
+                factors,
+                end // PANEL,
+                self.tiles.bounds,
+                self.tiles.members,
+                self.tiles.gaps,
+                first,
+                last,
             )
 
         self._run(work)
@@ -226,29 +252,19 @@ class _ColumnLoop:
         no_input: np.ndarray,
         quotas: Sequence[int],
     ) -> np.ndarray:
-        """Per section, the key below which exactly its quota of weights lies (radix selection).
-
-        The first pass also turns the block's columns round, so that rows lie side by side.
-        """
+        """Per section, the key below which exactly its quota of weights lies (radix selection)."""
         sections = len(quotas)
-        rest = np.array(quotas, dtype=np.int64)
+        if self.group_size is not None:
+            return np.zeros(sections, dtype=np.uint32)  # masks are chosen within groups
+        tiles, rest = self.tiles, np.array(quotas, dtype=np.int64)
         prefix = np.zeros(sections, dtype=np.uint32)
         for shift, above in ((FIRST, 32), (SECOND, FIRST), (THIRD, SECOND)):
             bins = 1 << (min(above, 31) - shift)
             histograms = np.zeros((self.threads, sections, bins), dtype=np.int64)
             if above == 32:
                 digits = partial(
-                    first_digits,
-                    self.stack,
-                    start,
-                    width,
-                    self.turned,
-                    diagonal,
-                    no_input,
-                    self.keys,
+                    first_digits, self.stack, start, width, diagonal, no_input, self.keys
                 )
-            elif self.group_size is not None:
-                break
             else:
                 digits = partial(later_digits, width, self.keys, prefix, shift, above)
 
@@ -259,7 +275,8 @@ class _ColumnLoop:
                 digits: Callable[..., None] = digits,
                 into: np.ndarray = histograms,
             ) -> None:
-                digits(self.tiles.bounds, self.tiles.section, first, last, into[thread])
+                where = (tiles.bounds, tiles.section, tiles.members, tiles.gaps)
+                digits(*where, first, last, into[thread])
 
             self._run(work)
             upto = histograms.sum(axis=0).cumsum(axis=1)
@@ -272,14 +289,6 @@ class _ColumnLoop:
                 if shift == THIRD:
                     equal = upto[index, digit] - (upto[index, digit - 1] if digit else 0)
                     if equal > rest[index] > 0:
-                        first, last = self.tiles.of_section(index)
-                        demote(
-                            self.keys,
-                            width,
-                            self.tiles.bounds,
-                            first,
-                            last,
-                            prefix[index],
-                            rest[index],
-                        )
+                        top, bottom = tiles.rows[index], tiles.rows[index + 1]
+                        demote(self.keys, width, top, bottom, prefix[index], rest[index])
         return np.where(np.array(quotas) > 0, prefix + np.uint32(1), np.uint32(0))

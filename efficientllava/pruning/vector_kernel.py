@@ -1,15 +1,15 @@
-"""The inner loop of spreading errors, written in LLVM's terms because numba cannot hold vectors.
+"""The innermost loops of OBS, written in LLVM's terms because numba cannot hold vectors.
 
-A row of weights changes by a sum over the columns that were pruned in it. Half of the products of
-a dense matrix multiplication would be with zeros; here only the others are formed, with four
-vectors of sums in registers. LLVM turns the 16-wide vectors into whatever the processor has.
+LLVM turns the vectors of 16 into whatever the processor has; on every processor the same numbers
+are added in the same order.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
@@ -17,72 +17,249 @@ from numba.extending import intrinsic
 PANEL = 64
 """Columns that are summed together: with 128 errors a panel of U is 32 KiB, a first-level cache."""
 LANES = 16
+STRIP = 2 * LANES
+"""Rows that go through a block of columns together: 16 KiB of weights and as much of errors."""
+MEMBERS = 3 if binding.get_host_cpu_features().get("avx512f") else 1
+"""Levels of a matrix whose rows are summed together: 32 registers hold the sums of three."""
 
-_float, _int32, _int64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
-_vector = ir.VectorType(_float, LANES)
+_float, _int16, _int32, _int64 = ir.FloatType(), ir.IntType(16), ir.IntType(32), ir.IntType(64)
+_vector, _integers = ir.VectorType(_float, LANES), ir.VectorType(_int32, LANES)
+_floats, _shorts = types.CPointer(types.float32), types.CPointer(types.uint16)
+
+
+def _spread_rows(members: int) -> Callable[..., Any]:
+    """Spread the errors of one row of a matrix at `members` levels to a panel of columns."""
+
+    @intrinsic
+    def spread_rows(  # type: ignore[no-untyped-def]
+        typing_context, panel, index, value, apart, count, weight, gap, ahead, coming
+    ):
+        """weight[m, :64] -= sum over k < count of value[m, k] * panel[index[k], :64].
+
+        Products are added one after the other by fused multiply-add, and their sum is then
+        subtracted: what a matrix multiplication does when its depth is not cut. A zero among
+        the values changes no sum, so members share the list of columns: their masks nearly nest,
+        and a vector of U is loaded once for all of them.
+
+        Args:
+            panel, value, weight: pointers to float32; index: to uint16.
+            apart, gap: floats from one member's values and weights to the next one's.
+            ahead: floats from here to the weights that are asked for in advance.
+            coming: 64 floats that are fetched into the second-level cache.
+        """
+        signature = types.void(
+            *(_floats, _shorts, _floats, types.intp, types.intp),
+            *(_floats, types.intp, types.intp, _floats),
+        )
+
+        def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            panel, index, value, apart, count, weight, gap, ahead, coming = arguments
+            parts = range(0, PANEL, LANES)
+            rows = [_at(builder, weight, _times(builder, gap, m)) for m in range(members)]
+            values = [_at(builder, value, _times(builder, apart, m)) for m in range(members)]
+            for row in rows:
+                for part in parts:
+                    _fetch(builder, _at(builder, row, ahead, part), write=True, level=3)
+            for part in parts:
+                _fetch(builder, _at(builder, coming, part), write=False, level=2)
+            sums = [[cgutils.alloca_once(builder, _vector) for _ in parts] for _ in rows]
+            for each in (each for of_row in sums for each in of_row):
+                builder.store(ir.Constant(_vector, [0.0] * LANES), each)
+            with cgutils.for_range(builder, count) as loop:
+                column = builder.zext(builder.load(_at(builder, index, loop.index)), _int64)
+                line = _at(builder, panel, _times(builder, column, PANEL))
+                factors = [_load(builder, _at(builder, line, part)) for part in parts]
+                for each, of_row in zip(values, sums, strict=True):
+                    error = _everywhere(builder, builder.load(_at(builder, each, loop.index)))
+                    for factor, total in zip(factors, of_row, strict=True):
+                        added = _fused(builder, error, factor, builder.load(total))
+                        builder.store(added, total)
+            for row, of_row in zip(rows, sums, strict=True):
+                for part, total in zip(parts, of_row, strict=True):
+                    place = _at(builder, row, part)
+                    changed = builder.fsub(_load(builder, place), builder.load(total))
+                    _store(builder, changed, place)
+            return context.get_dummy_value()
+
+        return signature, codegen
+
+    return spread_rows
+
+
+def _spread_columns(errors: int) -> Callable[..., Any]:
+    """Spread the errors of `errors` columns of a strip to columns on their right."""
+
+    @intrinsic
+    def spread_columns(typing_context, weight, error, factor, step, count):  # type: ignore[no-untyped-def]
+        """weight[c] -= error[0] * factor[c, 0], then error[1] * factor[c, 1], ... for c < count.
+
+        Product and difference are rounded one by one, as in the eager path.
+
+        Args:
+            weight, error: pointers to columns of a strip, 32 float32 each.
+            factor: pointer to U with its columns as rows, `step` floats apart.
+        """
+        signature = types.void(_floats, _floats, _floats, types.intp, types.intp)
+
+        def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            weight, error, factor, step, count = arguments
+            parts = range(0, STRIP, LANES)
+            lost = [
+                [_load(builder, _at(builder, error, number * STRIP + part)) for part in parts]
+                for number in range(errors)
+            ]
+            with cgutils.for_range(builder, count) as loop:
+                places = [
+                    _at(builder, weight, _times(builder, loop.index, STRIP), part) for part in parts
+                ]
+                factors = _at(builder, factor, builder.mul(loop.index, step))
+                values = [_load(builder, place) for place in places]
+                for number, of_column in enumerate(lost):
+                    each = _everywhere(builder, builder.load(_at(builder, factors, number)))
+                    values = [
+                        builder.fsub(value, builder.fmul(part, each))
+                        for value, part in zip(values, of_column, strict=True)
+                    ]
+                for place, value in zip(places, values, strict=True):
+                    _store(builder, value, place)
+            return context.get_dummy_value()
+
+        return signature, codegen
+
+    return spread_columns
+
+
+def _list_columns(members: int) -> Callable[..., Any]:
+    """Add the columns in which one of `members` rows has an error to their list."""
+
+    @intrinsic
+    def list_columns(typing_context, error, gap, first, width, index, value, apart):  # type: ignore[no-untyped-def]
+        """Write the columns, and the errors of all members in them; return how many they are.
+
+        Args:
+            error: pointer to the first member's errors, `gap` floats before the next one's;
+                `width`, a multiple of 16, of each.
+            first: where in `index` and `value` the list of this row begins; 16 entries past its
+                end are overwritten.
+            apart: floats from one member's values to the next one's.
+        """
+        signature = types.intp(
+            *(_floats, types.intp, types.intp, types.intp, _shorts, _floats, types.intp)
+        )
+
+        def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            error, gap, first, width, index, value, apart = arguments
+            bits = ir.VectorType(ir.IntType(1), LANES)
+            found = cgutils.alloca_once_value(builder, first)
+            columns = cgutils.alloca_once_value(builder, ir.Constant(_integers, list(range(LANES))))
+            with cgutils.for_range(builder, builder.lshr(width, ir.Constant(_int64, 4))) as loop:
+                left, place = _times(builder, loop.index, LANES), builder.load(found)
+                lost = [
+                    _load(builder, _at(builder, error, _times(builder, gap, m), left))
+                    for m in range(members)
+                ]
+                zero = ir.Constant(_vector, [0.0] * LANES)
+                kept = [builder.fcmp_unordered("!=", each, zero) for each in lost]
+                taken = kept[0]
+                for each in kept[1:]:
+                    taken = builder.or_(taken, each)
+                for number, each in enumerate(lost):
+                    target = _at(builder, value, _times(builder, apart, number), place)
+                    _store(builder, _compress(builder, _vector, each, taken), target)
+                now = builder.load(columns)
+                short = ir.VectorType(_int16, LANES)
+                packed = builder.trunc(_compress(builder, _integers, now, taken), short)
+                target = builder.bitcast(_at(builder, index, place), short.as_pointer())
+                builder.store(packed, target).align = 2
+                builder.store(builder.add(now, ir.Constant(_integers, [LANES] * LANES)), columns)
+                number = builder.ctpop(builder.bitcast(taken, _int16))
+                builder.store(builder.add(place, builder.zext(number, _int64)), found)
+                assert taken.type == bits
+            return builder.load(found)
+
+        return signature, codegen
+
+    return list_columns
 
 
 @intrinsic
-def spread_row(  # type: ignore[no-untyped-def]
-    typing_context, panel, index, value, count, weight, ahead, coming
-):
-    """weight[:64] -= sum over k < count of value[k] * panel[index[k], :64].
-
-    The products are added one after the other by fused multiply-add, and their sum is then
-    subtracted: what a matrix multiplication does when its depth is not cut. All arguments are
-    pointers to float32 (index: uint16) but `ahead`: how many floats ahead the row lies that is
-    asked for in advance. So are the 32 floats at `coming`, for the second-level cache.
-    """
-    floats = types.CPointer(types.float32)
-    signature = types.void(
-        floats, types.CPointer(types.uint16), floats, types.intp, floats, types.intp, floats
-    )
+def turn_square(typing_context, source, step, target, target_step):  # type: ignore[no-untyped-def]
+    """Write 16 rows of 16 float32, `step` floats apart, as columns, `target_step` floats apart."""
+    signature = types.void(_floats, types.intp, _floats, types.intp)
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        panel, index, value, count, weight, ahead, coming = arguments
-        fused = _declare(builder, "llvm.fma.v16f32", _vector, [_vector] * 3)
-        fetch = _declare(
-            builder,
-            "llvm.prefetch.p0",
-            ir.VoidType(),
-            [_float.as_pointer(), _int32, _int32, _int32],
-        )
-        parts = [ir.Constant(_int64, start) for start in range(0, PANEL, LANES)]
-        write, keep, data = (ir.Constant(_int32, number) for number in (1, 3, 1))
-        for part in parts:
-            builder.call(
-                fetch, [builder.gep(weight, [builder.add(ahead, part)]), write, keep, data]
-            )
-        read, second = (ir.Constant(_int32, number) for number in (0, 2))
-        for part in parts[:2]:
-            builder.call(fetch, [builder.gep(coming, [part]), read, second, data])
-        sums = [cgutils.alloca_once(builder, _vector) for _ in parts]
-        for each in sums:
-            builder.store(ir.Constant(_vector, [0.0] * LANES), each)
-        undefined = ir.Constant(_vector, ir.Undefined)
-        everywhere = ir.Constant(ir.VectorType(_int32, LANES), [0] * LANES)
-        with cgutils.for_range(builder, count) as loop:
-            chosen = builder.zext(builder.load(builder.gep(index, [loop.index])), _int64)
-            row = builder.gep(panel, [builder.mul(chosen, ir.Constant(_int64, PANEL))])
-            single = builder.load(builder.gep(value, [loop.index]))
-            single = builder.insert_element(undefined, single, ir.Constant(_int32, 0))
-            error = builder.shuffle_vector(single, undefined, everywhere)
-            for part, each in zip(parts, sums, strict=True):
-                factor = _load(builder, builder.gep(row, [part]))
-                builder.store(builder.call(fused, [error, factor, builder.load(each)]), each)
-        for part, each in zip(parts, sums, strict=True):
-            place = builder.gep(weight, [part])
-            changed = builder.fsub(_load(builder, place), builder.load(each))
-            builder.store(changed, builder.bitcast(place, _vector.as_pointer())).align = 4
+        source, step, target, target_step = arguments
+        square = [
+            _load(builder, _at(builder, source, _times(builder, step, number)))
+            for number in range(LANES)
+        ]
+        half = LANES // 2
+        low = [place for lane in range(half) for place in (lane, LANES + lane)]
+        for _ in range(4):  # riffling the rows four times turns the square
+            square = [
+                _shuffle(builder, first, second, [half * upper + lane for lane in low])
+                for first, second in zip(square[:half], square[half:], strict=True)
+                for upper in (0, 1)
+            ]
+        for number, each in enumerate(square):
+            _store(builder, each, _at(builder, target, _times(builder, target_step, number)))
         return context.get_dummy_value()
 
     return signature, codegen
+
+
+spread_row, spread_two_rows, spread_three_rows = (_spread_rows(members) for members in (1, 2, 3))
+spread_column, spread_four_columns, spread_eight_columns = map(_spread_columns, (1, 4, 8))
+list_row, list_two_rows, list_three_rows = (_list_columns(members) for members in (1, 2, 3))
+
+
+def _at(builder: Any, pointer: Any, *steps: Any) -> Any:
+    for step in steps:
+        offset = ir.Constant(_int64, step) if isinstance(step, int) else step
+        pointer = builder.gep(pointer, [offset])
+    return pointer
+
+
+def _times(builder: Any, value: Any, factor: int) -> Any:
+    return builder.mul(value, ir.Constant(_int64, factor))
 
 
 def _load(builder: Any, place: Any) -> Any:
     loaded = builder.load(builder.bitcast(place, _vector.as_pointer()))
     loaded.align = 4
     return loaded
+
+
+def _store(builder: Any, value: Any, place: Any) -> None:
+    builder.store(value, builder.bitcast(place, _vector.as_pointer())).align = 4
+
+
+def _everywhere(builder: Any, single: Any) -> Any:
+    undefined = ir.Constant(_vector, ir.Undefined)
+    first = builder.insert_element(undefined, single, ir.Constant(_int32, 0))
+    return _shuffle(builder, first, undefined, [0] * LANES)
+
+
+def _shuffle(builder: Any, first: Any, second: Any, lanes: Sequence[int]) -> Any:
+    return builder.shuffle_vector(first, second, ir.Constant(_integers, list(lanes)))
+
+
+def _fused(builder: Any, *arguments: Any) -> Any:
+    return builder.call(_declare(builder, "llvm.fma.v16f32", _vector, [_vector] * 3), arguments)
+
+
+def _compress(builder: Any, kind: Any, values: Any, taken: Any) -> Any:
+    """The chosen values first, side by side."""
+    name = f"llvm.experimental.vector.compress.v16{'f32' if kind == _vector else 'i32'}"
+    function = _declare(builder, name, kind, [kind, taken.type, kind])
+    return builder.call(function, [values, taken, ir.Constant(kind, ir.Undefined)])
+
+
+def _fetch(builder: Any, place: Any, write: bool, level: int) -> None:
+    """Ask for a line of the cache in advance; level 3 is the first, 2 the second."""
+    kinds = [_float.as_pointer(), _int32, _int32, _int32]
+    fetch = _declare(builder, "llvm.prefetch.p0", ir.VoidType(), kinds)
+    builder.call(fetch, [place, *(ir.Constant(_int32, each) for each in (int(write), level, 1))])
 
 
 def _declare(builder: Any, name: str, result: Any, arguments: list[Any]) -> Any:
