@@ -56,7 +56,7 @@ def first_digits(  # type: ignore[no-untyped-def]
     start,
     width,
     diagonal,
-    no_input,
+    live,
     keys,
     bounds,
     tile_section,
@@ -66,7 +66,11 @@ def first_digits(  # type: ignore[no-untyped-def]
     last,
     histogram,
 ):
-    """Write the keys of w^2 / U_jj^2 and count their first digits; 0 is an input without use."""
+    """Write the keys of w^2 / U_jj^2 and count their first digits.
+
+    Args:
+        live: [columns] uint32, all bits of an input that is used, else none: its keys are 0.
+    """
     score = np.empty(PANEL, dtype=np.float32)
     bits = score.view(np.uint32)
     for tile in range(first, last):
@@ -74,19 +78,19 @@ def first_digits(  # type: ignore[no-untyped-def]
             counted = histogram[tile_section[tile] + member]
             offset = member * gaps[tile]
             for row in range(bounds[tile, 0] + offset, bounds[tile, 1] + offset):
-                key = keys[row]
                 column = 0
                 while column < width:
                     panel, left = (start + column) // PANEL, (start + column) % PANEL
                     many = min(PANEL - left, width - column)
-                    weight = stack[panel, row, left:]
+                    weight, key = stack[panel, row, left:], keys[row, column:]
+                    scale, used = diagonal[column:], live[column:]
                     for place in range(many):
-                        quotient = weight[place] / diagonal[column + place]
+                        quotient = weight[place] / scale[place]
                         score[place] = quotient * quotient
                     for place in range(many):
-                        used = bits[place] + np.uint32(1)
-                        key[column + place] = np.uint32(0) if no_input[column + place] else used
+                        key[place] = (bits[place] + np.uint32(1)) & used[place]
                     column += many
+                key = keys[row]
                 for column in range(width):
                     counted[key[column] >> np.uint32(FIRST)] += 1
 

@@ -88,18 +88,16 @@ def inverse_factor(
         UserError: NaN or inf in the Hessian, or not positive definite at any damping tried.
     """
     where = f"Hessian of {name}"
-    damped = hessian.to(dtype, copy=True)
-    diagonal = damped.diagonal()
-    dead = diagonal == 0
-    diagonal.masked_fill_(dead, 1.0)
-    # in double, as a number would be, and left on the device: the one thing waited for is success
-    mean = diagonal.mean().double()
-    added = torch.zeros_like(mean)
+    dead = hessian.diagonal() == 0
     for attempt in range(RAISES + 1):
         share = damping * 10.0**attempt
-        diagonal += share * mean - added
-        added = share * mean
-        if (upper := _factorise(damped)) is not None:
+        # one copy, with the order of rows and columns turned round, becomes the factor in place
+        turned = hessian.flip(0, 1).to(dtype)
+        diagonal = turned.diagonal()
+        diagonal.masked_fill_(dead.flip(0), 1.0)
+        # in double, as a number would be, and left on the device: only success is waited for
+        diagonal += share * diagonal.mean().double()
+        if (upper := _factorise(turned)) is not None:
             return InverseFactor(upper, dead, share)
         if attempt == 0 and not all_finite(hessian):
             raise UserError(
@@ -119,21 +117,35 @@ def inverse_factor(
     )
 
 
-def _factorise(damped: torch.Tensor) -> torch.Tensor | None:
+def _factorise(turned: torch.Tensor) -> torch.Tensor | None:
     """U of H^-1 = U^T U, without forming H^-1; None if H is not positive definite.
 
-    With the order of rows and columns turned round, H = L L^T of the turned matrix gives
-    U = L^-1 turned back. That is 2/3 n^3 operations; inverting H and factorising the inverse, as
-    SparseGPT does, is 4/3 n^3.
+    H = L L^T of the matrix turned round gives U = L^-1 turned back. That is 2/3 n^3 operations;
+    inverting H and factorising the inverse, as SparseGPT does, is 4/3 n^3.
+
+    Args:
+        turned: H with the order of rows and columns turned round; destroyed.
     """
-    turned = damped.flip(0, 1)
     if turned.device.type == "cpu":
         inverse = _inverse_of_cholesky(turned.numpy())
         if inverse is not None and not all_finite(inverse):
             inverse = None
     else:
         inverse = inverse_of_cholesky(turned)
-    return None if inverse is None else inverse.flip(0, 1)
+    if inverse is not None:
+        _turn_round(inverse)
+    return inverse
+
+
+def _turn_round(matrix: torch.Tensor, step: int = 2**20) -> None:
+    """Reverse the order of rows and columns of a matrix, stored either way, in its own memory."""
+    flat = (matrix if matrix.is_contiguous() else matrix.T).view(-1)
+    for start in range(0, len(flat) // 2, step):
+        end = min(start + step, len(flat) // 2)
+        front, back = flat[start:end], flat[len(flat) - end : len(flat) - start]
+        turned = front.flip(0)
+        front.copy_(back.flip(0))
+        back.copy_(turned)
 
 
 def inverse_of_cholesky(matrix: torch.Tensor) -> torch.Tensor | None:

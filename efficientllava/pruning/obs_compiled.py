@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from efficientllava.pruning.column_loop import (
+    ABOVE_ALL,
     FIRST,
     SECOND,
     THIRD,
@@ -262,9 +263,8 @@ class _ColumnLoop:
             bins = 1 << (min(above, 31) - shift)
             histograms = np.zeros((self.threads, sections, bins), dtype=np.int64)
             if above == 32:
-                digits = partial(
-                    first_digits, self.stack, start, width, diagonal, no_input, self.keys
-                )
+                live = np.where(no_input, 0, ABOVE_ALL).astype(np.uint32)
+                digits = partial(first_digits, self.stack, start, width, diagonal, live, self.keys)
             else:
                 digits = partial(later_digits, width, self.keys, prefix, shift, above)
 

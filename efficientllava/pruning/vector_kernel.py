@@ -103,24 +103,19 @@ def _spread_columns(errors: int) -> Callable[..., Any]:
 
         def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             weight, error, factor, step, count = arguments
-            parts = range(0, STRIP, LANES)
-            lost = [
-                [_load(builder, _at(builder, error, number * STRIP + part)) for part in parts]
-                for number in range(errors)
-            ]
-            with cgutils.for_range(builder, count) as loop:
-                places = [
-                    _at(builder, weight, _times(builder, loop.index, STRIP), part) for part in parts
+            for part in range(0, STRIP, LANES):  # a product with memory is faster than two shared
+                lost = [
+                    _load(builder, _at(builder, error, number * STRIP + part))
+                    for number in range(errors)
                 ]
-                factors = _at(builder, factor, builder.mul(loop.index, step))
-                values = [_load(builder, place) for place in places]
-                for number, of_column in enumerate(lost):
-                    each = _everywhere(builder, builder.load(_at(builder, factors, number)))
-                    values = [
-                        builder.fsub(value, builder.fmul(part, each))
-                        for value, part in zip(values, of_column, strict=True)
-                    ]
-                for place, value in zip(places, values, strict=True):
+                with cgutils.for_range(builder, count) as loop:
+                    place = _at(builder, weight, _times(builder, loop.index, STRIP), part)
+                    factors = _at(builder, factor, builder.mul(loop.index, step))
+                    value = _load(builder, place)
+                    for number, each in enumerate(lost):
+                        single = builder.load(_at(builder, factors, number))
+                        product = builder.fmul(each, _everywhere(builder, single))
+                        value = builder.fsub(value, product)
                     _store(builder, value, place)
             return context.get_dummy_value()
 
@@ -149,7 +144,6 @@ def _list_columns(members: int) -> Callable[..., Any]:
 
         def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             error, gap, first, width, index, value, apart = arguments
-            bits = ir.VectorType(ir.IntType(1), LANES)
             found = cgutils.alloca_once_value(builder, first)
             columns = cgutils.alloca_once_value(builder, ir.Constant(_integers, list(range(LANES))))
             with cgutils.for_range(builder, builder.lshr(width, ir.Constant(_int64, 4))) as loop:
@@ -174,7 +168,6 @@ def _list_columns(members: int) -> Callable[..., Any]:
                 builder.store(builder.add(now, ir.Constant(_integers, [LANES] * LANES)), columns)
                 number = builder.ctpop(builder.bitcast(taken, _int16))
                 builder.store(builder.add(place, builder.zext(number, _int64)), found)
-                assert taken.type == bits
             return builder.load(found)
 
         return signature, codegen
