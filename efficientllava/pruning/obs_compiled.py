@@ -16,20 +16,18 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from efficientllava.pruning.column_loop import (
+from efficientllava.pruning.column_loop import into_panels, prune_columns
+from efficientllava.pruning.error_lists import TILE, spread_blocks
+from efficientllava.pruning.sections import Section, Tiles, batches_of, bundles_of
+from efficientllava.pruning.selection import (
     ABOVE_ALL,
     FIRST,
     SECOND,
     THIRD,
-    TILE,
     demote,
     first_digits,
-    into_panels,
     later_digits,
-    prune_columns,
-    spread_blocks,
 )
-from efficientllava.pruning.sections import Section, Tiles, batches_of, bundles_of
 from efficientllava.pruning.vector_kernel import LANES, PANEL
 
 AHEAD = 512

@@ -1,4 +1,4 @@
-"""The rows that OBS prunes: sections with masks of their own, bundles, batches, tiles for a cache."""
+"""The rows that OBS prunes: sections with masks of their own, bundles of them, batches, tiles."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from itertools import accumulate, groupby
 import numpy as np
 import torch
 
-from efficientllava.pruning.column_loop import TILE
+from efficientllava.pruning.error_lists import TILE
 from efficientllava.pruning.vector_kernel import MEMBERS
 
 ROWS = 8192

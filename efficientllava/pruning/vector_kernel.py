@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numba
 from llvmlite import binding, ir
 from numba import types
 from numba.core import cgutils
@@ -21,6 +22,9 @@ STRIP = 2 * LANES
 """Rows that go through a block of columns together: 16 KiB of weights and as much of errors."""
 MEMBERS = 3 if binding.get_host_cpu_features().get("avx512f") else 1
 """Levels of a matrix whose rows are summed together: 32 registers hold the sums of three."""
+
+compiled: Callable[..., Any] = numba.njit(nogil=True, cache=True, error_model="numpy")
+"""Without leave to reorder sums, so that a run repeats another bit for bit."""
 
 _float, _int16, _int32, _int64 = ir.FloatType(), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 _vector, _integers = ir.VectorType(_float, LANES), ir.VectorType(_int32, LANES)

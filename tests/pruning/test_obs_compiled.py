@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,9 @@ from efficientllava.errors import UserError
 from efficientllava.files import file_digest
 from efficientllava.models.adapter import Adapter, adapter_for
 from efficientllava.parameters import PruningParameters, SearchParameters
-from efficientllava.pruning import hessian, masks, obs
+from efficientllava.pruning import hessian, masks, obs, obs_compiled
 from efficientllava.pruning.database import build_database, open_database
+from efficientllava.pruning.sections import bundles_of
 from efficientllava.pruning.vector_kernel import PANEL
 from efficientllava.search.run import Search, SearchResult
 from tests.conftest import random_llava, random_proxy
@@ -44,12 +46,15 @@ def problem(rows: int, columns: int, dead: int = 0, seed: int = 0) -> tuple[torc
         (260, 384, 5, 96, None, [0.6]),
         (300, 1340, 3, 100, None, [0.4, 0.6]),  # past 512 columns, twice
         (4500, 132, 0, 64, None, [0.4, 0.6]),  # two batches of sections
+        (300, 320, 2, 128, None, [0.6, 0.4, 0.5, 0.45, 0.55]),  # bundles, not in order
+        (200, 640, 3, 128, 4, [0.5, 0.25, 0.75]),
     ],
 )
 def test_same_bits_as_the_eager_path(
     rows: int, columns: int, dead: int, block: int, group: int | None, levels: list[float]
 ) -> None:
-    """Tiles of 256 rows and panels of 64 columns are cut at odd places; equal scores, too."""
+    """Tiles of 128 rows, strips of 32 and panels of 64 columns are cut at odd places; equal
+    scores, too."""
     weight, matrix = problem(rows, columns, dead)
     weight[:, columns // 2] = 0.0
     weight[3] = 1.0
@@ -94,6 +99,19 @@ def test_threads_change_nothing() -> None:
     torch.set_num_threads(before)
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_bundles_change_nothing(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    """Levels that share a list of columns; processors with few registers take one at a time."""
+    weight, matrix = problem(150, 700, dead=2)
+    factor = hessian.inverse_factor(matrix)
+    levels = [0.5, 0.3, 0.35, 0.4]
+    expected = obs.prune_levels([weight], factor, levels, kernel="eager")[0]
+    cut = partial(bundles_of, most=most)
+    monkeypatch.setattr(obs_compiled, "bundles_of", cut)
+    got = obs.prune_levels([weight], factor, levels, kernel="compiled")[0]
+    assert all(torch.equal(a, b) for a, b in zip(expected, got, strict=True))
 
 
 def test_masks_of_sparsegpt_as_published() -> None:
