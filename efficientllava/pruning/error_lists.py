@@ -13,8 +13,8 @@ from efficientllava.pruning.vector_kernel import (
     spread_two_rows,
 )
 
-TILE = 128
-"""Rows of a tile: of three levels, with the lists of 512 columns, 600 KiB of second-level cache."""
+TILE = 256
+"""Rows of a tile: a panel of U is read once for them; their lists should stay in a cache."""
 
 
 @compiled

@@ -53,7 +53,7 @@ def problem(rows: int, columns: int, dead: int = 0, seed: int = 0) -> tuple[torc
 def test_same_bits_as_the_eager_path(
     rows: int, columns: int, dead: int, block: int, group: int | None, levels: list[float]
 ) -> None:
-    """Tiles of 128 rows, strips of 32 and panels of 64 columns are cut at odd places; equal
+    """Tiles of 256 rows, strips of 32 and panels of 64 columns are cut at odd places; equal
     scores, too."""
     weight, matrix = problem(rows, columns, dead)
     weight[:, columns // 2] = 0.0
