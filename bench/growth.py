@@ -28,27 +28,27 @@ def operations(width: int, mlp: int, levels: int) -> float:
     return updates + sum(2 / 3 * g.columns**3 for g in groups)
 
 
-def peak_bytes(width: int, mlp: int, levels: int) -> float:
+def peak_bytes(width: int, mlp: int, levels: Sequence[float]) -> float:
     """The largest group: weights, solutions, the stack and scratch of a batch, Hessian and factor.
 
-    Scratch is a block's weights, keys and four blocks' errors. Of the Hessian there are it, its
-    damped copy, the turned copy that becomes the factor, and the factor turned back.
+    Scratch is a block's keys and four blocks' lists of errors.
     """
     import torch
 
-    from efficientllava.pruning.sections import Section, batches_of
+    from efficientllava.pruning.sections import Section, batches_of, bundles_of
 
     largest = 0.0
     for group in block_groups(width, mlp):
-        sections = [
-            Section(torch.empty(rows, group.columns, device="meta"), (), 0)
-            for rows in group.rows
-            for _ in range(levels)
-        ]
-        batch = max(sum(len(each.weight) for each in batch) for batch in batches_of(sections))
-        matrices = (1 + levels) * sum(group.rows) * group.columns
+        weights = [torch.empty(rows, group.columns, device="meta") for rows in group.rows]
+        sections = [Section(weight, (), 0, level) for weight in weights for level in levels]
+        bundles = [[sections[index] for index in bundle] for bundle in bundles_of(sections)]
+        batch = max(
+            sum(len(section.weight) for bundle in batch for section in bundle)
+            for batch in batches_of(bundles)
+        )
+        matrices = (1 + len(levels)) * sum(group.rows) * group.columns
         scratch = batch * (group.columns + 6 * 128)
-        largest = max(largest, 4.0 * (matrices + scratch + 4 * group.columns**2))
+        largest = max(largest, 4.0 * (matrices + scratch + 2 * group.columns**2))
     return largest
 
 
@@ -101,7 +101,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|")
     for width, row in zip(wanted.widths, rows, strict=True):
         speed = operations(width, _mlp(width), len(LEVELS)) / row["processor"] / 1e9
-        formula = peak_bytes(width, _mlp(width), len(LEVELS)) / 2**20
+        formula = peak_bytes(width, _mlp(width), LEVELS) / 2**20
         print(
             f"| {width} | {_mlp(width)} | {row['seconds']:.2f} | {row['processor']:.2f} "
             f"| {speed:.0f} | {row['peak'] / 2**20:.0f} | {formula:.0f} |"
