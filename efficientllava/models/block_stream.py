@@ -238,18 +238,24 @@ def streaming(blocks: Sequence[nn.Module], stream: BlockStream) -> Iterator[None
     """
     with ExitStack() as ends:
         for number, block in enumerate(blocks):
-            forward, own = block.forward, block.__dict__.get("forward")
-            block.forward = partial(_run, stream, number, forward)
-            ends.callback(_give_back, block, own)
+            run = partial(_run, stream, number, block.forward)
+            ends.enter_context(replaced_forward(block, run))
         ends.callback(stream.drop)
         yield
 
 
-def _give_back(block: nn.Module, own: Callable[..., Any] | None) -> None:
-    if own is None:
-        del block.forward  # its class has one
-    else:
-        block.forward = own
+@contextmanager
+def replaced_forward(block: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Let a module run something else instead of its forward."""
+    own = block.__dict__.get("forward")
+    block.forward = forward
+    try:
+        yield
+    finally:
+        if own is None:
+            del block.forward  # its class has one
+        else:
+            block.forward = own
 
 
 def _run(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch.nn import functional
 
 from efficientllava.data.proxy import Pairs, ProxyData, batches
 from efficientllava.models.adapter import Adapter, Matrix
+from efficientllava.models.block_stream import replaced_forward
 from efficientllava.parameters import PruningParameters
 from efficientllava.pruning.hessian import accumulate, empty
 
@@ -115,9 +117,9 @@ class GroupHessian:
 class BlockWalk:
     """Activations of the calibration data, moved forward through one decoder block at a time.
 
-    Every block's arguments are recorded in one forward pass (masks and positions are shared by
-    reference), so that nothing is assumed about a block's signature; of the activations only those
-    entering the current block are kept.
+    Every block's arguments are recorded beforehand (masks and positions shared by reference), so
+    that nothing is assumed about a block's signature; of the activations only those entering the
+    current block are kept, and those leaving it where that saves a pass.
 
     Args:
         tokens: what Hessians see, as `pruning.calibration_tokens`.
@@ -135,24 +137,31 @@ class BlockWalk:
         self.inputs = inputs
         self._tokens, self._drifting_share = tokens, drifting_share
         self.hidden: list[torch.Tensor] = []
+        self._leaving: dict[int, list[torch.Tensor]] = {}
         self._calls: list[list[tuple[tuple[Any, ...], dict[str, Any]]]] = []
         for batch in inputs:
             self._record(batch)
 
     @torch.no_grad()
     def _record(self, batch: LanguageInputs) -> None:
+        """Catch the arguments of every block; all but the first pass on what they get."""
         calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        rest: list[tuple[Any, ...] | None] = []  # what a block returns beside the activations
 
-        def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if not calls:
-                self.hidden.append(args[0] if args else kwargs["hidden_states"])
+        def catch(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             others = {key: value for key, value in kwargs.items() if key != "hidden_states"}
             calls.append((args[1:], others))
+            hidden = args[0] if args else kwargs["hidden_states"]
+            if not rest:
+                self.hidden.append(hidden)
+                output = forward(*args, **kwargs)
+                rest.append(output[1:] if isinstance(output, tuple) else None)
+                return output
+            return hidden if rest[0] is None else (hidden, *rest[0])
 
-        with ExitStack() as hooks:
+        with ExitStack() as replaced:
             for block in self.adapter.blocks:
-                handle = block.register_forward_pre_hook(record, with_kwargs=True)
-                hooks.callback(handle.remove)
+                replaced.enter_context(replaced_forward(block, partial(catch, block.forward)))
             self.adapter.language_model(**batch.arguments)
         self._calls.append(calls)
 
@@ -176,8 +185,15 @@ class BlockWalk:
                 )
         return selected
 
-    def hessians(self, block: int, dtype: torch.dtype = torch.float32) -> list[GroupHessian]:
-        """One Hessian per distinct input of a block, at the activations that enter it now."""
+    def hessians(
+        self, block: int, dtype: torch.dtype = torch.float32, keep_outputs: bool = False
+    ) -> list[GroupHessian]:
+        """One Hessian per distinct input of a block, at the activations that enter it now.
+
+        Args:
+            keep_outputs: keep what leaves the block for `advance`, which then needs no pass of its
+                own: where the block's weights do not change in between.
+        """
         selected = self.selection(block)
         groups = [
             GroupHessian(
@@ -189,12 +205,20 @@ class BlockWalk:
             current: list[int] = [0]
             for group in groups:
                 hooks.enter_context(_accumulating(group, selected, current))
-            for index, _ in self.outputs(block):
+            leaving = []
+            for index, output in self.outputs(block):
                 current[0] = index + 1
+                if keep_outputs:
+                    leaving.append(output)
+        if keep_outputs:
+            self._leaving = {block: leaving}
         return groups
 
     def advance(self, block: int) -> None:
-        """Replace the activations by the block's outputs, with its weights as they are now."""
+        """Replace the activations by the block's outputs: those kept, else by its weights now."""
+        if block in self._leaving:
+            self.hidden = self._leaving.pop(block)
+            return
         for index, output in self.outputs(block):
             self.hidden[index] = output
 

@@ -147,7 +147,7 @@ def _solve_block(
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     records: dict[str, Any] = {}
     tensors: dict[str, torch.Tensor] = {}
-    for group in walk.hessians(block, getattr(torch, parameters.precision)):
+    for group in walk.hessians(block, getattr(torch, parameters.precision), keep_outputs=True):
         solutions, factor = solve_group(group, levels, parameters)
         for matrix, per_level in zip(group.matrices, solutions, strict=True):
             dense = matrix.weight

@@ -95,7 +95,7 @@ def outlier_policy(
     total = len(adapter.blocks)
     for block in range(total):
         scores = []
-        for group in walk.hessians(block):
+        for group in walk.hessians(block, keep_outputs=True):
             norms = group.hessian.diagonal().sqrt()
             scores += [matrix.weight.abs().float() * norms for matrix in group.matrices]
         shares.append(outlier_share(scores, threshold))

@@ -87,13 +87,14 @@ def calibration_bytes(
 ) -> int:
     """What building the database (or pruning, with one level) takes beside the model's weights.
 
-    - activations of all calibration tokens, twice: embeddings, and what enters the block;
+    - activations of all calibration tokens, three times: embeddings, what enters the block, and,
+      for a database, what leaves it;
     - Hessians of a block's four inputs, 4 bytes x (3 width^2 + mlp^2);
     - of the largest group (gate and up, or down) 4 bytes x (weights + 2 x levels x weights +
       2 x block_size x levels x rows + 4 x columns^2), all rows of it at once;
     - a block's solutions, twice: the last block's are written meanwhile.
     """
-    activations = 2 * (tokens.text + tokens.pairs) * shape.width * shape.item
+    activations = 3 * (tokens.text + tokens.pairs) * shape.width * shape.item
     hessians = 4 * (3 * shape.width**2 + shape.mlp**2)
     groups = []
     for rows, columns in ((2 * shape.mlp, shape.width), (shape.width, shape.mlp)):

@@ -84,6 +84,30 @@ def test_text_calibration_leaves_pairs_out(adapter: Adapter, proxy: ProxyData) -
     assert walk.hessians(0)[0].tokens == 8 * 16
 
 
+def test_a_walk_over_a_dense_model_is_one_pass(adapter: Adapter, proxy: ProxyData) -> None:
+    """Besides finding out what arguments blocks get, for which only the first one runs."""
+    runs = [0] * len(adapter.blocks)
+    for number, block in enumerate(adapter.blocks):
+
+        def count(module: torch.nn.Module, args: Any, output: Any, number: int = number) -> None:
+            runs[number] += 1
+
+        block.mlp.register_forward_hook(count)  # type: ignore[union-attr]
+    inputs = calibration_inputs(adapter, proxy, "text_and_pairs")
+    kept, again = BlockWalk(adapter, inputs), BlockWalk(adapter, inputs)
+    assert runs == [4, 0, 0]  # two batches, two walks
+    hessians = [[], []]  # type: list[list[torch.Tensor]]
+    for walk, found in zip((kept, again), hessians, strict=True):
+        for block in range(3):
+            groups = walk.hessians(block, keep_outputs=walk is kept)
+            found += [group.hessian for group in groups]
+            walk.advance(block)
+    assert runs == [4 + 2 + 4, 2 + 4, 2 + 4]
+    assert all(torch.equal(a, b) for a, b in zip(*hessians, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(kept.hidden, again.hidden, strict=True))
+    assert all("forward" not in vars(block) for block in adapter.blocks)
+
+
 def test_database_records_what_it_holds(tmp_path: Path, adapter: Adapter, proxy: ProxyData) -> None:
     database = built(tmp_path, adapter, proxy)
     for matrix in adapter.matrices:
