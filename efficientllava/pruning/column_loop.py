@@ -9,7 +9,6 @@ from __future__ import annotations
 import numpy as np
 
 from efficientllava.pruning.error_lists import TILE, list_errors, spread_tile
-from efficientllava.pruning.selection import ABOVE_ALL
 from efficientllava.pruning.vector_kernel import (
     LANES,
     PANEL,
@@ -20,6 +19,8 @@ from efficientllava.pruning.vector_kernel import (
     spread_four_columns,
     turn_square,
 )
+
+ABOVE_ALL = np.uint32(0xFFFFFFFF)
 
 
 @compiled
@@ -78,7 +79,7 @@ def prune_columns(  # type: ignore[no-untyped-def]
     errors = np.zeros((wide, STRIP), dtype=np.float32)
     ranks = np.zeros((wide, STRIP), dtype=np.uint32)
     # rows 64 bytes more apart: else they share few of the cache's sets
-    lost = np.zeros((3, TILE + STRIP, wide + LANES), dtype=np.float32)
+    lost = np.zeros((value.shape[1], TILE, wide + LANES), dtype=np.float32)
     for tile in range(first_tile, last_tile):
         rows = bounds[tile, 1] - bounds[tile, 0]
         for member in range(members[tile]):

@@ -20,7 +20,7 @@ from efficientllava.pruning.column_loop import into_panels, prune_columns
 from efficientllava.pruning.error_lists import TILE, spread_blocks
 from efficientllava.pruning.sections import Section, Tiles, batches_of, bundles_of
 from efficientllava.pruning.selection import (
-    ABOVE_ALL,
+    ALL_BITS,
     FIRST,
     SECOND,
     THIRD,
@@ -65,11 +65,8 @@ def prune_sections(
     finally:
         loop.close()
     order = [index for bundle in bundles for index in bundle]
-    return [solution for _, solution in sorted(zip(order, solutions, strict=True), key=_first)]
-
-
-def _first(pair: tuple[int, torch.Tensor]) -> int:
-    return pair[0]
+    found = dict(zip(order, solutions, strict=True))
+    return [found[index] for index in range(len(sections))]
 
 
 def _vectors(*shape: int) -> np.ndarray:
@@ -108,10 +105,8 @@ class _ColumnLoop:
         self.together = max(AHEAD // width, 1)
         self.batches = batches
         # used again for each batch of sections
-        rows, tiles = (
-            max(batch.rows[-1] for batch in batches),
-            max(len(b.section) for b in batches),
-        )
+        rows = max(batch.rows[-1] for batch in batches)
+        tiles = max(len(batch.section) for batch in batches)
         self.stack = _vectors(-(-columns // PANEL), rows, PANEL)
         self.keys = np.empty((rows, width), dtype=np.uint32)
         members = max(batch.members.max() for batch in batches)
@@ -261,7 +256,7 @@ class _ColumnLoop:
             bins = 1 << (min(above, 31) - shift)
             histograms = np.zeros((self.threads, sections, bins), dtype=np.int64)
             if above == 32:
-                live = np.where(no_input, 0, ABOVE_ALL).astype(np.uint32)
+                live = np.where(no_input, 0, ALL_BITS).astype(np.uint32)
                 digits = partial(first_digits, self.stack, start, width, diagonal, live, self.keys)
             else:
                 digits = partial(later_digits, width, self.keys, prefix, shift, above)

@@ -11,7 +11,8 @@ from efficientllava.pruning.vector_kernel import PANEL, compiled
 
 FIRST, SECOND, THIRD = 19, 9, 0
 """Bits below each digit of a key: 12, 10 and 9 bits wide; a score's sign is always 0."""
-ABOVE_ALL = np.uint32(0xFFFFFFFF)
+ALL_BITS = np.uint32(0x7FFFFFFF)
+"""Of a key: without a sign, so that not even NaN has a digit past the last."""
 
 
 @compiled
@@ -33,7 +34,7 @@ def first_digits(  # type: ignore[no-untyped-def]
     """Write the keys of w^2 / U_jj^2 and count their first digits.
 
     Args:
-        live: [columns] uint32, all bits of an input that is used, else none: its keys are 0.
+        live: [columns] uint32, `ALL_BITS` of an input that is used, else 0: its keys are 0.
     """
     score = np.empty(PANEL, dtype=np.float32)
     bits = score.view(np.uint32)

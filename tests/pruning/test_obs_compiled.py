@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -19,6 +20,7 @@ from efficientllava.parameters import PruningParameters, SearchParameters
 from efficientllava.pruning import hessian, masks, obs, obs_compiled
 from efficientllava.pruning.database import build_database, open_database
 from efficientllava.pruning.sections import bundles_of
+from efficientllava.pruning.selection import ALL_BITS, FIRST, first_digits
 from efficientllava.pruning.vector_kernel import PANEL
 from efficientllava.search.run import Search, SearchResult
 from tests.conftest import random_llava, random_proxy
@@ -136,6 +138,18 @@ def test_selection_takes_the_first_of_equals() -> None:
     assert masks.smallest(score, 6).all()
     left = masks.smallest_in_groups(torch.ones(2, 8), 2, 4)
     assert left.tolist() == [[True, True, False, False] * 2] * 2
+
+
+def test_not_even_nan_is_counted_out_of_bounds() -> None:
+    """A processor's NaN has a sign; its digit must not be that of the next section's memory."""
+    stack = np.full((1, 4, PANEL), -np.float32(np.nan), dtype=np.float32)
+    stack[0, :, 1], stack[0, :, 2] = np.inf, 1.0
+    memory = np.zeros((2, 1 << (31 - FIRST)), dtype=np.int64)
+    ones, live = np.ones(4, dtype=np.float32), np.full(4, ALL_BITS)
+    keys, one = np.empty((4, 4), dtype=np.uint32), np.array([1])
+    first_digits(stack, 0, 4, ones, live, keys, np.array([[0, 4]]), 0 * one, one, one, 0, 1, memory)
+    assert memory.sum(axis=1).tolist() == [16, 0]
+    assert keys[0, 2] == np.float32(1.0).view(np.uint32) + 1
 
 
 def test_compiled_in_float64_is_refused() -> None:
