@@ -260,6 +260,8 @@ def pretend_gpu(patch: pytest.MonkeyPatch, free: int = 80 * 2**30) -> Iterator[P
         "current_stream": lambda device=None: Stream(gpu, gpu.current),
     }.items():
         patch.setattr(torch.cuda, name, value)
+    # a build of torch for CUDA would ask its driver, which is not there, for the stream in use
+    patch.setattr(torch.accelerator, "current_accelerator", lambda check_available=False: None)
     patch.setattr("torch.cuda._pin_memory_utils.pin_memory", lambda pointer, size: None)
     patch.setattr("torch.cuda._pin_memory_utils.unpin_memory", lambda pointer: None)
     submit = ThreadPoolExecutor.submit

@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numba
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba import types
 from numba.core import cgutils
+from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic
 
 PANEL = 64
@@ -20,7 +21,7 @@ PANEL = 64
 LANES = 16
 STRIP = 2 * LANES
 """Rows that go through a block of columns together: 16 KiB of weights and as much of errors."""
-MEMBERS = 3 if binding.get_host_cpu_features().get("avx512f") else 1
+MEMBERS = 3 if "+avx512f" in get_host_cpu_features() else 1
 """Levels of a matrix whose rows are summed together: 32 registers hold the sums of three."""
 
 compiled: Callable[..., Any] = numba.njit(nogil=True, cache=True, error_model="numpy")
