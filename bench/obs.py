@@ -3,6 +3,7 @@
     python -m bench.obs                                   # 7B: 4096 wide, MLP 11008, 5 levels
     python -m bench.obs --width 1024 --mlp 2752 --repetitions 3
     python -m bench.obs --device cuda --repetitions 5     # both on the GPU, without TF32
+    python -m bench.obs --exact                           # whose rounding a difference is
 
 The reference runs each matrix at each level by itself; the engine runs the matrices that share
 an input together. Both get the same Hessians. Results are compared as they come, run by run.
@@ -141,6 +142,9 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=1, help="of the engine; medians")
     parser.add_argument("--groups", nargs="+", help="of q, o, gate, down: only these inputs")
     parser.add_argument(
+        "--exact", action="store_true", help="errors against those with a factor made in float64"
+    )
+    parser.add_argument(
         "--reference-levels", type=int, help="run the reference at this many levels, extrapolate"
     )
     wanted = parser.parse_args()
@@ -192,8 +196,11 @@ def measure(groups: list[Group], wanted: argparse.Namespace) -> None:
         ours, engine, engine_cpu, factor, peak = run_engine(weights, matrix, wanted)
         spent = spent_cpu = 0.0
         at = wanted.levels[: wanted.reference_levels]
-        for name, weight, solutions in zip(group.names, weights, ours, strict=True):
-            for level, solution in zip(at, solutions, strict=False):
+        exact = exact_errors(weights, matrix, wanted) if wanted.exact else None
+        for index, (name, weight, solutions) in enumerate(
+            zip(group.names, weights, ours, strict=True)
+        ):
+            for place, (level, solution) in enumerate(zip(at, solutions, strict=False)):
                 work = partial(fasterprune, weight, matrix, level)
                 if device != "cpu" and not runs:
                     work()  # the first run loads libraries
@@ -201,7 +208,10 @@ def measure(groups: list[Group], wanted: argparse.Namespace) -> None:
                 runs += len(tries)
                 spent += median(took for _, took, _ in tries)
                 spent_cpu += median(took for _, _, took in tries)
-                rows.append((name, level, compared(solution, tries[0][0], weight, matrix)))
+                row = compared(solution, tries[0][0], weight, matrix)
+                if exact is not None:
+                    row["exact"] = exact[index][place]
+                rows.append((name, level, row))
                 del tries
         scale = len(wanted.levels) / len(at)
         for key, value in (
@@ -226,14 +236,34 @@ def measure(groups: list[Group], wanted: argparse.Namespace) -> None:
     print(
         f"reference runs measured: {runs}; floor reached: {bound['floor_s'] / total['engine']:.2f}"
     )
-    print("| matrix | level | same mask | output error | reference's | relative difference |")
-    print("|---|---|---|---|---|---|")
+    titles = ["matrix", "level", "same mask", "output error", "reference's", "relative difference"]
+    titles += ["ours to exact", "reference to exact"] if wanted.exact else []
+    print(f"| {' | '.join(titles)} |")
+    print("|---" * len(titles) + "|")
     for name, level, row in rows:
         difference = row["error"] / row["reference_error"] - 1
-        print(
+        line = (
             f"| {name} | {level} | {row['same_mask']:.7f} | {row['error']:.6g} "
             f"| {row['reference_error']:.6g} | {difference:+.2e} |"
         )
+        if wanted.exact:
+            both = (row[key] / row["exact"] - 1 for key in ("error", "reference_error"))
+            line += "".join(f" {each:+.2e} |" for each in both)
+        print(line)
+
+
+def exact_errors(weights: list[Any], matrix: Any, wanted: argparse.Namespace) -> list[list[float]]:
+    """[matrix][level]: output errors with a factor made in float64, then rounded; not timed."""
+    import torch
+
+    from efficientllava.pruning.hessian import InverseFactor, inverse_factor, relative_errors
+    from efficientllava.pruning.obs import prune_levels
+
+    double = inverse_factor(matrix.double(), dtype=torch.float64)
+    factor = InverseFactor(double.upper.float().contiguous(), double.dead, double.damping)
+    del double
+    solutions = prune_levels(weights, factor, wanted.levels, kernel=wanted.kernel)
+    return [relative_errors(each, w, matrix) for each, w in zip(solutions, weights, strict=True)]
 
 
 def run_engine(
