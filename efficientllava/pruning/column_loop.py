@@ -192,14 +192,14 @@ def _prune_strip(  # type: ignore[no-untyped-def]
             _rank_groups(weights, diagonal, no_input, first, last, ranks)
             limit = np.uint32(count)
         for column in range(first, last):
-            weight, error, rank = weights[column], errors[column], ranks[column]
+            own, lost, rank = weights[column], errors[column], ranks[column]
             scale = diagonal[column]
             below = ABOVE_ALL if no_input[column] else limit
             for row in range(STRIP):
-                quotient = weight[row] / scale
+                quotient = own[row] / scale
                 chosen = rank[row] < below
-                error[row] = quotient if chosen else zero
-                weight[row] = zero if chosen else weight[row]
+                lost[row] = quotient if chosen else zero
+                own[row] = zero if chosen else own[row]
             if column + 1 < last:
                 spread_column(
                     weights[column + 1].ctypes,
@@ -208,34 +208,18 @@ def _prune_strip(  # type: ignore[no-untyped-def]
                     width,
                     last - column - 1,
                 )
-        if last < width:
-            done, after = first, width - last
-            while done + 8 <= last:
-                spread_eight_columns(
-                    weights[last].ctypes,
-                    errors[done].ctypes,
-                    inner[last, done:].ctypes,
-                    width,
-                    after,
-                )
+        done, after = first, width - last
+        while after and done < last:
+            weight, error = weights[last].ctypes, errors[done].ctypes
+            factor = inner[last, done:].ctypes
+            if done + 8 <= last:
+                spread_eight_columns(weight, error, factor, width, after)
                 done += 8
-            while done + 4 <= last:
-                spread_four_columns(
-                    weights[last].ctypes,
-                    errors[done].ctypes,
-                    inner[last, done:].ctypes,
-                    width,
-                    after,
-                )
+            elif done + 4 <= last:
+                spread_four_columns(weight, error, factor, width, after)
                 done += 4
-            while done < last:
-                spread_column(
-                    weights[last].ctypes,
-                    errors[done].ctypes,
-                    inner[last, done:].ctypes,
-                    width,
-                    after,
-                )
+            else:
+                spread_column(weight, error, factor, width, after)
                 done += 1
 
 
