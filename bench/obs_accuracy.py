@@ -52,6 +52,9 @@ def main() -> None:
                 "ours, float32, factor made in float64": prune(weight, mixed, level),
                 "published, float32, our counts": fasterprune(weight, single, level, quotas=counts),
                 "published, float32": fasterprune(weight, single, level),
+                "published, float32, our counts and factor": fasterprune(
+                    weight, single, level, quotas=counts, factor=rounded.upper
+                ),
             }
         base = results["ours, float64"]
         least = output_error(base - weight, double)

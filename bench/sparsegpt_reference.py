@@ -21,12 +21,14 @@ def fasterprune(
     blocksize: int = 128,
     percdamp: float = 0.01,
     quotas: Sequence[int] | None = None,
+    factor: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Prune one matrix [out, in] to a sparsity; returns the pruned copy, in the Hessian's dtype.
 
     It prunes one weight more than asked for in every block of columns, as published: the mask is
     `score <= threshold` with the threshold at index int(numel * sparsity) of the sorted scores.
-    With `quotas` (not published) it prunes so many in each block, to compare like with like.
+    To compare like with like (not published): with `quotas` it prunes so many in each block, and
+    `factor` is used as the upper factor of the inverse.
     """
     W = weight.to(hessian.dtype, copy=True)
     H = hessian.clone()
@@ -39,9 +41,12 @@ def fasterprune(
     damp = percdamp * torch.mean(torch.diag(H))
     diag = torch.arange(columns, device=W.device)
     H[diag, diag] += damp
-    H = torch.linalg.cholesky(H)
-    H = torch.cholesky_inverse(H)
-    H = torch.linalg.cholesky(H, upper=True)
+    if factor is None:
+        H = torch.linalg.cholesky(H)
+        H = torch.cholesky_inverse(H)
+        H = torch.linalg.cholesky(H, upper=True)
+    else:
+        H = factor
     Hinv = H
 
     for i1 in range(0, columns, blocksize):
