@@ -18,7 +18,7 @@ import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from statistics import median
 from typing import Any
@@ -256,14 +256,17 @@ def exact_errors(weights: list[Any], matrix: Any, wanted: argparse.Namespace) ->
     """[matrix][level]: output errors with a factor made in float64, then rounded; not timed."""
     import torch
 
-    from efficientllava.pruning.hessian import InverseFactor, inverse_factor, relative_errors
+    from efficientllava.pruning.hessian import inverse_factor, relative_errors
     from efficientllava.pruning.obs import prune_levels
 
-    double = inverse_factor(matrix.double(), dtype=torch.float64)
-    factor = InverseFactor(double.upper.float().contiguous(), double.dead, double.damping)
-    del double
+    factor = in_float32(inverse_factor(matrix.double(), dtype=torch.float64))
     solutions = prune_levels(weights, factor, wanted.levels, kernel=wanted.kernel)
     return [relative_errors(each, w, matrix) for each, w in zip(solutions, weights, strict=True)]
+
+
+def in_float32(factor: Any) -> Any:
+    """A factor that was made in float64, rounded."""
+    return replace(factor, upper=factor.upper.float())
 
 
 def run_engine(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 
-from bench.obs import Group, problem
+from bench.obs import Group, in_float32, problem
 from tasks.environment import prepare, use_threads
 
 
@@ -29,7 +29,7 @@ def main() -> None:
     use_threads(wanted.threads)
 
     from bench.sparsegpt_reference import fasterprune
-    from efficientllava.pruning.hessian import InverseFactor, inverse_factor, output_error
+    from efficientllava.pruning.hessian import inverse_factor, output_error
     from efficientllava.pruning.obs import prune, quotas_of_blocks
     from efficientllava.pruning.precision import full_float32
 
@@ -41,7 +41,7 @@ def main() -> None:
         (weight,), single = problem(group, seed, wanted.device)
         double = single.double()
         exact, rounded = inverse_factor(double, dtype=double.dtype), inverse_factor(single)
-        mixed = InverseFactor(exact.upper.float(), exact.dead, exact.damping)
+        mixed = in_float32(exact)
         counts = quotas_of_blocks(wanted.rows, level, exact.dead.cpu(), 128)
         with full_float32():
             results = {

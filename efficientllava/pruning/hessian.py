@@ -88,7 +88,7 @@ def inverse_factor(
         UserError: NaN or inf in the Hessian, or not positive definite at any damping tried.
     """
     where = f"Hessian of {name}"
-    dead = hessian.diagonal() == 0
+    dead = hessian.diagonal().to(dtype) == 0
     for attempt in range(RAISES + 1):
         share = damping * 10.0**attempt
         # one copy, with the order of rows and columns turned round, becomes the factor in place

@@ -134,7 +134,7 @@ def _list_columns(members: int) -> Callable[..., Any]:
 
     @intrinsic
     def list_columns(typing_context, error, gap, first, width, index, value, apart):  # type: ignore[no-untyped-def]
-        """Write the columns, and the errors of all members in them; return how many they are.
+        """Write the columns, and the errors of all members in them; return where their list ends.
 
         Args:
             error: pointer to the first member's errors, `gap` floats before the next one's;
