@@ -13,7 +13,7 @@ from efficientllava.errors import UserError
 from tasks.check import model_folder
 from tasks.stage import ARTIFACTS, WORK, Stage, run_stage
 
-# what a checkpoint consists of; never pickles, never code
+# what is fetched from the hub; never pickles, never code
 PATTERNS = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 
 
@@ -38,20 +38,22 @@ def take(given: Path, folder: Path) -> None:
     A copy and no hard link: DVC makes what it caches read-only, and the user's files are not ours.
 
     Raises:
-        UserError: see `load_model`.
+        UserError: see `checkpoint_files`, `require_room` and `load_model`.
     """
     from efficientllava.files import replacing, write_json
     from efficientllava.models.adapter import adapter_for
     from efficientllava.models.checkpoint import check_tokenizer, load_model, load_processor
+    from efficientllava.models.own_files import checkpoint_files, require_room
 
+    files = checkpoint_files(given)
+    require_room(files, folder)
     loaded = load_model(given)  # every weight is read: truncated, NaN or unknown is told here
     check_tokenizer(load_processor(given), loaded, str(given))
     matrices = adapter_for(loaded).matrices
     with replacing(folder) as temporary:
         temporary.mkdir(parents=True)
-        for pattern in PATTERNS:
-            for file in sorted(given.glob(pattern)):
-                shutil.copyfile(file, temporary / file.name)
+        for file in files:
+            shutil.copyfile(file, temporary / file.name)
         write_json(
             temporary / "training.json",
             {"prunable_matrices": len(matrices), "prunable_weights": sum(m.size for m in matrices)},

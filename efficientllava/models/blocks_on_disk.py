@@ -3,7 +3,8 @@
 `load_model` maps a checkpoint's files into memory: nothing is read before it is used, but what was
 used stays. Here a block's weights are mapped anew after every run of the block, which lets go of
 what was read; and weights that were replaced meanwhile (`Matrix.replace`) are written to a file
-first and mapped from there. Host memory then holds one block, whatever the size of the model.
+first and mapped from there, as are at once those that transformers converted to another dtype.
+Host memory then holds one block, whatever the size of the model.
 
 With a device, a block's weights are copied there before it runs, and everything but the blocks
 lies there all the time (`block_stream`).
@@ -12,9 +13,10 @@ lies there all the time (`block_stream`).
 from __future__ import annotations
 
 import ctypes
+import json
 import shutil
 import sys
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +32,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from efficientllava.files import save_tensors
 from efficientllava.models.adapter import Adapter, Matrix
 from efficientllava.models.block_stream import BlockStream, Copy, streaming
-from efficientllava.models.weight_files import INDEX, weight_files
+from efficientllava.models.weight_files import INDEX, WHOLE, weight_files
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class BlocksOnDisk:
 
     Args:
         folder: the checkpoint the model was loaded from.
-        work: an empty folder for the blocks that change.
+        work: an empty folder for the blocks that change, or have another dtype in their files.
         device: where blocks are brought when they run, and all else at once; None leaves
             everything where it is.
 
@@ -70,30 +72,34 @@ class BlocksOnDisk:
     def __init__(
         self, adapter: Adapter, folder: Path, work: Path, device: torch.device | None = None
     ) -> None:
-        self._model, self._blocks, self._folder = adapter.model, adapter.blocks, folder
+        self._model, self._blocks = adapter.model, adapter.blocks
         self._work, self._written = work, 0
         paths = {id(value): name for name, value in adapter.model.named_parameters()}
-        places = places_in(adapter.model, folder)
-        # what has another dtype in memory than in its file stays in memory
         self._names = [
-            {
-                name: paths[id(value)]
-                for name, value in block.named_parameters()
-                if _lies_as_is(places.get(paths[id(value)]), value)
-            }
+            {name: paths[id(value)] for name, value in block.named_parameters()}
             for block in adapter.blocks
         ]
-        self._files: dict[Path, dict[str, str]] = {}
-        for name, place in places.items():
-            self._files.setdefault(place.file, {})[place.key] = name
-        self._places = {name: places[name] for names in self._names for name in names.values()}
+        places = places_in(adapter.model, folder)
+        self._contents = _contents(adapter.model, places, weight_files(folder))
+        self._places = {
+            name: places[name] for names in self._names for name in names.values() if name in places
+        }
         prunable = {f"{matrix.name}.weight" for matrix in adapter.matrices}
         self._prunable = [
             {name for name, path in names.items() if path in prunable} for names in self._names
         ]
         self._mapped: dict[str, int] = {}
-        for block in range(len(self._blocks)):
-            self._map(block)
+        for block, module in enumerate(self._blocks):
+            self._keep(
+                block,
+                {
+                    path: value.data
+                    for path, value in zip(
+                        self._names[block].values(), module.parameters(), strict=True
+                    )
+                    if not _lies_as_is(places.get(path), value)
+                },
+            )
         self.stream: BlockStream | None = None
         if device is not None:
             _bring_rest(adapter.model, set(self._places), device)
@@ -143,6 +149,10 @@ class BlocksOnDisk:
             for name, path in self._names[block].items()
             if parameters[name].data_ptr() != self._mapped[path]
         }
+        self._keep(block, changed)
+
+    def _keep(self, block: int, changed: dict[str, torch.Tensor]) -> None:
+        """Write weights of a block that are not in a file yet, and map all of the block's."""
         if changed:
             self._written += 1
             file = self._work / f"block-{block:03d}-{self._written:05d}.safetensors"
@@ -177,17 +187,48 @@ class BlocksOnDisk:
         return value
 
     def save_weights(self, folder: Path) -> None:
-        """Write the model's weights into files as those it came from, one after the other."""
+        """Write the model's weights into as many files as those it came from, one after the other.
+
+        Tied weights are written once, as transformers does.
+        """
         self.let_go()
         state = self._model.state_dict()
-        for file, names in self._files.items():
+        count, size, placed = len(self._contents), 0, {}
+        for number, names in enumerate(self._contents, 1):
+            file = WHOLE if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
             tensors = {
                 key: self._open(name) if name in self._places else state[name].cpu().contiguous()
                 for key, name in names.items()
             }
-            save_file(tensors, folder / file.name, metadata={"format": "pt"})
-        if (self._folder / INDEX).is_file():
-            shutil.copyfile(self._folder / INDEX, folder / INDEX)
+            save_file(tensors, folder / file, metadata={"format": "pt"})
+            size += sum(tensor.nbytes for tensor in tensors.values())
+            placed.update(dict.fromkeys(tensors, file))
+        if count > 1:
+            parameters = sum(value.numel() for value in self._model.parameters())
+            metadata = {"total_parameters": parameters, "total_size": size}
+            index = {"metadata": metadata, "weight_map": placed}
+            text = json.dumps(index, indent=2, sort_keys=True) + "\n"
+            (folder / INDEX).write_text(text, encoding="utf-8")
+
+
+def _contents(
+    model: nn.Module, places: Mapping[str, Place], files: Sequence[Path]
+) -> list[dict[str, str]]:
+    """Which weights each file of a model is to hold: names in the model by names in the file.
+
+    Every weight is held once: of tied weights the first that lies in a file. Weights that lie in
+    none go to the last file.
+    """
+    tied: dict[int, list[str]] = {}
+    for name, value in model.state_dict(keep_vars=True).items():
+        tied.setdefault(id(value), []).append(name)
+    keys = {name: key for key, name in _names_in_files(model).items()}
+    contents: dict[Path, dict[str, str]] = {file: {} for file in files}
+    for names in tied.values():
+        name = next((name for name in names if name in places), names[0])
+        place = places.get(name) or Place(files[-1], keys[name])
+        contents[place.file][place.key] = name
+    return [names for names in contents.values() if names]
 
 
 def _lies_as_is(place: Place | None, value: torch.Tensor) -> bool:
@@ -199,7 +240,17 @@ def _lies_as_is(place: Place | None, value: torch.Tensor) -> bool:
 
 
 def places_in(model: nn.Module, folder: Path) -> dict[str, Place]:
-    """Where a checkpoint's files hold the parameters of a model that was loaded from them.
+    """Where a checkpoint's files hold the parameters of a model that was loaded from them."""
+    names = _names_in_files(model)
+    places = {}
+    for file in weight_files(folder):
+        with safe_open(file, framework="pt") as opened:
+            places.update({names[key]: Place(file, key) for key in opened.keys() if key in names})
+    return places
+
+
+def _names_in_files(model: nn.Module) -> dict[str, str]:
+    """Names in the model by names in its files.
 
     Names in files are those of the hub's layout; transformers turns the model's names into them
     when it saves, and is asked to do that here with numbers in the weights' place.
@@ -208,12 +259,7 @@ def places_in(model: nn.Module, folder: Path) -> dict[str, Place]:
     names = list(model.state_dict())
     numbered = {name: torch.tensor(index) for index, name in enumerate(names)}
     in_files = revert_weight_conversion(model, numbered)
-    keys = {key: names[int(number)] for key, number in in_files.items()}
-    places = {}
-    for file in weight_files(folder):
-        with safe_open(file, framework="pt") as opened:
-            places.update({keys[key]: Place(file, key) for key in opened.keys() if key in keys})
-    return places
+    return {key: names[int(number)] for key, number in in_files.items()}
 
 
 def _bring_rest(model: nn.Module, stays: set[str], device: torch.device) -> None:
@@ -237,8 +283,9 @@ def blocks_on_disk(
     Weights must be replaced as a whole (`Matrix.replace`): what is changed in place is lost.
 
     Args:
-        folder: the checkpoint the model was loaded from, in its own dtype.
-        work: made here and removed at the end; takes as much as the weights that change.
+        folder: the checkpoint the model was loaded from.
+        work: made here and removed at the end; takes as much as the weights that change, or
+            have another dtype in memory than in the folder.
         device: where blocks run and the rest of the model lies; None: where the model is. Blocks
             are on the CPU again afterwards.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import torch
@@ -10,17 +11,23 @@ from safetensors import SafetensorError, safe_open
 from efficientllava.errors import UserError
 from efficientllava.files import read_json
 
+WHOLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+DISTRIBUTED = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
+"""Files of a distributed checkpoint, which transformers reads before any other."""
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint, in order, each opened once to see that it is whole.
+def weights_entry(folder: Path) -> Path:
+    """The file from which transformers starts to read weights: one with all of them, or an index.
+
+    The rule is that of `from_pretrained`: the file named by `transformers_weights` in config.json;
+    otherwise model.safetensors; otherwise its index. Other safetensors in the folder are ignored.
 
     Raises:
-        UserError: no folder, no config.json, no safetensors (or only pickles), a shard missing
-            or truncated.
+        UserError: no folder, no config.json or a malformed one, none of these files (or only
+            pickles), or one that is no regular file; a distributed checkpoint.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -31,24 +38,48 @@ def weight_files(folder: Path) -> list[Path]:
             where=str(folder),
             remedy="give a folder saved by transformers' save_pretrained",
         )
-    if (folder / INDEX).is_file():
-        names = sorted(set(read_json(folder / INDEX).get("weight_map", {}).values()))
-        files = [folder / name for name in names]
-    else:
-        files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        pickled = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
-        what = f"only pickled weights ({', '.join(pickled)})" if pickled else "no safetensors"
+    config = read_json(folder / "config.json")
+    if not isinstance(config, dict):
+        raise UserError("holds no JSON object", where=str(folder / "config.json"))
+    if any(DISTRIBUTED.fullmatch(path.name) for path in folder.iterdir()):
         raise UserError(
-            f"the model folder holds {what}; pickles are never loaded",
+            "the model folder holds a distributed checkpoint (shard-*.safetensors)",
             where=str(folder),
-            remedy="save it again with save_pretrained(..., safe_serialization=True)",
+            remedy="load it with transformers and save it again with save_pretrained",
         )
+    named = config.get("transformers_weights")
+    if named is not None and not (
+        isinstance(named, str)
+        and _is_bare(named)
+        and named.endswith((".safetensors", ".safetensors.index.json"))
+    ):
+        raise UserError(
+            f"transformers_weights names {named!r}, which is no safetensors file of this folder",
+            where=str(folder / "config.json"),
+        )
+    for name in (WHOLE, INDEX) if named is None else (named,):
+        if (folder / name).is_symlink() or (folder / name).exists():
+            _require_regular(folder / name)
+            return folder / name
+    raise UserError(
+        f"the model folder holds {_other_weights(folder)}; pickles are never loaded",
+        where=str(folder),
+        remedy="save it again with save_pretrained(..., safe_serialization=True)",
+    )
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that `from_pretrained` reads, in its order, each opened once.
+
+    Where files hold the same weight, the last one counts.
+
+    Raises:
+        UserError: as `weights_entry`; a malformed index, or one that names files elsewhere; a shard
+            that is missing, no regular file or truncated.
+    """
+    entry = weights_entry(folder)
+    files = _shards(entry) if entry.name.endswith(".json") else [entry]
     for file in files:
-        if not file.is_file():
-            raise UserError(
-                f"shard {file.name} is missing", where=str(folder), remedy="download it again"
-            )
         try:
             with safe_open(file, framework="pt"):
                 pass
@@ -59,6 +90,66 @@ def weight_files(folder: Path) -> list[Path]:
                 remedy="copy or download the file again",
             ) from error
     return files
+
+
+def _shards(index: Path) -> list[Path]:
+    content = read_json(index)
+    placed = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(placed, dict) or not placed:
+        raise _malformed(index, "it has no weight_map from weights to files")
+    for name in placed.values():
+        if not isinstance(name, str) or not _is_bare(name) or not name.endswith(".safetensors"):
+            raise _malformed(index, f"it names {name!r}, which is no safetensors file beside it")
+    files = [index.parent / name for name in sorted(set(placed.values()))]
+    for file in files:
+        if not (file.is_symlink() or file.exists()):
+            raise UserError(
+                f"shard {file.name} is missing",
+                where=str(index.parent),
+                remedy="download it again",
+            )
+        _require_regular(file)
+    if not isinstance(content.get("metadata"), dict):
+        raise _malformed(index, "it has no metadata")
+    return files
+
+
+def _malformed(index: Path, what: str) -> UserError:
+    return UserError(
+        f"not an index that transformers can read: {what}",
+        where=str(index),
+        remedy="download the checkpoint again, or save it again with save_pretrained",
+    )
+
+
+def _is_bare(name: str) -> bool:
+    """Whether a name is that of a file in the folder itself."""
+    return not any(mark in name for mark in "/\\\0") and name not in ("", ".", "..")
+
+
+def _require_regular(file: Path) -> None:
+    if not file.is_file():
+        raise UserError(
+            "no regular file (a folder, a pipe, a device, or a link that leads to none)",
+            where=str(file),
+            remedy="put the file itself there",
+        )
+
+
+def _other_weights(folder: Path) -> str:
+    """What a folder holds in place of weights that transformers reads from safetensors."""
+    if others := sorted(path.name for path in folder.glob("*.safetensors")):
+        return (
+            f"no safetensors that transformers loads ({WHOLE} or {INDEX}), only {', '.join(others)}"
+        )
+    pickled = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
+    return f"only pickled weights ({', '.join(pickled)})" if pickled else "no safetensors"
+
+
+def stored_names(file: Path) -> int:
+    """How many tensors a safetensors file holds."""
+    with safe_open(file, framework="pt") as opened:
+        return len(opened.keys())
 
 
 def all_finite(tensor: torch.Tensor) -> bool:

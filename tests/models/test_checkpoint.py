@@ -66,6 +66,7 @@ def test_truncated_weights(folder: Path, keep: float) -> None:
 
 
 def test_missing_shard(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(UserError, match=r"shard model-00001-of-00002\.safetensors is missing"):
