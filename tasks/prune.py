@@ -33,7 +33,11 @@ def prune(stage: Stage) -> None:
     from efficientllava.models.checkpoint import load_model, save_checkpoint
     from efficientllava.pruning.database import open_database
     from efficientllava.report.plots import sparsity_plot
-    from efficientllava.search.final import prune_finally, require_same_logits
+    from efficientllava.search.final import (
+        prune_finally,
+        require_kept_weights,
+        require_same_logits,
+    )
     from tasks.devices import block_by_block, whole
 
     method = method_named(stage.method)
@@ -41,6 +45,7 @@ def prune(stage: Stage) -> None:
     policy = read_json(search / "policy.json")["policy"]
     dense = ARTIFACTS / "model"
     proxy = load_proxy(ARTIFACTS / "proxy")
+    projector = load_tensors(search / "projector.safetensors")
     found, folder, work = method.allocation == "search", stage.folder("pruned"), WORK / "prune"
     with ExitStack() as ends:
         on_disk: BlocksOnDisk | None = None
@@ -58,7 +63,7 @@ def prune(stage: Stage) -> None:
             open_database(ARTIFACTS / "database", sorted(set(policy.values()))) if found else None,
             method.update,
             policy,
-            load_tensors(search / "projector.safetensors"),
+            projector,
             stage.parameters.pruning,
             method.search_parameters(stage.parameters.search),
             stage.progress,
@@ -74,6 +79,7 @@ def prune(stage: Stage) -> None:
         write = None if on_disk is None else on_disk.save_weights
         save_checkpoint(model, dense, folder, {"pruning.json": record}, write)
         reloaded = load_model(folder)
+        require_kept_weights(load_model(dense), reloaded, method.update, projector)
         used = None if device.type == "cpu" else device
         with blocks_on_disk(adapter_for(reloaded), folder, work / "reloaded", used):
             require_same_logits(model, reloaded, proxy)

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from efficientllava.data.proxy import ProxyData
 from efficientllava.errors import UserError
-from efficientllava.models.adapter import Adapter, device_of
+from efficientllava.models.adapter import Adapter, adapter_for, device_of
 from efficientllava.models.blocks_on_disk import BlocksOnDisk
 from efficientllava.parameters import PruneParameters, PruningParameters, SearchParameters
 from efficientllava.progress import Progress, silent
@@ -26,6 +26,9 @@ from efficientllava.pruning.sequential import (
 )
 from efficientllava.pruning.smaller import make_smaller, removed_share, verify_smaller
 from efficientllava.search.risk import COMPLEXITIES, structural_risk
+
+MASKING = ("magnitude", "wanda", "none")
+"""Updates that set weights to zero and leave all others as they are."""
 
 
 @torch.no_grad()
@@ -139,6 +142,63 @@ def _weights(adapter: Adapter, on_disk: BlocksOnDisk | None) -> list[torch.Tenso
         return [matrix.weight for matrix in adapter.matrices]
     on_disk.let_go()
     return [on_disk.weight(matrix) for matrix in adapter.matrices]
+
+
+@torch.no_grad()
+def require_kept_weights(
+    dense: PreTrainedModel,
+    pruned: PreTrainedModel,
+    update: str,
+    projector: Mapping[str, torch.Tensor],
+) -> None:
+    """Check that a pruned checkpoint holds the dense one's weights wherever nothing changed them.
+
+    Both are what transformers reads from their folders. Prunable matrices may hold zeros instead
+    where the update only sets weights to zero, and anything with other updates; updates that remove
+    parts may change all of the decoder blocks.
+
+    Args:
+        update: as in `prune_finally`.
+        projector: as in `prune_finally`; the projector must be this one.
+
+    Raises:
+        UserError: a weight (named) differs.
+    """
+    before, after = adapter_for(dense), adapter_for(pruned)
+    expected = dense.state_dict()
+    if projector:
+        prefix = next(name for name, module in dense.named_modules() if module is before.projector)
+        expected |= {
+            f"{prefix}.{name}": value.to(expected[f"{prefix}.{name}"].dtype)
+            for name, value in projector.items()
+        }
+    matrices = {f"{matrix.name}.weight" for matrix in before.matrices}
+    blocks = _names_in_blocks(before) | _names_in_blocks(after)
+    for name, value in pruned.state_dict().items():
+        if update in SMALLER and name in blocks:
+            continue
+        kept = expected.get(name)
+        same = kept is not None and kept.dtype == value.dtype and kept.shape == value.shape
+        if same and name in matrices:
+            same = update not in MASKING or bool(((value == 0) | (value == kept)).all())
+        elif same:
+            same = torch.equal(value, kept)
+        if not same:
+            raise UserError(
+                f"weight {name} is not the one that transformers reads from the dense model",
+                where="pruned checkpoint",
+                remedy="the dense model's files may have changed meanwhile: start again",
+            )
+    removed = blocks if update in SMALLER else set()
+    if missing := expected.keys() - pruned.state_dict().keys() - removed:
+        raise UserError(f"has no weight {min(missing)}", where="pruned checkpoint")
+
+
+def _names_in_blocks(adapter: Adapter) -> set[str]:
+    own = {id(value) for block in adapter.blocks for value in block.parameters()}
+    own |= {id(value) for block in adapter.blocks for value in block.buffers()}
+    state = adapter.model.state_dict(keep_vars=True)
+    return {name for name, value in state.items() if id(value) in own}
 
 
 @torch.no_grad()
