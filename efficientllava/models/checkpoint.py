@@ -18,12 +18,17 @@ from transformers import (
 )
 
 from efficientllava.errors import UserError
-from efficientllava.files import read_json, replacing, write_json
+from efficientllava.files import read_json, replacing, stored_numbers, write_json
 from efficientllava.models.adapter import require_family
 from efficientllava.models.image_tokens import check_image_size, fit_image_tokens
 from efficientllava.models.llava_images import use_original_images
 from efficientllava.models.still_images import processor_class
-from efficientllava.models.weight_files import INDEX, check_finite, weight_files
+from efficientllava.models.weight_files import (
+    INDEX,
+    check_finite,
+    stored_names,
+    weight_files,
+)
 
 SHARD_BYTES = 5 * 10**9
 """Larger checkpoints are saved in shards of this size."""
@@ -33,15 +38,33 @@ WEIGHTS_AND_RECORDS = ("config.json", "generation_config.json", INDEX, "training
 
 PROCESSOR_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
 
+LAYERS = ("num_hidden_layers", "num_layers", "depth")
+"""What configurations call the number of layers of a part."""
+
+MISSING = (0.1, 2**20)
+"""Weights that files may lack before they are allocated: a share of those they hold, or a number.
+
+Up to here transformers allocates and names them; beyond, the configuration is another model's.
+"""
+
 
 def check_checkpoint(folder: Path) -> None:
     """Check a checkpoint without loading its weights.
 
     Raises:
-        UserError: as `weight_files`, or the model's family is unknown to us.
+        UserError: as `weight_files`; the model's family is unknown to us; config.json does not
+            describe the language model.
     """
     weight_files(folder)
-    require_family(str(read_json(Path(folder) / "config.json").get("model_type")))
+    config = read_json(Path(folder) / "config.json")
+    require_family(str(config.get("model_type")))
+    # transformers would take the defaults, a model of 7 billion weights
+    if not isinstance(config.get("text_config"), dict) and "hidden_size" not in config:
+        raise UserError(
+            "text_config, which describes the language model, is missing or no JSON object",
+            where=str(Path(folder) / "config.json"),
+            remedy="take config.json from where the weights come from",
+        )
 
 
 def load_model(
@@ -63,6 +86,7 @@ def load_model(
     folder = Path(folder)
     check_checkpoint(folder)
     try:
+        _check_size(folder)
         model, loading = AutoModelForImageTextToText.from_pretrained(
             folder,
             dtype="auto" if dtype is None else dtype,
@@ -86,6 +110,36 @@ def load_model(
     check_finite(folder)
     loaded: PreTrainedModel = model.eval().to(device)
     return loaded
+
+
+def _check_size(folder: Path) -> None:
+    """Check that the files hold about as many weights as config.json describes.
+
+    The model is built without memory for its weights.
+
+    Raises:
+        UserError: it describes far more.
+    """
+    files, file = weight_files(folder), folder / "config.json"
+    where, remedy = str(file), "take config.json and all weights from the same model"
+    held, names = sum(map(stored_numbers, files)), sum(map(stored_names, files))
+    # before transformers reads it, which makes lists as long as these numbers say
+    content = read_json(file)
+    for part in (content, content.get("text_config"), content.get("vision_config")):
+        for layers in LAYERS if isinstance(part, dict) else ():
+            count = part.get(layers)
+            if isinstance(count, int) and count > names:
+                raise UserError(
+                    f"{layers} is {count}; the files hold {names} tensors", where, remedy
+                )
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    with torch.device("meta"):
+        described = AutoModelForImageTextToText.from_config(config).num_parameters()
+    share, number = MISSING
+    if described - held > max(share * held, number):
+        raise UserError(
+            f"describes {described:,} weights, but the files hold {held:,}", where, remedy
+        )
 
 
 def load_processor(folder: Path) -> ProcessorMixin:

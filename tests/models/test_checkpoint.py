@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForImageTextToText, LlavaConfig, LlavaForConditionalGeneration
 
 from efficientllava.errors import UserError
+from efficientllava.files import read_json, write_json
 from efficientllava.models.adapter import adapter_for
 from efficientllava.models.checkpoint import (
     check_tokenizer,
@@ -80,6 +82,79 @@ def test_missing_weight_is_named(folder: Path) -> None:
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match=r"missing keys: .*layers\.1\.mlp\.up_proj"):
         load_model(folder)
+
+
+@pytest.fixture
+def no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let transformers load nothing: it allocates what files lack."""
+
+    def load(*args: object, **kwargs: object) -> None:
+        pytest.fail("weights were allocated")
+
+    monkeypatch.setattr(AutoModelForImageTextToText, "from_pretrained", load)
+
+
+@pytest.mark.parametrize("text", [..., None, [], "llama", 3])
+@pytest.mark.usefixtures("no_memory")
+def test_configuration_without_a_language_model(folder: Path, text: object) -> None:
+    """transformers would build its default, a model of 7 billion weights."""
+    config = read_json(folder / "config.json") | {"text_config": text}
+    write_json(folder / "config.json", {k: v for k, v in config.items() if v is not ...})
+    with pytest.raises(UserError, match=r"config\.json: text_config, .* is missing or no JSON"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize(
+    "part, changes, told",
+    [
+        ("text_config", {}, "describes"),
+        ("text_config", {"hidden_size": 4096}, "describes"),
+        ("text_config", {"vocab_size": 10**9}, "describes"),
+        ("text_config", {"hidden_size": 10**15}, "."),
+        ("text_config", {"num_hidden_layers": 10**12}, "num_hidden_layers is"),
+        ("vision_config", {"num_hidden_layers": 10**12}, "num_hidden_layers is"),
+        ("vision_config", {}, "describes"),
+        ("vision_config", {"intermediate_size": 10**8}, "describes"),
+        ("vision_config", {"image_size": 10**7}, "describes"),
+    ],
+)
+@pytest.mark.usefixtures("no_memory")
+def test_configuration_of_a_larger_model(
+    folder: Path, part: str, changes: dict[str, int], told: str
+) -> None:
+    config = read_json(folder / "config.json")
+    config[part] = config[part] | changes if changes else {"model_type": config[part]["model_type"]}
+    write_json(folder / "config.json", config)
+    with pytest.raises(UserError, match=told) as raised:
+        load_model(folder)
+    assert str(folder) in raised.value.where
+
+
+@pytest.mark.usefixtures("no_memory")
+def test_configuration_without_a_vision_tower(folder: Path) -> None:
+    config = read_json(folder / "config.json")
+    del config["vision_config"]
+    write_json(folder / "config.json", config)
+    with pytest.raises(UserError, match="describes .* weights, but the files hold"):
+        load_model(folder)
+
+
+@pytest.mark.usefixtures("no_memory")
+def test_most_weights_missing(tmp_path: Path) -> None:
+    """A shard with most of them is not listed in the index."""
+    model = LlavaForConditionalGeneration(wide_config())
+    save_checkpoint(model, tiny_processor(), tmp_path / "model")
+    tensors = load_file(tmp_path / "model" / "model.safetensors")
+    few = {name: each for name, each in tensors.items() if "layers.0" in name}
+    save_file(few, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match="describes .* weights, but the files hold"):
+        load_model(tmp_path / "model")
+
+
+def wide_config() -> LlavaConfig:
+    config: LlavaConfig = random_llava().config
+    config.text_config.intermediate_size = 20_000
+    return config
 
 
 def test_nan_weight_is_named(folder: Path) -> None:

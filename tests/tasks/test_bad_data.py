@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from efficientllava.files import folder_digest, load_tensors, read_json, save_tensors, write_json
+from efficientllava.models import blocks_on_disk
 from tests.tasks.conftest import Here, Outcome, Workspace, clean_environment
 
 
@@ -76,9 +77,38 @@ def no_config(folder: Path) -> None:
     (folder / "config.json").unlink()
 
 
+def index_of_another_folder(folder: Path) -> None:
+    other = folder.parent / "other"
+    other.mkdir()
+    (folder / "model.safetensors").rename(other / "model.safetensors")
+    names = load_tensors(other / "model.safetensors")
+    index = {"metadata": {}, "weight_map": dict.fromkeys(names, "../other/model.safetensors")}
+    write_json(folder / "model.safetensors.index.json", index)
+
+
+def linked_from_outside(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder.parent / "outside")
+    (folder / "model.safetensors").symlink_to(folder.parent / "outside")
+
+
+def endless(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer.json").symlink_to("/dev/zero")
+
+
+def no_language_model(folder: Path) -> None:
+    config = read_json(folder / "config.json")
+    del config["text_config"]
+    write_json(folder / "config.json", config)
+
+
 @pytest.mark.parametrize(
     "damage, told",
     [
+        (index_of_another_folder, ["index.json", "../other/model.safetensors"]),
+        (linked_from_outside, ["model.safetensors", "leads out of the model folder"]),
+        (endless, ["tokenizer.json", "no regular file"]),
+        (no_language_model, ["config.json", "text_config"]),
         (cut, ["model.safetensors", "not a complete safetensors file"]),
         (only_pickle, ["pytorch_model.bin", "never loaded"]),
         (no_weights, ["no safetensors"]),
@@ -96,6 +126,26 @@ def test_unusable_checkpoints(
     damage(given)  # type: ignore[operator]
     assert_told(here(ready.folder, "tasks.model"), *told)
     assert folder_digest(ready.folder / "artifacts") == finished
+
+
+def test_pruned_weights_of_another_file(
+    ready: Workspace, here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Were blocks ever mapped from a file that transformers does not read, stage `prune` fails."""
+    other = ready.folder / "other.safetensors"
+    tensors = load_tensors(ready.folder / "artifacts" / "model" / "model.safetensors")
+    save_tensors(other, {name: 0.5 * tensor for name, tensor in tensors.items()})
+    cell = ("--method", "magnitude", "--ratio", "0.5")
+    assert here(ready.folder, "tasks.search", *cell).status == 0
+    assert here(ready.folder, "tasks.prune", *cell).status == 0
+    read = blocks_on_disk.weight_files
+    monkeypatch.setattr(
+        blocks_on_disk,
+        "weight_files",
+        lambda folder: [other] if Path(folder).name == "model" else read(folder),
+    )
+    outcome = here(ready.folder, "tasks.prune", *cell)
+    assert_told(outcome, "layers.0", "not the one that transformers reads from the dense model")
 
 
 @pytest.mark.parametrize(
