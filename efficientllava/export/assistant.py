@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 from transformers import AutoProcessor
 
+from efficientllava.data.images import read_rgb
 from efficientllava.errors import UserError
 from efficientllava.export.runtimes import RUNTIMES, Arrays, Graph, open_graph, unavailable
 
@@ -38,17 +39,9 @@ def read_image(path: Path) -> Image.Image:
     """An image file as RGB.
 
     Raises:
-        UserError: the file is missing or no image.
+        UserError: the file is missing or no image, or as `read_rgb`.
     """
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except FileNotFoundError as error:
-        raise UserError("no such image", where=str(path)) from error
-    except Image.DecompressionBombError as error:
-        raise UserError(f"image too large ({error})", where=str(path)) from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"not a readable image ({error})", where=str(path)) from error
+    return read_rgb(path, str(path), "no such image", "not a readable image")
 
 
 def processed(processor: Any, prompt: Prompt, tensors: str) -> Any:
