@@ -173,6 +173,12 @@ class Assistant:
             raise UserError(
                 "no such folder", where=str(folder), remedy="run the export stage first"
             )
+        if (reason := _reason_not_exported(folder)) is not None:
+            raise UserError(
+                f"the model was not exported ({reason})",
+                where=str(folder),
+                remedy="ask the checkpoint it was to be exported from, with transformers",
+            )
         self.runtime = runtime
         self.graphs = {
             name: open_graph(runtime, folder / f"{name}.onnx", threads) for name in GRAPHS
@@ -246,12 +252,26 @@ class Assistant:
         return str(self.processor.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
 
 
+def _recorded_runtimes(folder: Path) -> dict[str, Any]:
+    """What export.json says of each runtime; nothing where it does not say."""
+    try:
+        record = json.loads((folder / "export.json").read_text(encoding="utf-8"))
+        return dict(record["runtimes"])
+    except (OSError, ValueError, KeyError):
+        return {}
+
+
+def _reason_not_exported(folder: Path) -> str | None:
+    """Why the export wrote no graphs; None where it did, or did not say."""
+    rows = _recorded_runtimes(folder).values()
+    if not rows or any(row.get("available", True) for row in rows):
+        return None
+    return next((str(row["reason"]) for row in rows if "reason" in row), None)
+
+
 def usable_runtime(folder: Path) -> str:
     """The first runtime that worked when the folder was exported and can be imported here."""
-    try:
-        recorded = json.loads((folder / "export.json").read_text(encoding="utf-8"))["runtimes"]
-    except (OSError, ValueError, KeyError):
-        recorded = {}
+    recorded = _recorded_runtimes(folder)
     for name in RUNTIMES:
         # DeepSparse crashes on some models: then the export says that it is not available
         worked = recorded.get(name, {}).get("available", True)

@@ -17,7 +17,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from efficientllava.errors import UserError
 from efficientllava.export.assistant import GRAPHS, Assistant, Prompt
-from efficientllava.export.graphs import IR_VERSION, OPSET, export_graphs
+from efficientllava.export.graphs import IR_VERSION, OPSET, export_graphs, not_exportable
 from efficientllava.export.parity import (
     TOLERANCE,
     Reference,
@@ -56,7 +56,8 @@ def export_model(
     """Export a checkpoint, hold it against PyTorch and time it against the dense model.
 
     The folder appears whole or not at all and needs no checkpoint beside it: graphs,
-    embeddings, processor files, generation settings and export.json.
+    embeddings, processor files, generation settings and export.json. Of a model that no graphs can
+    be written of (`not_exportable`) it holds export.json alone, which says why for each runtime.
 
     Args:
         prompts: answered end to end and compared token by token; the first
@@ -77,6 +78,10 @@ def export_model(
     def done(name: str, **values: float | str) -> None:
         progress(Event("export", next(steps), total, {"step": name, **values}))
 
+    for path in (checkpoint, dense_checkpoint):
+        if (reason := not_exportable(path)) is not None:
+            progress(Event("export", total, total, {"step": "not exported", "reason": reason}))
+            return _record_reason(reason, folder, parameters)
     model, processor = load_model(checkpoint, torch.float32), load_processor(checkpoint)
     references = [
         reference_answer(model, processor, prompt, parameters.new_tokens, parameters.prompt_tokens)
@@ -210,6 +215,16 @@ def _isolated(
             step = folder / STEP
             when = step.read_text(encoding="utf-8") if step.is_file() else "its start"
             return {"available": False, "reason": f"{runtime} crashed during {when}"}
+
+
+def _record_reason(reason: str, folder: Path, parameters: ExportParameters) -> dict[str, Any]:
+    """export.json of a model that is not exported: every runtime unavailable, and why."""
+    row = {"available": False, "reason": reason}
+    record = {"runtimes": {runtime: dict(row) for runtime in parameters.runtimes}}
+    with replacing(folder) as temporary:
+        temporary.mkdir()
+        write_json(temporary / "export.json", record)
+    return record
 
 
 def _save_settings(model: PreTrainedModel, processor: Any, folder: Path, new_tokens: int) -> None:

@@ -135,5 +135,8 @@ def _facts(artifacts: Path, rows: Sequence[Row]) -> dict[str, str]:
             if name in record:
                 facts[name.replace("_", " ")] = str(record[name])
         facts.update({name: str(value) for name, value in record.get("machine", {}).items()})
+        for name, row in record["runtimes"].items():
+            if not row.get("available") and "reason" in row:
+                facts[RUNTIMES.get(name, name)] = f"not measured: {row['reason']}"
         break
     return facts
