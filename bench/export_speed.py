@@ -3,7 +3,7 @@
     python -m bench.export_speed --width 1024 --mlp 2752 --blocks 12 --ratios 0.5 0.7
 
 Every runtime runs the dense graph and all pruned ones in turns; the table gives medians and
-dense / pruned with its quartiles over neighbouring runs. Nothing is trained and nothing is
+dense / pruned with its interval (docs/export.md). Nothing is trained and nothing is
 kept. Zeros at random are an assumption: a real model's zeros may lie otherwise.
 """
 
@@ -24,10 +24,12 @@ from efficientllava.export.speed import (
     load_average,
     machine,
     milliseconds,
-    ratio_quartiles,
+    ratio_interval,
     timing_inputs,
+    warn_of_load,
 )
 from efficientllava.models.adapter import adapter_for
+from efficientllava.report.speedup import Speedup
 
 
 def main() -> None:
@@ -54,10 +56,9 @@ def main() -> None:
             export_graphs(model, folders[ratio], wanted.prompt_tokens, wanted.context)
             del model
         print(json.dumps({**vars(wanted), "machine": machine()}, indent=2))
-        print(
-            "| runtime | graph | ratio | ms | fastest ms | dense / this | its quartiles | share |"
-        )
-        print("|---|---|---|---|---|---|---|---|")
+        print("| runtime | graph | ratio | ms | fastest ms | dense / this | share |")
+        print("|---|---|---|---|---|---|---|")
+        load = 0.0
         for runtime in RUNTIMES:
             if (reason := unavailable(runtime)) is not None:
                 print(f"| {runtime} | cannot be used here: {reason} |")
@@ -72,14 +73,17 @@ def main() -> None:
                 dense = milliseconds(seconds["0.0"])["ms"]
                 for ratio, times in seconds.items():
                     row, share = milliseconds(times), graphs[ratio].engine_share
-                    low, high = ratio_quartiles(seconds["0.0"], times)
+                    ends = ratio_interval(seconds["0.0"], times) or {}
+                    speedup = Speedup(dense / row["ms"], **ends)
                     print(
                         f"| {runtime} {version(runtime)} | {name} | {ratio} | {row['ms']} "
-                        f"| {row['fastest_ms']} | {dense / row['ms']:.2f} "
-                        f"| {low:.2f}-{high:.2f} | {'' if share is None else share} |",
+                        f"| {row['fastest_ms']} | {speedup if ratio != '0.0' else '–'} "
+                        f"| {'' if share is None else share} |",
                         flush=True,
                     )
-        print(f"load average after: {load_average()}")
+                load = max(load, load_average())
+        print(f"load average at most: {load}")
+        warn_of_load(load, machine()["cores"])
 
 
 if __name__ == "__main__":

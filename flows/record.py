@@ -11,6 +11,7 @@ from typing import Any
 
 from dvc.dependency.param import ParamsDependency
 
+from efficientllava.report.speedup import is_factor
 from flows.graph import Node, flatten, open_repo
 
 DENSE = "dense"
@@ -129,13 +130,14 @@ def _read_output(record: ModelRecord, base: str, path: Path) -> None:
         if not readable or file.stat().st_size > LARGEST_ARTIFACT:
             continue
         record.artifacts.append((file, base))
-        # a metrics file of its own, or the record named after the stage in its folder
+        # a metrics file of its own, or the record named after the stage in its folder; of speed-ups
+        # the ends of their intervals
         if file.suffix == ".json" and (file is path or file.stem == base):
             values = json.loads(file.read_text(encoding="utf-8"))
             record.metrics.update(
                 (f"{base}/{name}", float(value))
                 for name, value in flatten(values).items()
-                if isinstance(value, bool | int | float)
+                if isinstance(value, bool | int | float) and not is_factor(name)
             )
         if file.suffix == ".jsonl":
             record.rounds.update(_rounds(file))

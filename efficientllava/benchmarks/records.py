@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from efficientllava.benchmarks.rows import Row
+from efficientllava.data.images import read_rgb
 from efficientllava.errors import UserError
 
 Picture = Path | bytes | None
@@ -40,20 +40,12 @@ class Record:
         if self.image is None:
             return None
         where = str(self.image) if isinstance(self.image, Path) else f"image of {self.id}"
-        source = self.image if isinstance(self.image, Path) else io.BytesIO(self.image)
-        try:
-            with Image.open(source) as image:
-                return image.convert("RGB")
-        except FileNotFoundError as error:
-            raise UserError(
-                f"image file of question {self.id} missing",
-                where=where,
-                remedy="put the benchmark's images where its official archive puts them",
-            ) from error
-        except Image.DecompressionBombError as error:
-            raise UserError(f"image too large ({error})", where=where) from error
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-            raise UserError(f"broken image file ({error})", where=where) from error
+        return read_rgb(
+            self.image,
+            where,
+            missing=f"image file of question {self.id} missing",
+            remedy="put the benchmark's images where its official archive puts them",
+        )
 
 
 def require_distinct(records: Sequence[Record], where: str) -> None:

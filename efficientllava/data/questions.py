@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from efficientllava.data.images import read_rgb
 from efficientllava.errors import UserError
 from efficientllava.files import read_json
 
@@ -53,17 +54,7 @@ class Question:
         Raises:
             UserError: the file is missing or no readable image.
         """
-        if self.image is None:
-            return None
-        try:
-            with Image.open(self.image) as image:
-                return image.convert("RGB")
-        except FileNotFoundError as error:
-            raise UserError("image file missing", where=str(self.image)) from error
-        except Image.DecompressionBombError as error:
-            raise UserError(f"image too large ({error})", where=str(self.image)) from error
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-            raise UserError(f"broken image file ({error})", where=str(self.image)) from error
+        return None if self.image is None else read_rgb(self.image, str(self.image))
 
 
 def read_questions(folder: Path, split: str) -> list[Question]:

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 from transformers import AutoProcessor
 
+from efficientllava.data.images import read_rgb
 from efficientllava.errors import UserError
 from efficientllava.export.runtimes import RUNTIMES, Arrays, Graph, open_graph, unavailable
 
@@ -38,17 +39,9 @@ def read_image(path: Path) -> Image.Image:
     """An image file as RGB.
 
     Raises:
-        UserError: the file is missing or no image.
+        UserError: the file is missing or no image, or as `read_rgb`.
     """
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except FileNotFoundError as error:
-        raise UserError("no such image", where=str(path)) from error
-    except Image.DecompressionBombError as error:
-        raise UserError(f"image too large ({error})", where=str(path)) from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"not a readable image ({error})", where=str(path)) from error
+    return read_rgb(path, str(path), "no such image", "not a readable image")
 
 
 def processed(processor: Any, prompt: Prompt, tensors: str) -> Any:
@@ -180,6 +173,12 @@ class Assistant:
             raise UserError(
                 "no such folder", where=str(folder), remedy="run the export stage first"
             )
+        if (reason := _reason_not_exported(folder)) is not None:
+            raise UserError(
+                f"the model was not exported ({reason})",
+                where=str(folder),
+                remedy="ask the checkpoint it was to be exported from, with transformers",
+            )
         self.runtime = runtime
         self.graphs = {
             name: open_graph(runtime, folder / f"{name}.onnx", threads) for name in GRAPHS
@@ -253,12 +252,26 @@ class Assistant:
         return str(self.processor.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
 
 
+def _recorded_runtimes(folder: Path) -> dict[str, Any]:
+    """What export.json says of each runtime; nothing where it does not say."""
+    try:
+        record = json.loads((folder / "export.json").read_text(encoding="utf-8"))
+        return dict(record["runtimes"])
+    except (OSError, ValueError, KeyError):
+        return {}
+
+
+def _reason_not_exported(folder: Path) -> str | None:
+    """Why the export wrote no graphs; None where it did, or did not say."""
+    rows = _recorded_runtimes(folder).values()
+    if not rows or any(row.get("available", True) for row in rows):
+        return None
+    return next((str(row["reason"]) for row in rows if "reason" in row), None)
+
+
 def usable_runtime(folder: Path) -> str:
     """The first runtime that worked when the folder was exported and can be imported here."""
-    try:
-        recorded = json.loads((folder / "export.json").read_text(encoding="utf-8"))["runtimes"]
-    except (OSError, ValueError, KeyError):
-        recorded = {}
+    recorded = _recorded_runtimes(folder)
     for name in RUNTIMES:
         # DeepSparse crashes on some models: then the export says that it is not available
         worked = recorded.get(name, {}).get("available", True)

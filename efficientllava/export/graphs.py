@@ -21,14 +21,17 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from efficientllava.errors import UserError
 from efficientllava.export.heads import with_padded_heads
-from efficientllava.files import save_tensors
+from efficientllava.files import read_json, save_tensors
 from efficientllava.models.adapter import adapter_for
+from efficientllava.models.checkpoint import check_checkpoint, load_model
 
 OPSET = 14
 IR_VERSION = 8
 # protobuf's limit for one file; graphs keep their weights inside
 LARGEST_GRAPH = 2 * 1024**3 - 16 * 1024**2
 EMBEDDING = "embed_tokens.weight"
+FAMILY = "llava"
+"""The model type whose graphs are written here."""
 
 
 class RollingLayer(DynamicLayer):
@@ -116,6 +119,29 @@ def pixel_shape(model: PreTrainedModel) -> tuple[int, int, int, int]:
     return 1, getattr(vision, "num_channels", 3), vision.image_size, vision.image_size
 
 
+def not_exportable(checkpoint: Path) -> str | None:
+    """Why no graphs can be written of a checkpoint, whatever the parameters; None where they can.
+
+    Raises:
+        UserError: as `load_model`.
+    """
+    check_checkpoint(checkpoint)
+    family = str(read_json(checkpoint / "config.json").get("model_type"))
+    if family != FAMILY:
+        return f"models of type '{family}' are not exported, only those of type '{FAMILY}'"
+    return _too_large(with_padded_heads(load_model(checkpoint)))
+
+
+def _too_large(model: PreTrainedModel) -> str | None:
+    weight = 4 * sum(parameter.numel() for parameter in LanguageGraph(model).parameters())
+    if weight <= LARGEST_GRAPH:
+        return None
+    return (
+        f"the language model takes {weight / 2**30:.1f} GiB in float32; an ONNX file with its "
+        "weights inside holds at most 2 GiB"
+    )
+
+
 def export_graphs(model: PreTrainedModel, folder: Path, prompt_tokens: int, context: int) -> None:
     """Write vision.onnx, prefill.onnx, decode.onnx and embeddings.safetensors into a folder.
 
@@ -130,14 +156,8 @@ def export_graphs(model: PreTrainedModel, folder: Path, prompt_tokens: int, cont
             f"context {context} exceeds the {text.max_position_embeddings} positions of the model",
             where="params.yaml, export",
         )
-    weight = sum(p.numel() * p.element_size() for p in LanguageGraph(model).parameters())
-    if weight > LARGEST_GRAPH:
-        raise UserError(
-            f"the language model takes {weight / 2**30:.1f} GiB in float32; an ONNX file with its "
-            "weights inside holds at most 2 GiB",
-            where=f"export to {folder}",
-            remedy="export a smaller model",
-        )
+    if (reason := _too_large(model)) is not None:
+        raise UserError(reason, where=f"export to {folder}", remedy="export a smaller model")
     blocks, width = text.num_hidden_layers, text.hidden_size
     cache = [torch.zeros(cache_shape(model, context)) for _ in range(2 * blocks)]
     present = cache_names("present", blocks)

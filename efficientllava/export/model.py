@@ -17,7 +17,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from efficientllava.errors import UserError
 from efficientllava.export.assistant import GRAPHS, Assistant, Prompt
-from efficientllava.export.graphs import IR_VERSION, OPSET, export_graphs
+from efficientllava.export.graphs import IR_VERSION, OPSET, export_graphs, not_exportable
 from efficientllava.export.parity import (
     TOLERANCE,
     Reference,
@@ -28,12 +28,16 @@ from efficientllava.export.parity import (
 )
 from efficientllava.export.runtimes import open_graph, unavailable, version
 from efficientllava.export.speed import (
+    COVERAGE,
     interleaved,
     load_average,
     machine,
     milliseconds,
+    milliseconds_interval,
+    ratio_interval,
     ratio_quartiles,
     timing_inputs,
+    warn_of_load,
 )
 from efficientllava.files import replacing, write_json
 from efficientllava.models.checkpoint import load_model, load_processor
@@ -56,7 +60,8 @@ def export_model(
     """Export a checkpoint, hold it against PyTorch and time it against the dense model.
 
     The folder appears whole or not at all and needs no checkpoint beside it: graphs,
-    embeddings, processor files, generation settings and export.json.
+    embeddings, processor files, generation settings and export.json. Of a model that no graphs can
+    be written of (`not_exportable`) it holds export.json alone, which says why for each runtime.
 
     Args:
         prompts: answered end to end and compared token by token; the first
@@ -77,6 +82,10 @@ def export_model(
     def done(name: str, **values: float | str) -> None:
         progress(Event("export", next(steps), total, {"step": name, **values}))
 
+    for path in (checkpoint, dense_checkpoint):
+        if (reason := not_exportable(path)) is not None:
+            progress(Event("export", total, total, {"step": "not exported", "reason": reason}))
+            return _record_reason(reason, folder, parameters)
     model, processor = load_model(checkpoint, torch.float32), load_processor(checkpoint)
     references = [
         reference_answer(model, processor, prompt, parameters.new_tokens, parameters.prompt_tokens)
@@ -115,6 +124,7 @@ def export_model(
                 "embeddings.safetensors": _size(temporary / "embeddings.safetensors"),
             },
             "parity": {"tolerance": TOLERANCE},
+            "speedup_coverage": COVERAGE,
             "runtimes": {},
         }
         answers: list[dict[str, Any]] = [
@@ -147,7 +157,13 @@ def export_model(
                 where="params.yaml, export.runtimes",
                 remedy="add onnxruntime, which runs everywhere",
             )
-        record["machine"]["load_average_after"] = load_average()
+        load = max(record["runtimes"][name].pop("load_average") for name in available)
+        record["machine"] |= {
+            "load_average_while_timing": load,
+            "load_average_after": load_average(),
+        }
+        if (warning := warn_of_load(load, record["machine"]["cores"])) is not None:
+            record["warning"] = warning
         record["answers"] = answers
         record["tokens_match"] = all(
             row[runtime] == row["pytorch"] for row in answers for runtime in available
@@ -212,6 +228,16 @@ def _isolated(
             return {"available": False, "reason": f"{runtime} crashed during {when}"}
 
 
+def _record_reason(reason: str, folder: Path, parameters: ExportParameters) -> dict[str, Any]:
+    """export.json of a model that is not exported: every runtime unavailable, and why."""
+    row = {"available": False, "reason": reason}
+    record = {"runtimes": {runtime: dict(row) for runtime in parameters.runtimes}}
+    with replacing(folder) as temporary:
+        temporary.mkdir()
+        write_json(temporary / "export.json", record)
+    return record
+
+
 def _save_settings(model: PreTrainedModel, processor: Any, folder: Path, new_tokens: int) -> None:
     """Everything beside the graphs that answering needs."""
     processor.save_pretrained(folder)
@@ -242,6 +268,7 @@ def _measure(
     for variant, graph in graphs.items():
         row = measured[variant]
         row |= {f"{name}_{key}": value for key, value in milliseconds(seconds[variant]).items()}
+        row[f"{name}_interval_ms"] = milliseconds_interval(seconds[variant])
         row[f"{name}_compile_seconds"] = round(graph.compile_seconds, 3)
         if graph.engine_share is not None:
             row[f"{name}_engine_share"] = graph.engine_share
@@ -253,15 +280,29 @@ def _measure(
         measured["dense"][f"{name}_ms"] / measured["pruned"][f"{name}_ms"], 4
     )
     measured[f"{name}_speedup_quartiles"] = ratio_quartiles(seconds["dense"], seconds["pruned"])
+    measured[f"{name}_speedup_interval"] = ratio_interval(seconds["dense"], seconds["pruned"])
+    measured["load_average"] = max(load_average(), measured.get("load_average", 0.0))
 
 
 def _compare_with_best_dense(runtimes: dict[str, Any]) -> None:
     """The honest comparison: each pruned time against the fastest dense time in any runtime."""
-    available = {name: row for name, row in runtimes.items() if row["available"]}
+    rows = [row for row in runtimes.values() if row["available"]]
     for name in GRAPHS:
-        best = min(row["dense"][f"{name}_ms"] for row in available.values())
-        for row in available.values():
-            row[f"{name}_speedup_over_best_dense"] = round(best / row["pruned"][f"{name}_ms"], 4)
+        best = min(rows, key=lambda row: float(row["dense"][f"{name}_ms"]))
+        for row in rows:
+            key = f"{name}_speedup_over_best_dense"
+            row[key] = round(best["dense"][f"{name}_ms"] / row["pruned"][f"{name}_ms"], 4)
+            row[f"{key}_interval"] = (
+                row[f"{name}_speedup_interval"] if row is best else _unpaired(name, best, row)
+            )
+
+
+def _unpaired(name: str, best: dict[str, Any], row: dict[str, Any]) -> dict[str, float] | None:
+    """The interval of a ratio of medians that were not measured in turns."""
+    dense, pruned = best["dense"][f"{name}_interval_ms"], row["pruned"][f"{name}_interval_ms"]
+    if dense is None or pruned is None:
+        return None
+    return {"low": round(dense[0] / pruned[1], 4), "high": round(dense[1] / pruned[0], 4)}
 
 
 def _size(path: Path) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import os
 import platform
 import statistics
@@ -15,7 +17,11 @@ import numpy as np
 from efficientllava.export.assistant import decode_inputs, prefill_inputs
 from efficientllava.export.runtimes import Arrays, Graph
 
+logger = logging.getLogger(__name__)
+
 WARM_UP = 3
+COVERAGE = 0.99
+"""Of the intervals of speed-ups: how often the true ratio lies inside."""
 INSTRUCTIONS = (
     "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512vl", "avx512_vnni",
     "avx512_bf16", "avx512_fp16", "avx512_vbmi2", "amx_tile", "amx_int8", "amx_bf16",
@@ -64,6 +70,42 @@ def ratio_quartiles(dense: list[float], pruned: list[float]) -> list[float]:
     return [round(lower, 4), round(upper, 4)]
 
 
+def ratio_interval(dense: list[float], pruned: list[float]) -> dict[str, float] | None:
+    """The interval that the runs leave open for dense / pruned.
+
+    Order statistics of the ratios of neighbouring runs: distribution-free, it holds their true
+    median with COVERAGE, and a graph that does not differ is called different at most that seldom.
+    It is widened to the ratio of the medians where that lies outside.
+
+    Returns:
+        {"low", "high"}; None where the runs are too few (below 8).
+    """
+    ratios = [one / other for one, other in zip(dense, pruned, strict=True)]
+    if (inside := _median_interval(ratios, COVERAGE)) is None:
+        return None
+    ratio = statistics.median(dense) / statistics.median(pruned)
+    low, high = min(inside[0], ratio), max(inside[1], ratio)
+    return {"low": round(low, 4), "high": round(high, 4)}
+
+
+def milliseconds_interval(seconds: list[float]) -> list[float] | None:
+    """The interval of a median in ms; two independent ones hold both medians with COVERAGE."""
+    inside = _median_interval(seconds, (1 + COVERAGE) / 2)
+    return None if inside is None else [round(end * 1e3, 4) for end in inside]
+
+
+def _median_interval(values: list[float], coverage: float) -> tuple[float, float] | None:
+    """Smallest interval between order statistics that holds the median with this coverage."""
+    ordered, below, rank = sorted(values), 0.0, 0
+    for count in range(len(values) // 2):
+        # as many heads in so many throws of a coin: how often so few values lie below the median
+        below += math.comb(len(values), count) / 2 ** len(values)
+        if 2 * below > 1 - coverage:
+            break
+        rank = count + 1
+    return (ordered[rank - 1], ordered[-rank]) if rank else None
+
+
 def timing_inputs(name: str, graph: Graph) -> Arrays:
     """Full-length inputs of random numbers: a whole prompt, or one token after a full cache."""
     generator = np.random.default_rng(0)
@@ -101,6 +143,18 @@ def machine() -> dict[str, Any]:
 def load_average() -> float:
     """Processes that wanted to run in the last minute, ours included: above the cores is noise."""
     return round(os.getloadavg()[0], 2)
+
+
+def warn_of_load(load: float, cores: int) -> str | None:
+    """Log a warning where more wanted to run than there are cores; what was logged, else None."""
+    if load <= cores:
+        return None
+    warning = (
+        f"the load average reached {load:g} on {cores} cores while graphs were timed: others took "
+        "part of the processor; times and speed-ups are those of a busy machine"
+    )
+    logger.warning("export: %s", warning)
+    return warning
 
 
 def _cpuinfo(field: str) -> str:

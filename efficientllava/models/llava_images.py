@@ -19,6 +19,8 @@ from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
+from efficientllava.data.images import as_rgb
+
 IMAGE_SIDE = 336
 ROWS_AT_ONCE = 256
 
@@ -62,9 +64,9 @@ class OriginalLlavaImages(LlavaImageProcessorPil):
     """
 
     def convert_to_rgb(self, image: Any, input_data_format: Any = None) -> np.ndarray:
-        """RGB [height, width, 3] as PIL converts: transparency is dropped, not laid on white."""
+        """RGB [height, width, 3] as `data.images` converts."""
         if isinstance(image, Image.Image):
-            return np.asarray(image.convert("RGB"))
+            return np.asarray(as_rgb(image))
         converted: np.ndarray = super().convert_to_rgb(image, input_data_format)
         return converted
 

@@ -57,7 +57,7 @@ class InverseFactor:
     Attributes:
         upper: U [in, in], upper Cholesky factor of the inverse of the damped Hessian.
         dead: [in], inputs that were zero on every calibration token.
-        damping: lambda / mean(diag H) that made the factorisation succeed.
+        damping: lambda / (mean of diag H over the live inputs) that made the factorisation succeed.
     """
 
     upper: torch.Tensor
@@ -75,8 +75,9 @@ def inverse_factor(
 ) -> InverseFactor:
     """Damp a Hessian, invert it and factorise the inverse: H^-1 = U^T U.
 
-    The diagonal is raised by `damping` x mean(diag H); if the factorisation fails, by ten times
-    as much, up to four times, each logged.
+    The diagonal is raised by `damping` x the mean of diag H over the live inputs: dead ones, which
+    get a 1 there, neither raise nor lower it. If the factorisation fails, by ten times as much, up
+    to four times, each logged.
 
     Args:
         hessian: [in, in], symmetric.
@@ -89,14 +90,16 @@ def inverse_factor(
     """
     where = f"Hessian of {name}"
     dead = hessian.diagonal().to(dtype) == 0
+    # in double, as a number would be, and left on the device: only success is waited for
+    of_live = len(dead) / (~dead).sum().clamp(min=1).double()
     for attempt in range(RAISES + 1):
         share = damping * 10.0**attempt
         # one copy, with the order of rows and columns turned round, becomes the factor in place
         turned = hessian.flip(0, 1).to(dtype)
         diagonal = turned.diagonal()
+        mean = diagonal.mean().double() * of_live  # the dead are 0 here
         diagonal.masked_fill_(dead.flip(0), 1.0)
-        # in double, as a number would be, and left on the device: only success is waited for
-        diagonal += share * diagonal.mean().double()
+        diagonal += share * mean
         if (upper := _factorise(turned)) is not None:
             return InverseFactor(upper, dead, share)
         if attempt == 0 and not all_finite(hessian):

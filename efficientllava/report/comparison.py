@@ -7,11 +7,14 @@ import io
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Any
 
 from efficientllava.errors import UserError
 from efficientllava.files import read_json, stored_numbers
+from efficientllava.report.speedup import NO_DIFFERENCE
+from efficientllava.report.speedup import Latency as Latency  # of a row
 
 BREAKDOWNS = ("NAT", "SOC", "LAN", "TXT", "IMG", "NO", "G1-6", "G7-12")
 RUNTIMES = {"deepsparse": "DeepSparse", "onnxruntime": "ONNX Runtime"}
@@ -27,16 +30,6 @@ class Score:
 
     def __str__(self) -> str:
         return f"{100 * self.accuracy:.1f} ± {100 * self.standard_error:.1f}"
-
-
-@dataclass(frozen=True)
-class Latency:
-    """Medians of one runtime in ms; speed-ups against dense, measured in the same run."""
-
-    prefill_ms: float
-    decode_ms: float
-    prefill_speedup: float | None = None
-    decode_speedup: float | None = None
 
 
 @dataclass(frozen=True)
@@ -114,8 +107,6 @@ def _dense_row(artifacts: Path, exports: Iterable[dict[str, Any]]) -> Row:
             runtime: Latency(
                 statistics.median(timing["prefill_ms"] for timing in timings),
                 statistics.median(timing["decode_ms"] for timing in timings),
-                1.0,
-                1.0,
             )
             for runtime, timings in measured.items()
         },
@@ -129,12 +120,7 @@ def _pruned_row(artifacts: Path, method: str, ratio: float, export: dict[str, An
     latencies = {}
     for runtime, timing in (export or {"runtimes": {}})["runtimes"].items():
         if timing.get("available"):
-            latencies[runtime] = Latency(
-                timing["pruned"]["prefill_ms"],
-                timing["pruned"]["decode_ms"],
-                timing["prefill_speedup"],
-                timing["decode_speedup"],
-            )
+            latencies[runtime] = Latency.pruned(timing)
     return Row(
         method=method,
         ratio=ratio,
@@ -182,17 +168,24 @@ def runtimes_of(rows: Sequence[Row]) -> list[str]:
     return [name for name in RUNTIMES if any(name in row.latencies for row in rows)]
 
 
-def timings(latency: Latency | None) -> list[str]:
-    """Cells of prefill and decode: milliseconds and speed-up."""
+def timings(latency: Latency | None, lines: bool = False) -> list[str]:
+    """Cells of prefill and decode: milliseconds, speed-up and its interval.
+
+    Args:
+        lines: the interval in a line of its own, for narrow tables.
+    """
     if latency is None:
         return ["–", "–"]
-    return [
-        _short(time) if speedup is None else f"{_short(time)} ×{speedup:.2f}"
-        for time, speedup in (
-            (latency.prefill_ms, latency.prefill_speedup),
-            (latency.decode_ms, latency.decode_speedup),
-        )
-    ]
+    cells = []
+    for phase in ("prefill", "decode"):
+        cell, speedup = _short(getattr(latency, f"{phase}_ms")), latency.speedup(phase)
+        if speedup is not None and lines:
+            factor = " " if speedup.factor is not None else "\n"
+            cell += f"{factor}{speedup.told}\n{speedup.interval}"
+        elif speedup is not None:
+            cell += f" {speedup}"
+        cells.append(cell)
+    return cells
 
 
 def _short(milliseconds: float) -> str:
@@ -264,7 +257,10 @@ def markdown_table(
 
 
 def comma_separated(rows: Sequence[Row]) -> str:
-    """Everything of every row as CSV with unrounded numbers; empty where unknown."""
+    """Everything of every row as CSV with unrounded numbers; empty where unknown.
+
+    A speed-up whose interval holds 1 is "no difference"; the interval's ends have their columns.
+    """
     columns = [_flat(row) for row in rows]
     names = list(dict.fromkeys(name for row in columns for name in row))
     buffer = io.StringIO()
@@ -291,8 +287,12 @@ def _flat(row: Row) -> dict[str, Any]:
     for runtime, timing in row.latencies.items():
         flat[f"{runtime}_prefill_ms"] = timing.prefill_ms
         flat[f"{runtime}_decode_ms"] = timing.decode_ms
-        flat[f"{runtime}_prefill_speedup"] = timing.prefill_speedup
-        flat[f"{runtime}_decode_speedup"] = timing.decode_speedup
+        for phase in ("prefill", "decode"):
+            if (speedup := timing.speedup(phase)) is not None:
+                key = f"{runtime}_{phase}_speedup"
+                flat[key] = speedup.factor or NO_DIFFERENCE
+                if speedup.high < inf:
+                    flat[f"{key}_low"], flat[f"{key}_high"] = speedup.low, speedup.high
     for name, score in (row.breakdowns | row.benchmarks).items():
         flat[f"accuracy_{name}"] = score.accuracy
         flat[f"standard_error_{name}"] = score.standard_error

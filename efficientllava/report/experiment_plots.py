@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from efficientllava.report.statistics import Mean
-from efficientllava.report.theme import LIGHT, Theme, figure, marker, quiet, readable_on
+from efficientllava.report.theme import (
+    LIGHT,
+    Theme,
+    figure,
+    hollow,
+    marker,
+    quiet,
+    readable_on,
+)
 
 Key = tuple[str, float]
 
@@ -59,8 +67,13 @@ def trade_off_plot(
     path: Path,
     title: str,
     theme: Theme = LIGHT,
+    same: Collection[Key] = (),
 ) -> None:
-    """Figure 1: accuracy over the prefill latency in DeepSparse, a series per method."""
+    """Figure 1: accuracy over the prefill latency in DeepSparse, a series per method.
+
+    Args:
+        same: models that show no difference from dense; their markers are hollow.
+    """
     measured = [key for key in accuracies if key in milliseconds]
     with figure(path, theme, 7.5, 4.4, title) as made:
         axes = made.subplots()
@@ -83,6 +96,8 @@ def trade_off_plot(
                 label=method,
             )
             for key in keys:
+                if key in same:
+                    hollow(axes, milliseconds[key], accuracies[key].value, method, theme)
                 if method != "dense":
                     axes.annotate(
                         f"{key[1]:g}",
@@ -92,7 +107,7 @@ def trade_off_plot(
                         fontsize=8,
                         color=theme.soft,
                     )
-        axes.set_xlabel("DeepSparse prefill, median ms (left is faster)")
+        axes.set_xlabel("DeepSparse prefill, median ms (left is faster; hollow: no difference)")
         axes.set_ylabel("accuracy %")
         axes.margins(x=0.12, y=0.12)
         made.legend(loc="outside lower center", ncols=3, fontsize=8.5)

@@ -9,13 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from efficientllava.files import replacing, write_text
-from efficientllava.report.comparison import Row, Score, comma_separated, markdown_table, number
+from efficientllava.report.comparison import (
+    Row,
+    Score,
+    comma_separated,
+    markdown_table,
+    number,
+)
 from efficientllava.report.experiment_plots import (
     accuracy_by_method_plot,
     grid_plot,
     trade_off_plot,
 )
 from efficientllava.report.paper import PARTS, TABLE1, TABLE2, TABLE3, TABLE4, PaperRow
+from efficientllava.report.speedup import Speedup, combined
 from efficientllava.report.statistics import Mean, mean, told
 
 DASH = "–"
@@ -167,15 +174,24 @@ def trade_off_table(measured: Sequence[Measured], paper: str) -> str:
             timings = [e.row.latencies[runtime] for e in rows if runtime in e.row.latencies]
             for phase in ("prefill", "decode"):
                 milliseconds = mean(getattr(timing, f"{phase}_ms") for timing in timings)
-                gains = [getattr(timing, f"{phase}_speedup") for timing in timings]
-                gain = mean(value for value in gains if value is not None)
-                cells += [told(milliseconds, 2), told(gain, 2)]
+                cells += [told(milliseconds, 2), _told_speedup(rows, runtime, phase)]
         body.append([*cells, str(len(rows))])
     headings = ["method", "ratio", "accuracy %"]
     for runtime in ("DeepSparse", "ONNX Runtime"):
         for phase in ("prefill", "decode"):
             headings += [f"{runtime} {phase} ms", "×"]
     return markdown_table([*headings, "seeds"], body) + f"\n{paper}\n"
+
+
+def _speedup(rows: Sequence[Measured], runtime: str, phase: str) -> Speedup | None:
+    """Of one model over the seeds; None where none was measured."""
+    timings = [e.row.latencies[runtime] for e in rows if runtime in e.row.latencies]
+    return combined([each for t in timings if (each := t.speedup(phase)) is not None])
+
+
+def _told_speedup(rows: Sequence[Measured], runtime: str, phase: str) -> str:
+    speedup = _speedup(rows, runtime, phase)
+    return DASH if speedup is None else str(speedup)
 
 
 def grid_table(measured: Sequence[Measured]) -> str:
@@ -218,10 +234,7 @@ def overview_table(measured: Sequence[Measured]) -> str:
             told(accuracy_of(rows), 2),
         ]
         for runtime in ("deepsparse", "onnxruntime"):
-            timings = [e.row.latencies[runtime] for e in rows if runtime in e.row.latencies]
-            for phase in ("prefill", "decode"):
-                gains = [getattr(timing, f"{phase}_speedup") for timing in timings]
-                cells.append(told(mean(gain for gain in gains if gain is not None), 2))
+            cells += [_told_speedup(rows, runtime, phase) for phase in ("prefill", "decode")]
         body.append([*cells, str(len(rows))])
     headings = ["method", "ratio", "zeros or removed", "MB on disk", "parameters"]
     headings += ["text loss", "answer loss", "accuracy %"]
@@ -284,7 +297,13 @@ def _plot(name: str, path: Path, title: str, measured: Sequence[Measured]) -> No
                 )
             )
         }
-        trade_off_plot(accuracies, times, path, title)
+        same = {
+            key
+            for key, rows in groups.items()
+            if (speedup := _speedup(rows, "deepsparse", "prefill")) is not None
+            and speedup.factor is None
+        }
+        trade_off_plot(accuracies, times, path, title, same=same)
     else:
         accuracy_by_method_plot(accuracies, path, title)
 

@@ -77,7 +77,7 @@ for (const table of document.querySelectorAll("table")) {
     heads.forEach(other => delete other.dataset.order);
     head.dataset.order = up ? "up" : "down";
     const key = row => {
-      const text = row.cells[column].textContent, number = parseFloat(text);
+      const text = row.cells[column].textContent, number = parseFloat(text.replace("×", ""));
       return isNaN(number) ? text : number;
     };
     const blank = value => value === "–";
@@ -135,7 +135,8 @@ def html_page(
         "<p>Zeros are the achieved share of the decoder's prunable weights. Losses: lower is "
         "better; accuracy with one standard error over questions. Latencies are medians of one "
         "run in which dense and pruned were measured side by side; × is the speed-up against "
-        "dense, below 1 is slower. Click a heading to sort.</p>",
+        "dense, below 1 is slower, with its interval; where that holds 1 the runs show no "
+        "difference. Click a heading to sort.</p>",
         _table(*cells(rows), dense=[row.method == "dense" for row in rows]),
     ]
     body += [_picture(picture) for picture in pictures]
@@ -184,12 +185,12 @@ def _cards(rows: Sequence[Row]) -> list[str]:
             (speedup, row)
             for row in pruned
             if (timing := row.latencies.get("deepsparse")) is not None
-            and (speedup := getattr(timing, f"{phase}_speedup")) is not None
+            and (speedup := timing.speedup(phase)) is not None
         ]
         if gains:
-            gain, fastest = max(gains, key=lambda pair: pair[0])
-            told = f"best DeepSparse {phase} speed-up: {fastest.name}"
-            shown.append(_card(f"×{gain:.2f}", told))
+            gain, fastest = max(gains, key=lambda pair: pair[0].factor or 1.0)
+            told = f"best DeepSparse {phase} speed-up: {fastest.name} {gain.interval}"
+            shown.append(_card(gain.told, told))
     return shown
 
 

@@ -48,7 +48,10 @@ def write_report(
     runtime = next((name for name in RUNTIMES if any(name in row.latencies for row in rows)), None)
     pictures = []
     if runtime is not None:
-        caption = f"Accuracy against {RUNTIMES[runtime]} latency; bars are one standard error."
+        caption = (
+            f"Accuracy against {RUNTIMES[runtime]} latency; bars are one standard error of the "
+            "accuracy and the interval of the speed-up; hollow: no difference from dense."
+        )
         pictures.append(
             _drawn(caption, lambda path, theme: accuracy_latency_plot(rows, path, runtime, theme))
         )
@@ -131,9 +134,15 @@ def _facts(artifacts: Path, rows: Sequence[Row]) -> dict[str, str]:
         facts["test questions"] = str(questions)
     for path in sorted((artifacts / "export").glob("*/export.json")):
         record = read_json(path)
-        for name in ("threads", "prompt_tokens", "context"):
+        for name in ("threads", "prompt_tokens", "context", "speedup_coverage"):
             if name in record:
                 facts[name.replace("_", " ")] = str(record[name])
         facts.update({name: str(value) for name, value in record.get("machine", {}).items()})
+        for name, row in record["runtimes"].items():
+            if not row.get("available") and "reason" in row:
+                facts[RUNTIMES.get(name, name)] = f"not measured: {row['reason']}"
         break
+    for path in sorted((artifacts / "export").glob("*/export.json")):
+        if (warning := read_json(path).get("warning")) is not None:
+            facts[f"warning, {path.parent.name}"] = warning
     return facts

@@ -11,7 +11,7 @@ from efficientllava.report.comparison import RUNTIMES, Row, number, runtimes_of,
 
 
 def rich_table(rows: Sequence[Row], title: str = "") -> Table:
-    """The comparison; the two losses share a cell, and so do the two latencies of a runtime."""
+    """The comparison; the losses share a cell, and so do the two latencies of a runtime."""
     runtimes = runtimes_of(rows)
     table = Table(
         title=title or None,
@@ -22,7 +22,7 @@ def rich_table(rows: Sequence[Row], title: str = "") -> Table:
         padding=(0, 0),
     )
     table.add_column("method", vertical="middle", min_width=14, max_width=15)
-    headings = ["ratio", "zeros", "proxy\nloss", "loss:\ntext\nanswer", "accuracy %", "MB"]
+    headings = ["ratio", "zeros", "loss:\nproxy\ntext\nanswer", "accuracy %", "MB"]
     for name in runtimes:
         headings.append("\n".join([*RUNTIMES[name].split(), "prefill ms", "decode ms"]))
     for heading in headings:
@@ -33,11 +33,11 @@ def rich_table(rows: Sequence[Row], title: str = "") -> Table:
             row.method.replace("_", " "),
             "–" if row.method == "dense" else f"{row.ratio:g}",
             number(row.achieved_sparsity, ".4f"),
-            number(row.proxy_loss, ".4f"),
-            f"{number(row.text_loss, '.3f')}\n{number(row.answer_nll, '.3f')}",
+            f"{number(row.proxy_loss, '.4f')}\n{number(row.text_loss, '.3f')}\n"
+            f"{number(row.answer_nll, '.3f')}",
             "–" if row.score is None else str(row.score),
             number(size, ".2f"),
-            *("\n".join(timings(row.latencies.get(name))) for name in runtimes),
+            *("\n".join(timings(row.latencies.get(name), lines=True)) for name in runtimes),
         ]
         table.add_row(*line, style="dim" if row.method == "dense" else None)
     return table

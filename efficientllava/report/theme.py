@@ -146,3 +146,16 @@ def readable_on(colour: tuple[float, float, float, float]) -> str:
     ]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
     return "#000000" if luminance > 0.179 else "#ffffff"
+
+
+def hollow(axes: Axes, x: float, y: float, method: str, theme: Theme) -> None:
+    """Empty a method's marker: the model shows no difference from dense."""
+    axes.plot(
+        [x],
+        [y],
+        marker=marker(method),
+        markersize=8,
+        markerfacecolor=theme.surface,
+        markeredgecolor=theme.colour(method),
+        zorder=5,
+    )

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from efficientllava.data.proxy import ProxyData
@@ -15,7 +16,7 @@ from efficientllava.models.blocks_on_disk import BlocksOnDisk
 from efficientllava.parameters import PruneParameters, PruningParameters, SearchParameters
 from efficientllava.progress import Progress, silent
 from efficientllava.pruning.database import Database
-from efficientllava.pruning.loss import ProxyLoss
+from efficientllava.pruning.loss import ProxyLoss, running_sums
 from efficientllava.pruning.methods import SMALLER
 from efficientllava.pruning.sequential import (
     Policy,
@@ -48,8 +49,9 @@ def prune_finally(
     """Prune a dense model in place with a policy and an evolved projector, and verify it.
 
     The model is pruned sequentially, each block calibrated on the pruned blocks before it. With a
-    database it is stitched as well, and the one of lower structural risk is kept (method.md
-    section 3). Updates that remove parts leave an adapter behind that no longer fits the model.
+    database it is stitched as well, and the one of lower structural risk is kept, every scored
+    position counting once (method.md section 3). Updates that remove parts leave an adapter behind
+    that no longer fits the model.
 
     Args:
         database: of the dense model at the policy's levels, or None for sequential alone.
@@ -75,16 +77,19 @@ def prune_finally(
         for loss in losses.values():
             loss.projector_moved()
 
-    def measured(rows: list[dict[str, Any]]) -> dict[str, float]:
-        values = {name: loss(adapter.language_model) for name, loss in losses.items()}
+    def measured(rows: list[dict[str, Any]]) -> tuple[dict[str, float], float]:
+        """What is recorded of the model as it is now, and the risk that it is chosen by."""
+        values = {name: _losses(loss, adapter.language_model) for name, loss in losses.items()}
         complexity = COMPLEXITIES[search.complexity]([row["norm_ratio"] for row in rows])
-        return {
-            "proxy_kl": values["kl"],
-            "proxy_nll": values["nll"],
-            "proxy_loss": values[search.fitness],
+        loss, by_position = values[search.fitness]
+        record = {
+            "proxy_kl": values["kl"][0],
+            "proxy_nll": values["nll"][0],
+            "proxy_loss": loss,
             "complexity": complexity,
-            "risk": structural_risk(values[search.fitness], complexity, search.eta),
+            "risk": structural_risk(loss, complexity, search.eta),
         }
+        return record, structural_risk(by_position, complexity, search.eta)
 
     if update in SMALLER:
         ratio = sum(policy[m.name] * m.size for m in adapter.matrices) / sum(adapter.sizes)
@@ -94,7 +99,7 @@ def prune_finally(
         )
         verify_smaller(left, rows, structure)
         return {
-            **measured(rows),
+            **measured(rows)[0],
             "chosen": "smaller",
             "pattern": pruning.pattern,
             "policy": {row["name"]: row["level"] for row in rows},
@@ -103,8 +108,8 @@ def prune_finally(
             "structure": structure,
         }
     rows = prune_model(adapter, proxy, update, policy, pruning, progress, prune.refine)
-    scores, chosen, risks = measured(rows), "sequential", {}
-    risks["sequential_risk"] = scores["risk"]
+    scores, risk = measured(rows)
+    chosen, risks = "sequential", {"sequential_risk": risk}
     if database is not None:
         sequential = _weights(adapter, on_disk)
         for matrix, weight in zip(adapter.matrices, dense, strict=True):
@@ -113,9 +118,8 @@ def prune_finally(
             stitched_rows = stitch_model(adapter, database, policy)
         else:
             stitched_rows = stitch_model(adapter, database, policy, on_disk.let_go)
-        stitched = measured(stitched_rows)
-        risks["stitched_risk"] = stitched["risk"]
-        if stitched["risk"] < scores["risk"]:
+        stitched, risks["stitched_risk"] = measured(stitched_rows)
+        if risks["stitched_risk"] < risk:
             rows, scores, chosen = stitched_rows, stitched, "stitched"
         else:
             for matrix, weight in zip(adapter.matrices, sequential, strict=True):
@@ -134,6 +138,22 @@ def prune_finally(
         "achieved_sparsity": achieved_sparsity(rows),
         "matrices": rows,
     }
+
+
+def _losses(loss: ProxyLoss, language_model: nn.Module) -> tuple[float, float]:
+    """The proxy loss as the search takes it, and the mean loss of all scored positions.
+
+    The search counts text and answers half each. A choice between two models by that measure would
+    follow the answers' few positions, whose mean varies more than the text's of thousands.
+    """
+    sums = [
+        list(running_sums(language_model, loss.head, batches, loss.fitness))[-1]
+        for batches in (loss.text, loss.pairs)
+        if batches
+    ]
+    means = [total / max(count, 1) for total, count in sums]
+    positions = sum(count for _, count in sums)
+    return sum(means) / len(means), sum(total for total, _ in sums) / max(positions, 1)
 
 
 def _weights(adapter: Adapter, on_disk: BlocksOnDisk | None) -> list[torch.Tensor]:

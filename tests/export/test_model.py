@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from efficientllava.errors import UserError
-from efficientllava.export.assistant import Prompt, usable_runtime
+from efficientllava.export.assistant import Prompt, answer, usable_runtime
 from efficientllava.export.model import export_model
 from efficientllava.export.parity import parity, reference_answer, require_parity
 from efficientllava.export.runtimes import unavailable
@@ -32,6 +32,7 @@ from tests.export.conftest import (
     tiny_model,
     tiny_processor,
 )
+from tests.models.families import TINY
 
 GRAPHS = ("vision", "prefill", "decode")
 
@@ -157,6 +158,46 @@ def test_a_missing_runtime_is_recorded_and_told(
     with pytest.raises(UserError, match=r"none of the runtimes can be used here \(deepsparse:"):
         export_model(*arguments, tmp_path / "other", PARAMETERS)
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("family", ["llava_next", "paligemma", "smolvlm"])
+def test_another_family_is_recorded_as_not_exported(
+    family: str, prompts: list[Prompt], tmp_path: Path
+) -> None:
+    model, processor = TINY[family].build()
+    save_checkpoint(model, processor, tmp_path / "other")
+    events: list[Event] = []
+    arguments: tuple[Any, ...] = (tmp_path / "other", tmp_path / "other", prompts)
+    record = export_model(*arguments, tmp_path / "export", PARAMETERS, events.append)
+    _check_not_exported(record, tmp_path / "export", f"models of type '{family}' are not exported")
+    assert events[-1].done == events[-1].total
+
+
+def test_a_model_beyond_one_file_is_recorded_as_not_exported(
+    exported: Path,
+    checkpoints: dict[str, Path],
+    prompts: list[Prompt],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In the place of an older export, whose graphs are of another model."""
+    monkeypatch.setattr("efficientllava.export.graphs.LARGEST_GRAPH", 1000)
+    shutil.copytree(exported, tmp_path / "export")
+    arguments = (checkpoints["pruned"], checkpoints["dense"], prompts)
+    record = export_model(*arguments, tmp_path / "export", PARAMETERS)
+    _check_not_exported(record, tmp_path / "export", "holds at most 2 GiB")
+
+
+def _check_not_exported(record: dict[str, Any], folder: Path, reason: str) -> None:
+    assert set(record["runtimes"]) == set(PARAMETERS.runtimes)
+    for row in record["runtimes"].values():
+        assert row["available"] is False and reason in row["reason"]
+    assert json.loads((folder / "export.json").read_text()) == record
+    assert [path.name for path in folder.iterdir()] == ["export.json"]
+    for runtime in (None, "onnxruntime"):
+        with pytest.raises(UserError, match="the model was not exported") as error:
+            answer(folder, None, "w1", runtime)
+        assert reason in str(error.value)
 
 
 class Recorder:

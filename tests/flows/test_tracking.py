@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from efficientllava.errors import UserError
 from efficientllava.parameters import TrackingParameters
 from flows.champion import champion
 from flows.graph import read_graph
-from flows.record import ModelRecord, read_record
+from flows.record import ModelRecord, _read_output, read_record
 from flows.tracking import Tracking, check_server, tracking_uri
 
 
@@ -99,6 +100,30 @@ def test_digest_depends_on_what_was_made_not_on_when(finished: Path) -> None:
     before = record.digest
     record.parameters["search.seed"] = 5
     assert record.digest != before
+
+
+def test_speedups_are_logged_as_intervals_never_as_factors(tmp_path: Path) -> None:
+    timing = {
+        "available": True,
+        "pruned": {"prefill_ms": 10.0},
+        "prefill_speedup": 3.35,
+        "prefill_speedup_interval": {"low": 0.27, "high": 6.23},
+        "prefill_speedup_over_best_dense": 3.35,
+        "prefill_speedup_over_best_dense_interval": None,
+    }
+    missing = {"available": False, "reason": "not installed"}
+    runtimes = {"runtimes": {"onnxruntime": timing, "deepsparse": missing}}
+    (tmp_path / "export.json").write_text(json.dumps(runtimes))
+    record = ModelRecord("a-0.5", "a", 0.5)
+    _read_output(record, "export", tmp_path)
+    name = "export/runtimes.onnxruntime"
+    assert record.metrics == {
+        f"{name}.available": 1.0,
+        f"{name}.pruned.prefill_ms": 10.0,
+        f"{name}.prefill_speedup_interval.low": 0.27,
+        f"{name}.prefill_speedup_interval.high": 6.23,
+        "export/runtimes.deepsparse.available": 0.0,
+    }
 
 
 def test_rounds_are_told_again_from_the_history(finished: Path) -> None:

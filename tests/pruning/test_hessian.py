@@ -54,6 +54,26 @@ def test_dead_inputs_are_found() -> None:
     assert factor.dead.tolist() == [False, False, True, False, False]
 
 
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("dead", [1, 4, 19])
+def test_dead_inputs_do_not_change_the_damping(dead: int, scale: float) -> None:
+    """The live part is the factor of the live inputs alone, whatever their scale."""
+    live = torch.randn(90, 6, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+    inputs = torch.zeros(90, 6 + dead, dtype=torch.float64)
+    at = torch.randperm(6 + dead, generator=torch.Generator().manual_seed(dead))[:6].sort().values
+    inputs[:, at] = scale * live
+    matrix = of_inputs(inputs, torch.float64)
+    factor = hessian.inverse_factor(matrix, 0.1, dtype=torch.float64)
+    alone = hessian.inverse_factor(matrix[at][:, at], 0.1, dtype=torch.float64)
+    torch.testing.assert_close(factor.upper[at][:, at], alone.upper)
+    assert int(factor.dead.sum()) == dead and not alone.dead.any()
+
+
+def test_without_any_live_input_there_is_a_factor() -> None:
+    factor = hessian.inverse_factor(hessian.empty(5))
+    assert factor.dead.all() and torch.isfinite(factor.upper).all()
+
+
 def test_damping_is_raised_tenfold_and_logged(caplog: pytest.LogCaptureFixture) -> None:
     matrix = torch.diag(torch.tensor([1.0, 1.0, -0.05]))
     with caplog.at_level(logging.WARNING):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 from pathlib import Path
-from typing import Any
 
 import pytest
 from rich.console import Console
@@ -19,19 +18,9 @@ from efficientllava.report.comparison import (
     markdown,
     read_rows,
 )
+from efficientllava.report.page import write_report
 from efficientllava.report.terminal import rich_table
-
-
-def timing(dense: float, pruned: float) -> dict[str, Any]:
-    """A runtime's part of export.json."""
-    return {
-        "available": True,
-        "dense": {"prefill_ms": dense, "decode_ms": dense},
-        "pruned": {"prefill_ms": pruned, "decode_ms": pruned},
-        "prefill_speedup": dense / pruned,
-        "decode_speedup": dense / pruned,
-    }
-
+from tests.report.conftest import timing
 
 METHODS, RATIOS = ["sparsegpt", "efficientllava"], [0.5, 0.7]
 
@@ -73,12 +62,67 @@ def test_cells_are_rounded_and_dashes_stand_for_unknown(artifacts: Path) -> None
     first = dict(zip(headings, body[1], strict=True))
     assert first["accuracy %"] == "82.5 ± 0.6"
     assert first["zeros"] == "0.5000" and first["proxy loss"] == "0.1250"
-    assert first["DeepSparse prefill ms"] == "3.20 ×1.25" and first["MB"] == "2.00"
+    assert first["DeepSparse prefill ms"] == "3.20 ×1.25 (1.20–1.30)" and first["MB"] == "2.00"
     assert first["parameters"] == "400,000"
     assert body[4][2:] == ["–"] * (len(headings) - 2)
     headings, body = breakdown_cells(read_rows(artifacts, METHODS, RATIOS))
     assert headings == ["model", "NAT", "SOC", "LAN", "TXT", "IMG", "NO", "G1-6", "G7-12"]
     assert body[0][1:3] == ["90.0 ± 1.0", "89.0 ± 1.0"] and len(body) == 4
+
+
+def noisy(artifacts: Path, name: str) -> None:
+    """A graph that does not differ, timed on a busy machine."""
+    path = artifacts / "export" / name / "export.json"
+    record = read_json(path)
+    row = record["runtimes"]["deepsparse"] = timing(dense=33.5, pruned=10.0)
+    for phase in ("prefill", "decode"):
+        row[f"{phase}_speedup_interval"] = {"low": 0.27, "high": 6.23}
+    write_json(path, record)
+
+
+@pytest.mark.parametrize("ends", [{"low": 0.27, "high": 6.23}, {"low": 1.004, "high": 1.3}, None])
+def test_noise_is_no_factor_in_any_form(
+    artifacts: Path, tmp_path: Path, ends: dict[str, float] | None
+) -> None:
+    """Where the interval, as it is shown, holds 1, or where there is none."""
+    for path in artifacts.glob("export/*/export.json"):
+        noisy(artifacts, path.parent.name)
+        record = read_json(path)
+        for phase in ("prefill", "decode"):
+            record["runtimes"]["deepsparse"][f"{phase}_speedup_interval"] = ends
+        write_json(path, record)
+    rows = write_report(artifacts, tmp_path / "report", METHODS, RATIOS)
+    console = Console(width=80, file=io.StringIO(), force_terminal=False)
+    console.print(rich_table(rows))
+    texts = [console.file.getvalue()]  # type: ignore[attr-defined]
+    texts += [
+        (tmp_path / "report" / name).read_text(encoding="utf-8")
+        for name in ("table.md", "table.csv", "report.html")
+    ]
+    for text in texts:
+        assert "no difference" in text
+        assert "×3.35" not in text and "3.35" not in text.replace("33.5", "")
+    interval = "(no interval)" if ends is None else f"({ends['low']:.2f}–{ends['high']:.2f})"
+    assert f"10.00 no difference {interval}" in texts[1] and interval in texts[3]
+    cards = texts[3].partition('<div class="cards">')[2].partition("<h2>")[0]
+    assert cards.count("<b>no difference</b>") == 2 and cards.count(interval) == 2
+    [first, *_] = [row for row in csv.DictReader(io.StringIO(texts[2])) if row["ratio"] == "0.5"]
+    assert first["deepsparse_prefill_speedup"] == "no difference"
+    assert first.get("deepsparse_prefill_speedup_low", "") == (
+        "" if ends is None else str(ends["low"])
+    )
+
+
+def test_a_difference_is_a_factor_with_its_interval(artifacts: Path, tmp_path: Path) -> None:
+    """The best card shows the fastest of the models that differ, not the largest ratio."""
+    noisy(artifacts, "efficientllava-0.5")
+    rows = write_report(artifacts, tmp_path / "report", METHODS, RATIOS)
+    page = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
+    assert "<b>×1.25</b><span>best DeepSparse prefill speed-up: sparsegpt 0.5 (1.20–1.30)" in page
+    table = list(csv.DictReader(io.StringIO(comma_separated(rows))))
+    assert table[0]["deepsparse_prefill_speedup"] == "", "dense is not held against itself"
+    assert float(table[1]["deepsparse_prefill_speedup"]) == 1.25
+    assert float(table[1]["deepsparse_prefill_speedup_high"]) == pytest.approx(1.3)
 
 
 def test_markdown_has_one_cell_per_heading(artifacts: Path) -> None:
@@ -99,6 +143,7 @@ def test_terminal_table_fits_80_columns(artifacts: Path) -> None:
     record = read_json(path)
     record["runtimes"]["onnxruntime"] = timing(dense=288.0, pruned=303.9)
     write_json(path, record)
+    noisy(artifacts, "efficientllava-0.5")
     rows = read_rows(artifacts, [*METHODS, "evolution_without_upper_bound"], RATIOS)
     console = Console(width=80, file=io.StringIO(), force_terminal=False)
     console.print(rich_table(rows))
@@ -106,6 +151,8 @@ def test_terminal_table_fits_80_columns(artifacts: Path) -> None:
     assert "…" not in text and max(map(len, text.splitlines())) <= 80
     assert "efficientllava " in text and "303.9 ×0.95" in text
     assert "3.20 ×1.25" in text and "82.5 ± 0.6" in text
+    assert "(1.20–1.30)" in text and "(0.91–0.99)" in text
+    assert "no difference" in text and "(0.27–6.23)" in text and "×3.35" not in text
 
 
 def test_no_records_is_told(tmp_path: Path) -> None:

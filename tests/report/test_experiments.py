@@ -34,7 +34,7 @@ def row(method: str, ratio: float, accuracy: float) -> Row:
         score=score,
         breakdowns=dict.fromkeys(PARTS, score),
         bytes_on_disk=1_000_000,
-        latencies={"deepsparse": Latency(10.0, 1.0, 1.5, 0.9)},
+        latencies={"deepsparse": Latency(10.0, 1.0, 1.5, 0.9, (1.4, 1.6), (0.7, 1.1))},
     )
 
 
@@ -101,6 +101,22 @@ def test_printed_averages_of_table3() -> None:
     assert found["v", "sparsegpt", 0.4].parts[PARTS.index("G7-12")] == 63.13
     assert all(len(r.parts) == len(PARTS) for r in TABLE3)
     assert len(TABLE3) == 18
+
+
+@pytest.mark.parametrize("name", ["figure1", "methods"])
+def test_speedups_have_their_interval_over_seeds(name: str) -> None:
+    """The mean ratio between the mean ends; one seed without an interval leaves none."""
+    measured = models(0, 1)
+    wider = Latency(10.0, 1.0, 1.7, 0.9, (1.5, 1.9), (0.5, 1.3))
+    measured[1] = replace(
+        measured[1], row=replace(measured[1].row, latencies={"deepsparse": wider})
+    )
+    cells = line_of(LAYOUTS[name](measured, "embedded"), "sparsegpt")
+    assert "×1.60 (1.45–1.75)" in cells and "no difference (0.60–1.20)" in cells
+    bare = replace(measured[1].row, latencies={"deepsparse": Latency(10.0, 1.0, 1.7, 0.9)})
+    measured[1] = replace(measured[1], row=bare)
+    cells = line_of(LAYOUTS[name](measured, "embedded"), "sparsegpt")
+    assert cells.count("no difference (no interval)") == 2
 
 
 def grid(seed: int) -> list[Measured]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from efficientllava.files import folder_digest
+from efficientllava.files import folder_digest, write_json
 from efficientllava.report.page import write_report
 
 METHODS, RATIOS = ["sparsegpt", "efficientllava"], [0.5, 0.7]
@@ -75,3 +75,17 @@ def test_report_without_any_speed(artifacts: Path, tmp_path: Path) -> None:
     rows = write_report(artifacts, tmp_path / "report", METHODS, RATIOS)
     assert all(not row.latencies for row in rows)
     assert "DeepSparse" not in (tmp_path / "report" / "table.md").read_text(encoding="utf-8")
+
+
+def test_report_of_a_model_that_is_not_exported(artifacts: Path, tmp_path: Path) -> None:
+    """The table has dashes for its speed, the page says why."""
+    reason = "models of type 'smolvlm' are not exported, only those of type 'llava'"
+    row = {"available": False, "reason": reason}
+    for path in artifacts.glob("export/*/export.json"):
+        write_json(path, {"runtimes": {"deepsparse": row, "onnxruntime": row}})
+    rows = write_report(artifacts, tmp_path / "report", METHODS, RATIOS)
+    assert all(not row.latencies for row in rows)
+    page = Seen()
+    page.feed((tmp_path / "report" / "report.html").read_text(encoding="utf-8"))
+    assert f"not measured: {reason}" in page.text
+    assert "82.5 ± 0.6" in (tmp_path / "report" / "table.md").read_text(encoding="utf-8")
