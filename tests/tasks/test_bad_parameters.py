@@ -30,7 +30,19 @@ BAD: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "n:m with a ratio between the counts": (
         {"pruning": {"pattern": "2:4"}, "ratios": [0.6], "methods": ["sparsegpt"]},
-        ["ratio 0.6", "group of 4"],
+        ["ratio 0.6", "group of 4", "use ratios: [0.5]"],
+    ),
+    "n:m with the ratio of another n": (
+        {"pruning": {"pattern": "1:4"}, "ratios": [0.75], "methods": ["sparsegpt"]},
+        ["ratio 0.75 contradicts pruning.pattern 1:4", "use ratios: [0.25]"],
+    ),
+    "n:m with one right and one wrong ratio": (
+        {"pruning": {"pattern": "4:8"}, "ratios": [0.5, 0.25], "methods": ["wanda"]},
+        ["ratio 0.25 contradicts pruning.pattern 4:8", "use ratios: [0.5]"],
+    ),
+    "n:m with levels between the counts that no search asks for": (
+        {"pruning": {"pattern": "1:4"}, "ratios": [0.25], "methods": ["sparsegpt"]},
+        ["search.offsets", "multiples of 1/4"],
     ),
     "n:m with offsets between the counts": (
         {"pruning": {"pattern": "2:4"}},
