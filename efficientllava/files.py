@@ -88,14 +88,14 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file.
+    """Read a JSON file; a byte order mark at its start is passed over.
 
     Raises:
         UserError: the file is missing, not UTF-8 or not JSON.
     """
     path = Path(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise UserError("no such file", where=str(path)) from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:

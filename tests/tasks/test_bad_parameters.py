@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tasks.stage import read_values
 from tests.tasks.conftest import Workspace
 
 BAD: dict[str, tuple[dict[str, Any], list[str]]] = {
@@ -137,3 +138,10 @@ def test_repository_parameters_are_the_defaults() -> None:
 
     assert read_parameters(ROOT / "params.yaml") == Parameters()
     read_parameters(Path(ROOT / "tests" / "smallest_params.yaml"))
+
+
+def test_parameters_that_begin_with_a_byte_order_mark(workspace: Workspace) -> None:
+    path = workspace.folder / "params.yaml"
+    plain = read_values(path)
+    path.write_text(path.read_text(encoding="utf-8"), encoding="utf-8-sig")
+    assert read_values(path) == plain
