@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -57,6 +58,26 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def bring_file(source: Path, target: Path) -> None:
+    """Put a finished file in its place, whole or not at all.
+
+    On one file system it is renamed. Between two it is copied beside the target, flushed and
+    renamed; `source` then stays, so that a copy that fails loses nothing: who owns it removes it.
+
+    Raises:
+        UserError: the disk is full, or the folder cannot be written.
+    """
+    try:
+        os.rename(source, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        with replacing(target) as temporary:
+            shutil.copyfile(source, temporary)
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
 
 
 def _disk_error(error: BaseException, path: Path) -> UserError | None:
