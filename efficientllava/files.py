@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -59,6 +60,26 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def bring_file(source: Path, target: Path) -> None:
+    """Put a finished file in its place, whole or not at all.
+
+    On one file system it is renamed. Between two it is copied beside the target, flushed and
+    renamed; `source` then stays, so that a copy that fails loses nothing: who owns it removes it.
+
+    Raises:
+        UserError: the disk is full, or the folder cannot be written.
+    """
+    try:
+        os.rename(source, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        with replacing(target) as temporary:
+            shutil.copyfile(source, temporary)
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+
+
 def _disk_error(error: BaseException, path: Path) -> UserError | None:
     """The error as the user should read it, if it is about the disk; safetensors hides errno."""
     number = error.errno if isinstance(error, OSError) else None
@@ -88,14 +109,14 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file.
+    """Read a JSON file; a byte order mark at its start is passed over.
 
     Raises:
         UserError: the file is missing, not UTF-8 or not JSON.
     """
     path = Path(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise UserError("no such file", where=str(path)) from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:

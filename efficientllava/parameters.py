@@ -121,7 +121,7 @@ class PruningParameters(Section):
     pattern: str = Field(
         "unstructured",
         pattern=r"^(unstructured|[0-9]+:[0-9]+)$",
-        description="`unstructured`, or n:m (n zeros in every m consecutive weights of a row), e.g. 2:4",
+        description="`unstructured`, or n:m: n zeros (not n kept weights) in every m consecutive weights of a row, e.g. 2:4; it fixes `ratios` to n/m",
     )
     block_size: int = Field(
         128, ge=1, description="columns pruned together before the columns to the right are updated"
@@ -469,6 +469,18 @@ class Parameters(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def pattern_fits_ratios(self) -> Self:
+        if (zeros_of_group := self.pruning.zeros_of_group) is not None:
+            zeros, group = zeros_of_group
+            for ratio in self.ratios:
+                if abs(ratio * group - zeros) > 1e-6:
+                    raise ValueError(
+                        f"ratio {ratio} contradicts pruning.pattern {self.pruning.pattern}, which is "
+                        f"{zeros} zeros in every group of {group}: use ratios: [{zeros / group:.10g}]"
+                    )
+        return self
+
     def levels(self, ratio: float) -> list[float]:
         """The ratios a matrix may take at a target ratio: C of the paper, clipped to [0, 1].
 
@@ -485,7 +497,8 @@ class Parameters(Section):
                         f"level {level} is no whole number of zeros in a group of {group}",
                         where="params.yaml, search.offsets",
                         remedy=f"with pruning.pattern {self.pruning.pattern} use offsets that are "
-                        f"multiples of 1/{group}, e.g. [{-1 / group:g}, 0, {1 / group:g}]",
+                        f"multiples of 1/{group}, e.g. [{-1 / group:g}, 0, {1 / group:g}]; with [0] "
+                        "every matrix has the pattern's own number of zeros",
                     )
         return levels
 

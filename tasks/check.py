@@ -6,7 +6,7 @@ from pathlib import Path
 
 from efficientllava.errors import UserError
 from efficientllava.parameters import Parameters
-from efficientllava.pruning.methods import METHODS
+from efficientllava.pruning.methods import METHODS, method_named
 from efficientllava.search.policy import check_band
 
 
@@ -25,9 +25,30 @@ def check_parameters(parameters: Parameters) -> None:
     _check_proxy(parameters)
     _check_evaluation(parameters)
     for ratio in parameters.ratios:
-        _check_uniform(parameters, ratio)
+        levels = parameters.levels(ratio)  # the database has all of them, whatever the method
         if any(METHODS[name].allocation == "search" for name in parameters.methods):
-            check_band(parameters.levels(ratio), ratio, parameters.search.band)
+            check_band(levels, ratio, parameters.search.band)
+
+
+def check_cell(parameters: Parameters, method: str, ratio: float) -> None:
+    """Check the method and the ratio that a stage is started with.
+
+    Raises:
+        UserError: there is no such method, or no model can have this ratio.
+    """
+    method_named(method)
+    if not 0.0 <= ratio <= 1.0:
+        raise UserError(f"ratio {ratio} is not between 0 and 1", where="--ratio")
+    zeros_of_group = parameters.pruning.zeros_of_group
+    if method != "dense" and zeros_of_group is not None:
+        zeros, group = zeros_of_group
+        if abs(ratio * group - zeros) > 1e-6:
+            raise UserError(
+                f"ratio {ratio} contradicts pruning.pattern {parameters.pruning.pattern}, which is "
+                f"{zeros} zeros in every group of {group}",
+                where="--ratio",
+                remedy=f"use {zeros / group:.10g}",
+            )
 
 
 def check_device(parameters: Parameters) -> None:
@@ -109,13 +130,3 @@ def _check_evaluation(parameters: Parameters) -> None:
             raise UserError(
                 "no such folder", where=f"params.yaml, evaluation.data.{name}: {source}"
             )
-
-
-def _check_uniform(parameters: Parameters, ratio: float) -> None:
-    group = parameters.pruning.group_size
-    if group is not None and abs(ratio * group - round(ratio * group)) > 1e-6:
-        raise UserError(
-            f"ratio {ratio} is no whole number of zeros in a group of {group}",
-            where="params.yaml, ratios",
-            remedy=f"with pruning.pattern {parameters.pruning.pattern} use multiples of 1/{group}",
-        )

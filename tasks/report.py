@@ -24,7 +24,7 @@ def report(stage: Stage) -> None:
         ARTIFACTS / "report",
         stage.parameters.methods,
         stage.parameters.ratios,
-        parameters=PARAMETERS.read_text(encoding="utf-8"),
+        parameters=PARAMETERS.read_text(encoding="utf-8-sig"),
         experiments=EXPERIMENTS,
     )
     Console().print(rich_table(rows))

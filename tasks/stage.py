@@ -14,7 +14,7 @@ from typing import Any
 from efficientllava.errors import UserError
 from efficientllava.parameters import Parameters, parse_parameters
 from efficientllava.progress import Progress
-from tasks.check import check_device, check_parameters
+from tasks.check import check_cell, check_device, check_parameters
 from tasks.environment import use_threads
 from tasks.progress import reporter
 from tasks.workspace import end_with_starter, workspace_lock
@@ -109,6 +109,8 @@ def _run(work: Callable[[Stage], None], arguments: argparse.Namespace) -> None:
         name = Path(sys.argv[0]).stem
     end_with_starter()
     parameters = read_parameters()
+    if "method" in arguments:
+        check_cell(parameters, arguments.method, arguments.ratio)
     use_threads(parameters.machine.threads)
     check_device(parameters)
     chosen = dict(vars(arguments))

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from efficientllava.benchmarks.rows import Row, read_document
+from efficientllava.benchmarks.rows import Row, read_document, read_text
 from efficientllava.errors import UserError
 from efficientllava.files import value_digest, write_text
 
@@ -117,7 +117,7 @@ def _keys_once(path: Path, values: dict[str, T]) -> dict[str, T]:
         pairs.extend(key for key, _ in items if key in values)
         return dict(items)
 
-    json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=keep)
+    json.loads(read_text(path), object_pairs_hook=keep)
     if len(pairs) != len(set(pairs)):
         twice = next(key for n, key in enumerate(pairs) if key in pairs[:n])
         raise UserError(f"question {twice} is answered twice", where=str(path))
@@ -154,7 +154,7 @@ def _check_counts(path: Path, counts: Mapping[str, int]) -> None:
                 seen[key] = seen.get(key, 0) + 1
         return dict(items)
 
-    json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=count)
+    json.loads(read_text(path), object_pairs_hook=count)
     for identifier, times in seen.items():
         if times > counts[identifier]:
             raise UserError(f"question {identifier} is answered twice", where=str(path))

@@ -53,13 +53,13 @@ class Row:
 
 
 def read_text(path: Path) -> str:
-    """A file's UTF-8 text.
+    """A file's UTF-8 text, without a byte order mark at its start.
 
     Raises:
         UserError: the file is missing, a folder or not UTF-8.
     """
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
         raise UserError("no such file", where=str(path)) from error
     except IsADirectoryError as error:

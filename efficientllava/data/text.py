@@ -167,7 +167,7 @@ def _docstrings(path: Path) -> Iterator[str]:
 
 def _read_file(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # a byte order mark is no word
     except FileNotFoundError as error:
         raise UserError("no such text file", where=str(path)) from error
     except UnicodeDecodeError as error:

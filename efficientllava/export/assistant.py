@@ -185,7 +185,7 @@ class Assistant:
         }
         try:
             (self._table,) = load_file(folder / "embeddings.safetensors").values()
-            settings = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
+            settings = json.loads((folder / "generation_config.json").read_text("utf-8-sig"))
             self.processor: Any = AutoProcessor.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False, backend="pil"
             )

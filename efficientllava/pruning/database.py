@@ -17,6 +17,7 @@ import torch
 from efficientllava.data.proxy import ProxyData
 from efficientllava.errors import UserError
 from efficientllava.files import (
+    bring_file,
     file_digest,
     load_tensors,
     read_json,
@@ -127,7 +128,7 @@ def build_database(
     with replacing(Path(folder)) as temporary:
         temporary.mkdir()
         for block in range(total):
-            (unfinished / block_file(block)).rename(temporary / block_file(block))
+            bring_file(unfinished / block_file(block), temporary / block_file(block))
         write_json(temporary / MANIFEST, manifest)
     shutil.rmtree(unfinished, ignore_errors=True)
     return manifest

@@ -160,6 +160,27 @@ def test_predictions_that_cannot_be_used(
         score_files(ScienceQA, [lines(tmp_path / "a.jsonl", *rows)], folder)
 
 
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        ("a.jsonl", '{"question_id": "1", "text": "A"}\n{"question_id": "2", "text": "B"}\n'),
+        ("one.json", '{"question_id": "1", "text": "A"}\n'),
+        ("r.json", '{"results": {"1": 0, "2": 1}, "outputs": {"1": "A", "2": "B"}}'),
+        ("v.json", '[{"image": "1", "answer": "ball"}]'),
+        ("m.json", '{"v1_0": "a ball"}'),
+        ("g.json", '{"v1_0": {"model": "m", "content": "a ball", "score": [1]}}'),
+    ],
+)
+def test_predictions_that_begin_with_a_byte_order_mark(
+    name: str, text: str, tmp_path: Path
+) -> None:
+    file = tmp_path / name
+    file.write_text(text)
+    plain = read_predictions(file)
+    file.write_text(text, encoding="utf-8-sig")
+    assert read_predictions(file) == plain
+
+
 def test_truncated_line_is_named(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     file.write_text('{"question_id": "1", "text": "A"}\n\n{"question_id": "2", "te')

@@ -57,6 +57,15 @@ def test_a_record_is_read(tmp_path: Path) -> None:
     )
 
 
+def test_files_that_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    """As Windows programs save UTF-8."""
+    plain = read_questions(write(tmp_path, RECORD), "test")
+    for name in ("problems.json", "pid_splits.json"):
+        text = (tmp_path / name).read_text(encoding="utf-8")
+        (tmp_path / name).write_text(text, encoding="utf-8-sig")
+    assert read_questions(tmp_path, "test") == plain
+
+
 def test_a_question_without_picture_or_hint(tmp_path: Path) -> None:
     record = {**RECORD, "image": None, "hint": ""}
     (question,) = read_questions(write(tmp_path, record), "test")

@@ -98,6 +98,17 @@ def test_mikolov_files_are_joined_by_blanks(tmp_path: Path) -> None:
     assert read_text(str(tmp_path), "held_out") == "d e"
 
 
+def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path) -> None:
+    """As Windows programs begin a UTF-8 file."""
+    for name in ("ptb.train.txt", "ptb.valid.txt"):
+        (tmp_path / name).write_text("a b", encoding="utf-8-sig")
+        assert read_text(str(tmp_path), "proxy" if "train" in name else "held_out") == "a b"
+    assert read_text(str(tmp_path / "ptb.train.txt")).startswith("a")
+    (tmp_path / "empty.txt").write_text("", encoding="utf-8-sig")
+    with pytest.raises(UserError, match=r"empty\.txt: the text is empty"):
+        read_text(str(tmp_path / "empty.txt"))
+
+
 @pytest.mark.skipif("EFFICIENTLLAVA_DATA" not in os.environ, reason="needs EFFICIENTLLAVA_DATA")
 def test_penn_treebank() -> None:
     words = read_text(str(Path(os.environ["EFFICIENTLLAVA_DATA"]) / "ptb")).split(" ")

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tasks.stage import read_values
 from tests.tasks.conftest import Workspace
 
 BAD: dict[str, tuple[dict[str, Any], list[str]]] = {
@@ -30,7 +31,19 @@ BAD: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "n:m with a ratio between the counts": (
         {"pruning": {"pattern": "2:4"}, "ratios": [0.6], "methods": ["sparsegpt"]},
-        ["ratio 0.6", "group of 4"],
+        ["ratio 0.6", "group of 4", "use ratios: [0.5]"],
+    ),
+    "n:m with the ratio of another n": (
+        {"pruning": {"pattern": "1:4"}, "ratios": [0.75], "methods": ["sparsegpt"]},
+        ["ratio 0.75 contradicts pruning.pattern 1:4", "use ratios: [0.25]"],
+    ),
+    "n:m with one right and one wrong ratio": (
+        {"pruning": {"pattern": "4:8"}, "ratios": [0.5, 0.25], "methods": ["wanda"]},
+        ["ratio 0.25 contradicts pruning.pattern 4:8", "use ratios: [0.5]"],
+    ),
+    "n:m with levels between the counts that no search asks for": (
+        {"pruning": {"pattern": "1:4"}, "ratios": [0.25], "methods": ["sparsegpt"]},
+        ["search.offsets", "multiples of 1/4"],
     ),
     "n:m with offsets between the counts": (
         {"pruning": {"pattern": "2:4"}},
@@ -125,3 +138,10 @@ def test_repository_parameters_are_the_defaults() -> None:
 
     assert read_parameters(ROOT / "params.yaml") == Parameters()
     read_parameters(Path(ROOT / "tests" / "smallest_params.yaml"))
+
+
+def test_parameters_that_begin_with_a_byte_order_mark(workspace: Workspace) -> None:
+    path = workspace.folder / "params.yaml"
+    plain = read_values(path)
+    path.write_text(path.read_text(encoding="utf-8"), encoding="utf-8-sig")
+    assert read_values(path) == plain

@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from efficientllava.cli import commands
-from efficientllava.files import read_json
+from efficientllava.files import load_tensors, read_json
 from tests.tasks.conftest import Here, Workspace, run_here
 
 METHODS = [
@@ -123,3 +123,59 @@ def test_a_pattern_that_a_method_cannot_make_is_told(workspace: Workspace, here:
     outcome = here(workspace.folder, "tasks.questions")
     assert outcome.status == 2 and "Traceback" not in outcome.error
     assert "2:4 cannot be had from llm_pruner" in outcome.error
+
+
+@pytest.mark.parametrize(
+    ("pattern", "ratio", "zeros", "group", "method"),
+    [
+        ("1:4", "0.25", 1, 4, "sparsegpt"),
+        ("2:4", "0.5", 2, 4, "efficientllava"),
+        ("4:8", "0.5", 4, 8, "sparsegpt"),
+        ("1:4", "0.25", 1, 4, "magnitude"),
+        ("3:4", "0.75", 3, 4, "wanda"),
+    ],
+)
+def test_a_pattern_has_its_number_of_zeros_in_every_group(
+    pattern: str, ratio: str, zeros: int, group: int, method: str, ready: Workspace, here: Here
+) -> None:
+    """n:m is n zeros, as SparseGPT's prunen:prunem; the checkpoint has them, group by group."""
+    ready.set_parameters(
+        {
+            "methods": [method],
+            "ratios": [float(ratio)],
+            "pruning": {"pattern": pattern},
+            "search": {"offsets": [0.0], "rounds": 1, "evolve_projector": False},
+        }
+    )
+    cell = ("--method", method, "--ratio", ratio)
+    stages = ("database", "search", "prune") if method == "efficientllava" else ("search", "prune")
+    for stage in stages:
+        outcome = here(ready.folder, f"tasks.{stage}", *(() if stage == "database" else cell))
+        assert outcome.status == 0, (stage, outcome.error)
+    folder = ready.folder / "artifacts" / "pruned" / f"{method}-{ratio}"
+    weights = load_tensors(folder / "model.safetensors")
+    rows = read_json(folder / "pruning.json")["matrices"]
+    assert rows
+    for row in rows:
+        suffix = row["name"].rpartition("layers.")[2] + ".weight"
+        [weight] = [
+            value
+            for name, value in weights.items()
+            if name.endswith("layers." + suffix) and "language" in name
+        ]
+        counts = (weight == 0).view(weight.shape[0], -1, group).sum(dim=2)
+        assert (counts == zeros).all(), row["name"]
+
+
+def test_a_cell_that_contradicts_the_pattern_is_refused(ready: Workspace, here: Here) -> None:
+    ready.set_parameters(
+        {
+            "methods": ["magnitude"],
+            "ratios": [0.25],
+            "pruning": {"pattern": "1:4"},
+            "search": {"offsets": [0.0]},
+        }
+    )
+    outcome = here(ready.folder, "tasks.search", "--method", "magnitude", "--ratio", "0.75")
+    assert outcome.status == 2 and "Traceback" not in outcome.error
+    assert "1:4" in outcome.error and "0.25" in outcome.error
