@@ -13,8 +13,11 @@ import torch
 from efficientllava.benchmarks.conversations import IMAGE_TOKEN
 from efficientllava.benchmarks.journal import Journal
 from efficientllava.benchmarks.records import Record
+from efficientllava.data.encoding import Encoded, encode_prompt
 from efficientllava.errors import UserError
 from efficientllava.files import file_digest, value_digest
+from efficientllava.models.adapter import require_family
+from efficientllava.models.batches import batch_inputs, reads_token_types
 from efficientllava.progress import Event, Progress
 
 
@@ -47,7 +50,7 @@ def generate_answers(
     Raises:
         UserError: an image cannot be used, or the processor refuses a prompt.
     """
-    keys = [_key(each, model_key, new_tokens) for each in asked]
+    keys = [_key(model, each, model_key, new_tokens) for each in asked]
     waiting = [
         (key, each) for key, each in zip(keys, asked, strict=True) if key not in journal.texts
     ]
@@ -65,7 +68,7 @@ def generate_answers(
     return [journal.texts[key] for key in keys]
 
 
-def _key(each: Asked, model_key: str, new_tokens: int) -> str:
+def _key(model: Any, each: Asked, model_key: str, new_tokens: int) -> str:
     image = each.record.image
     if isinstance(image, Path):
         if not image.is_file():
@@ -73,7 +76,9 @@ def _key(each: Asked, model_key: str, new_tokens: int) -> str:
         digest = file_digest(image)
     else:
         digest = hashlib.sha256(image).hexdigest() if image is not None else ""
-    return value_digest([model_key, each.prompt, digest, new_tokens])
+    # answers that such models gave without their token types depended on the batch: asked anew
+    read = ["token types"] if reads_token_types(model) else []
+    return value_digest([model_key, _prompt(model, each), digest, new_tokens, *read])
 
 
 @torch.no_grad()
@@ -81,8 +86,18 @@ def _batch_answers(
     model: Any, processor: Any, batch: Sequence[Asked], new_tokens: int
 ) -> list[str]:
     tokens = generated_tokens(model, processor, batch, new_tokens)
-    texts = processor.batch_decode(tokens, skip_special_tokens=True)
+    ends = model.generation_config.eos_token_id
+    ends = {ends} if isinstance(ends, int) else set(ends or ())
+    texts = processor.batch_decode(
+        [_until_end(row.tolist(), ends) for row in tokens], skip_special_tokens=True
+    )
     return [text.strip() for text in texts]
+
+
+def _until_end(tokens: list[int], ends: set[int]) -> list[int]:
+    """An answer without the padding behind its end, which may be any token."""
+    ended = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
+    return tokens[: ended + 1]
 
 
 @torch.no_grad()
@@ -94,27 +109,24 @@ def generated_tokens(
     Raises:
         UserError: the processor refuses a prompt.
     """
-    images = [image for each in batch if (image := each.record.open_image()) is not None]
-    token = getattr(processor, "image_token", IMAGE_TOKEN)
+    samples = [_encoded(model, processor, each) for each in batch]
+    inputs = batch_inputs(model, processor, samples, side="left")
+    sequences = model.generate(**inputs, do_sample=False, num_beams=1, max_new_tokens=new_tokens)
+    new: torch.Tensor = sequences[:, inputs["input_ids"].shape[1] :]
+    return new
+
+
+def _encoded(model: Any, processor: Any, each: Asked) -> Encoded:
+    image = each.record.open_image()
     try:
-        inputs = processor(
-            text=[each.prompt.replace(IMAGE_TOKEN, token) for each in batch],
-            images=images or None,
-            padding=True,
-            padding_side="left",
-            return_tensors="pt",
-        )
+        return encode_prompt(processor, _prompt(model, each), image)
     except (ValueError, IndexError) as error:
         raise UserError(
             f"the processor refuses a prompt: {str(error).strip()}",
-            where=f"questions {batch[0].record.id} to {batch[-1].record.id}",
+            where=f"question {each.record.id}",
         ) from error
-    inputs = inputs.to(model.device)
-    sequences = model.generate(
-        **{name: inputs[name] for name in inputs if name != "token_type_ids"},
-        do_sample=False,
-        num_beams=1,
-        max_new_tokens=new_tokens,
-    )
-    new: torch.Tensor = sequences[:, inputs["input_ids"].shape[1] :]
-    return new
+
+
+def _prompt(model: Any, each: Asked) -> str:
+    """The prompt with what stands for an image in the model's family."""
+    return each.prompt.replace(IMAGE_TOKEN, require_family(model.config.model_type).image_token)

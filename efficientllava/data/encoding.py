@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from PIL import Image
@@ -23,35 +23,68 @@ class Encoded:
 
     Attributes:
         inputs: what the model takes; `input_ids` [1, T], others as the family wants them.
-        answered: how many of the last tokens are the answer.
+        answered: how many of the last tokens are the answer, the `closing` ones included.
+        closing: how many of these the processor itself put behind the answer's text.
     """
 
     inputs: dict[str, torch.Tensor]
-    answered: int
+    answered: int = 0
+    closing: int = 0
 
 
-def encode_answered(processor: Any, prompt: str, answer: str, image: Image.Image) -> Encoded:
-    """Encode a prompt with its image and the answer that follows it after a space.
+def encode_prompt(processor: Any, prompt: str, image: Image.Image | None) -> Encoded:
+    """Encode a prompt with its image, if it has one.
+
+    Raises:
+        ValueError, IndexError: the processor refuses it.
+    """
+    return Encoded(_tensors(processor(text=[prompt], images=_listed(image), return_tensors="pt")))
+
+
+def encode_answered(processor: Any, prompt: str, answer: str, image: Image.Image | None) -> Encoded:
+    """Encode a prompt with its image, if it has one, and the answer that follows it.
 
     A processor that keeps prompt and answer apart itself (PaliGemma's `suffix`: the prompt is read
-    in both directions, the answer is not) is given both; else the answer is what the text has more
-    than the prompt, since a prompt's end may melt with the answer into other tokens.
+    in both directions, the answer is not) is given both, and ends the answer with the tokenizer's
+    end token. Else the answer follows after a space, and is what the text has more than the
+    prompt, since a prompt's end may melt with the answer into other tokens.
+
+    Raises:
+        ValueError, IndexError: the processor refuses it.
     """
-    if "suffix" in inspect.signature(processor.__call__).parameters:
-        encoded = processor(text=[prompt], suffix=[answer], images=[image], return_tensors="pt")
-        answered = int(encoded["token_type_ids"].sum())
-    else:
-        text = f"{prompt} {answer}"
-        encoded = processor(text=[text], images=[image], return_tensors="pt")
-        alone = processor.tokenizer(prompt)["input_ids"]
-        together = processor.tokenizer(text)["input_ids"]
-        answered = len(together) - common_prefix(alone, together)
-    inputs = {
+    images = _listed(image)
+    if _keeps_answers_apart(processor):
+        encoded = processor(text=[prompt], suffix=[answer], images=images, return_tensors="pt")
+        return Encoded(_tensors(encoded), int(encoded["token_type_ids"].sum()), closing=1)
+    encoded = processor(text=[f"{prompt} {answer}"], images=images, return_tensors="pt")
+    return Encoded(_tensors(encoded), len(answer_tokens(processor, prompt, answer)[0]))
+
+
+def answer_tokens(processor: Any, prompt: str, answer: str) -> tuple[list[int], bool]:
+    """The tokens of an answer behind a prompt, and whether the prompt keeps its own tokens."""
+    tokenizer = processor.tokenizer
+    if _keeps_answers_apart(processor):
+        return tokenizer(answer, add_special_tokens=False)["input_ids"], True
+    alone = tokenizer(prompt)["input_ids"]
+    together = tokenizer(f"{prompt} {answer}")["input_ids"]
+    shared = common_prefix(alone, together)
+    return together[shared:], shared == len(alone)
+
+
+def _keeps_answers_apart(processor: Any) -> bool:
+    return "suffix" in inspect.signature(processor.__call__).parameters
+
+
+def _listed(image: Image.Image | None) -> list[Image.Image] | None:
+    return None if image is None else [image]
+
+
+def _tensors(encoded: Any) -> dict[str, torch.Tensor]:
+    return {
         name: value
         for name, value in encoded.items()
         if isinstance(value, torch.Tensor) and name != "labels"
     }
-    return Encoded(inputs, answered)
 
 
 def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
@@ -65,30 +98,53 @@ def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
 
 
 def join(
-    samples: Sequence[Encoded], pad_token: int
+    samples: Sequence[Encoded],
+    pad_token: int | None,
+    side: Literal["left", "right"] = "right",
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Join samples, right-padded to the largest of them.
+    """Join samples, padded to the largest of them.
 
     Args:
-        pad_token: what `input_ids` are padded with; everything else is padded with 0.
+        pad_token: what `input_ids` are padded with; None, where the tokenizer has none, for each
+            sample's own last token, which stands for no image. Everything else is padded with 0.
+        side: where tokens are padded; everything else is padded on the right.
 
     Returns:
         Inputs by name, and for every tensor whose first dimension is not the sample the number of
-        its rows per sample [n].
+        its rows per sample [n]; 0 for a sample without that input.
     """
     inputs, rows = {}, {}
-    for name in samples[0].inputs:
-        tensors = [sample.inputs[name] for sample in samples]
+    for name in dict.fromkeys(name for sample in samples for name in sample.inputs):
+        having = [sample for sample in samples if name in sample.inputs]
+        tensors = [sample.inputs[name] for sample in having]
         shape = [max(sizes) for sizes in zip(*(t.shape[1:] for t in tensors), strict=True)]
-        fill = pad_token if name == "input_ids" else 0
-        inputs[name] = torch.cat([_padded(tensor, shape, fill) for tensor in tensors])
-        counts = [tensor.shape[0] for tensor in tensors]
+        of_tokens = all(
+            tensor.shape == sample.inputs["input_ids"].shape
+            for tensor, sample in zip(tensors, having, strict=True)
+        )
+        inputs[name] = torch.cat(
+            [
+                _padded(
+                    tensor, shape, _fill(name, tensor, pad_token), side if of_tokens else "right"
+                )
+                for tensor in tensors
+            ]
+        )
+        counts = [
+            sample.inputs[name].shape[0] if name in sample.inputs else 0 for sample in samples
+        ]
         if any(count != 1 for count in counts):
             rows[name] = torch.tensor(counts)
     return inputs, rows
 
 
-def _padded(tensor: torch.Tensor, shape: Sequence[int], fill: int) -> torch.Tensor:
+def _fill(name: str, tensor: torch.Tensor, pad_token: int | None) -> int:
+    if name != "input_ids":
+        return 0
+    return int(tensor[0, -1]) if pad_token is None else pad_token
+
+
+def _padded(tensor: torch.Tensor, shape: Sequence[int], fill: int, side: str) -> torch.Tensor:
     missing = [want - have for want, have in zip(shape, tensor.shape[1:], strict=True)]
-    amounts = [amount for after in reversed(missing) for amount in (0, after)]
-    return pad(tensor, amounts, value=fill) if any(missing) else tensor
+    sides = [(amount, 0) if side == "left" else (0, amount) for amount in reversed(missing)]
+    return pad(tensor, [n for pair in sides for n in pair], value=fill) if any(missing) else tensor

@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from efficientllava.data.encoding import common_prefix
+from efficientllava.data.encoding import Encoded, answer_tokens, encode_answered, encode_prompt
 from efficientllava.data.prompts import question_prompt
 from efficientllava.data.questions import Question
-from efficientllava.models.adapter import device_of, require_family
+from efficientllava.errors import UserError
+from efficientllava.models.adapter import require_family
+from efficientllava.models.batches import batch_inputs
 from efficientllava.progress import Event, Progress
 
 
@@ -21,15 +23,14 @@ class _Row:
     """One row of a batch.
 
     Attributes:
-        text: what the processor gets.
-        next_tokens: the tokens whose likelihood after `text` is wanted; or else
-        scored: how many of the last tokens of `text` are the choice.
+        next_tokens: the tokens whose likelihood after `prompt` is wanted; or else
+        choice: whose likelihood after `prompt` is wanted.
     """
 
     question: Question
-    text: str
+    prompt: str
     next_tokens: tuple[int, ...] = ()
-    scored: int = 0
+    choice: str = ""
 
 
 @torch.no_grad()
@@ -58,39 +59,42 @@ def choice_likelihoods(
 
 def _rows(processor: Any, question: Question, image_token: str) -> list[_Row]:
     prompt = question_prompt(question, image_token)
-    before = processor.tokenizer(prompt)["input_ids"]
-    texts = [f"{prompt} {choice}" for choice in question.choices]
-    tokens = [processor.tokenizer(text)["input_ids"] for text in texts]
+    answers = [answer_tokens(processor, prompt, choice) for choice in question.choices]
     # the end of a prompt may melt with the choice into other tokens: what differs is the answer
-    shared = [common_prefix(before, each) for each in tokens]
-    if all(each == len(before) for each in shared) and all(
-        len(each) == len(before) + 1 for each in tokens
-    ):
-        return [_Row(question, prompt, next_tokens=tuple(each[-1] for each in tokens))]
-    return [
-        _Row(question, text, scored=len(each) - same)
-        for text, each, same in zip(texts, tokens, shared, strict=True)
-    ]
+    if all(kept and len(tokens) == 1 for tokens, kept in answers):
+        return [_Row(question, prompt, next_tokens=tuple(tokens[0] for tokens, _ in answers))]
+    return [_Row(question, prompt, choice=choice) for choice in question.choices]
+
+
+def _encoded(processor: Any, row: _Row) -> Encoded:
+    image = row.question.open_image()
+    try:
+        if row.next_tokens:
+            return encode_prompt(processor, row.prompt, image)
+        return encode_answered(processor, row.prompt, row.choice, image)
+    except (ValueError, IndexError) as error:
+        raise UserError(
+            f"the model's processor refuses it: {str(error).strip()}",
+            where=f"question {row.question.id}",
+        ) from error
 
 
 def _batch_likelihoods(model: nn.Module, processor: Any, rows: list[_Row]) -> list[list[float]]:
-    images = [image for row in rows if (image := row.question.open_image()) is not None]
-    inputs = processor(
-        text=[row.text for row in rows],
-        images=images or None,
-        padding=True,
-        padding_side="right",  # a row's tokens stand at the same positions in every batch
-        return_tensors="pt",
-    ).to(device_of(model))
+    samples = [_encoded(processor, row) for row in rows]
+    # a row's tokens stand at the same positions in every batch
+    inputs = batch_inputs(model, processor, samples, side="right")
     logits: Tensor = model(**inputs).logits
-    ends = inputs["attention_mask"].sum(dim=1).tolist()
     values = []
-    for row, end, ids, row_logits in zip(rows, ends, inputs["input_ids"], logits, strict=True):
+    for row, sample, ids, row_logits in zip(
+        rows, samples, inputs["input_ids"], logits, strict=True
+    ):
+        end = sample.inputs["input_ids"].shape[1]
         if row.next_tokens:
             after = row_logits[end - 1].float().log_softmax(dim=-1)
             values.append(after[list(row.next_tokens)].tolist())
         else:
-            places = torch.arange(end - row.scored, end, device=ids.device)
+            start, end = end - sample.answered, end - sample.closing
+            places = torch.arange(start, end, device=ids.device)
             before = row_logits[places - 1].float().log_softmax(dim=-1)
             values.append([float(before.gather(1, ids[places][:, None]).sum())])
     return values
