@@ -27,7 +27,7 @@ from efficientllava.export.speed import (
     ratio_quartiles,
     timing_inputs,
 )
-from efficientllava.models.adapter import adapter_for
+from efficientllava.models.families import adapter_for
 
 
 def main() -> None:

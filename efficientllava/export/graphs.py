@@ -22,7 +22,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 from efficientllava.errors import UserError
 from efficientllava.export.heads import with_padded_heads
 from efficientllava.files import save_tensors
-from efficientllava.models.adapter import adapter_for
+from efficientllava.models.families import adapter_for
 
 OPSET = 14
 IR_VERSION = 8

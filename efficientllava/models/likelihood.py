@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from efficientllava.data.encoding import common_prefix
 from efficientllava.data.prompts import question_prompt
 from efficientllava.data.questions import Question
-from efficientllava.models.adapter import device_of, require_family
+from efficientllava.models.families import device_of, require_family
 from efficientllava.progress import Event, Progress
 
 

@@ -11,13 +11,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from efficientllava.errors import UserError
-from efficientllava.models.adapter import adapter_for
 from efficientllava.models.checkpoint import (
     check_tokenizer,
     load_model,
     load_processor,
     save_checkpoint,
 )
+from efficientllava.models.families import adapter_for
 from tests.conftest import random_llava
 from tests.export.conftest import tiny_model, tiny_processor
 

@@ -106,7 +106,7 @@ def test_bad_parameters_cost_no_import_of_torch(workspace: Workspace) -> None:
 
 def test_a_number_with_exponent_is_a_number(workspace: Workspace) -> None:
     """PyYAML would read 1e-3 as a string."""
-    from tasks.stage import read_parameters
+    from tasks.runtime.stage import read_parameters
 
     path = workspace.folder / "params.yaml"
     text = path.read_text().replace(
@@ -120,7 +120,7 @@ def test_a_number_with_exponent_is_a_number(workspace: Workspace) -> None:
 def test_repository_parameters_are_the_defaults() -> None:
     """params.yaml shows every default: what is written there and in the code cannot drift."""
     from efficientllava.parameters import Parameters
-    from tasks.stage import read_parameters
+    from tasks.runtime.stage import read_parameters
     from tests.tasks.conftest import ROOT
 
     assert read_parameters(ROOT / "params.yaml") == Parameters()
