@@ -10,8 +10,8 @@ from dvc.utils.serialize import load_yaml
 from efficientllava.errors import UserError
 from efficientllava.parameters import Parameters, parse_parameters
 from flows.experiments import EXPERIMENTS, seeded
-from flows.graph import open_repo, read_graph
-from flows.workspaces import PATHS, changed, make_workspace
+from flows.runner.graph import open_repo, read_graph
+from flows.server.workspaces import PATHS, changed, make_workspace
 from tests.flows.conftest import ROOT
 
 
