@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 
 from efficientllava.errors import UserError
 from efficientllava.files import read_json
+from efficientllava.finite import all_finite
 
 INDEX = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
@@ -59,16 +60,6 @@ def weight_files(folder: Path) -> list[Path]:
                 remedy="copy or download the file again",
             ) from error
     return files
-
-
-def all_finite(tensor: torch.Tensor) -> bool:
-    """Whether a tensor holds neither NaN nor inf; NaN counts as the smallest and the largest.
-
-    Twenty times as fast as `torch.isfinite(tensor).all()`, which writes a mask.
-    """
-    if tensor.numel() == 0:
-        return True
-    return bool(torch.stack(torch.aminmax(tensor)).isfinite().all())
 
 
 def check_finite(folder: Path) -> None:

@@ -8,7 +8,16 @@ from pathlib import Path
 from tasks.runtime.stage import WORK, Stage
 
 # folders whose code decides what a database or a search comes to
-DECISIVE = ("models", "data", "pruning", "search")
+DECISIVE = (
+    "data",
+    "models",
+    "offload",
+    "kernels",
+    "calibration",
+    "database",
+    "allocation",
+    "pruning",
+)
 
 
 def unfinished(name: str, stage: Stage) -> Path:

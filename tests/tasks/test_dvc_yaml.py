@@ -16,7 +16,7 @@ from tests.tasks.conftest import ROOT
 STAGES: dict[str, Any] = load_yaml(str(ROOT / "dvc.yaml"))["stages"]
 FOLLOWED = ("efficientllava", "tasks.runtime.devices")
 # what everything stands on; it decides no result
-GROUND = {"errors", "files", "progress", "parameters", "__init__"}
+GROUND = {"errors", "files", "finite", "progress", "parameters", "__init__"}
 
 
 def imported(path: Path) -> Iterator[Path]:
