@@ -62,7 +62,7 @@ def verify(folder: Folder) -> None:
     from efficientllava.models.checkpoint import load_model
     from efficientllava.models.families import adapter_for
     from efficientllava.pruning import sequential
-    from efficientllava.pruning.structured import structured as smaller
+    from efficientllava.pruning.structured import structured
 
     record = read_json(folder / "pruning.json")
     try:
@@ -74,9 +74,9 @@ def verify(folder: Folder) -> None:
     if levels != policy:
         raise UserError("its rows do not follow its policy", where=str(folder / "pruning.json"))
     adapter = adapter_for(load_model(folder))
-    if (structure := record.get("structure")) is not None:
-        smaller.verify_smaller(adapter, rows, structure)
-        share = smaller.removed_share(rows, structure)
+    if (parts := record.get("structure")) is not None:
+        structured.verify_structure(adapter, rows, parts)
+        share = structured.removed_share(rows, parts)
         typer.echo(
             f"{folder}: {told}, {share:.4%} of the decoder's weights are gone, "
             f"{len(adapter.blocks)} blocks with {len(rows)} matrices of the recorded sizes, "

@@ -88,6 +88,19 @@ def load_model(
     return loaded
 
 
+def skeleton(folder: Path) -> PreTrainedModel:
+    """A checkpoint's model without weights (on torch's meta device): names and shapes.
+
+    Raises:
+        UserError: as `check_checkpoint`.
+    """
+    check_checkpoint(folder)
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForImageTextToText.from_config(config)
+    return model
+
+
 def load_processor(folder: Path) -> ProcessorMixin:
     """Load a checkpoint's processor (tokenizer and image processor; PIL, no torchvision).
 

@@ -9,7 +9,7 @@ import torch
 
 from efficientllava.calibration.block_walk import GroupHessian, block_walk
 from efficientllava.data.proxy import ProxyData
-from efficientllava.database.build import Database, level_key
+from efficientllava.database.solutions import Database, level_key
 from efficientllava.errors import UserError
 from efficientllava.finite import all_finite
 from efficientllava.kernels.hessian import InverseFactor, inverse_factor, relative_error

@@ -7,7 +7,7 @@ from pathlib import Path
 from efficientllava.allocation.policy import check_band
 from efficientllava.errors import UserError
 from efficientllava.parameters import Parameters
-from efficientllava.pruning.methods import METHODS
+from efficientllava.registry import METHODS
 
 
 def check_parameters(parameters: Parameters) -> None:
@@ -16,17 +16,12 @@ def check_parameters(parameters: Parameters) -> None:
     Raises:
         UserError: naming the parameters that do not go together, or the input that is missing.
     """
-    if "dense" in parameters.methods:
-        raise UserError(
-            "dense is always measured; name what it is compared with",
-            where="params.yaml, methods",
-        )
     _check_model(parameters)
     _check_proxy(parameters)
     _check_evaluation(parameters)
     for ratio in parameters.ratios:
         _check_uniform(parameters, ratio)
-        if any(METHODS[name].allocation == "search" for name in parameters.methods):
+        if any("database" in METHODS[name].needs for name in parameters.methods):
             check_band(parameters.levels(ratio), ratio, parameters.search.band)
 
 
@@ -69,12 +64,7 @@ def _check_model(parameters: Parameters) -> None:
 
 def _check_proxy(parameters: Parameters) -> None:
     proxy, search = parameters.proxy, parameters.search
-    evolving = [
-        name
-        for name in parameters.methods
-        if METHODS[name].allocation == "search"
-        and METHODS[name].search_parameters(search).evolve_projector
-    ]
+    evolving = [name for name in parameters.methods if METHODS[name].evolves_projector(search)]
     if evolving and proxy.pairs == 0:
         raise UserError(
             f"no image-text pairs, but {', '.join(evolving)} evolve the projector, which text "

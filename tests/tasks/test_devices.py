@@ -7,8 +7,8 @@ import time
 import pytest
 import torch
 
+from efficientllava.allocation.executors import process_pool
 from efficientllava.files import folder_digest
-from tasks.runtime.executors import process_pool
 from tests.tasks.conftest import Here, Workspace
 
 CELL = ("--method", "efficientllava", "--ratio", "0.5")

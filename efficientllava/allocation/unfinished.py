@@ -1,13 +1,16 @@
-"""Under which name unfinished work is kept: it counts again only for the same inputs and code."""
+"""Where unfinished work is kept: it counts again only for the same code, torch and machine."""
 
 from __future__ import annotations
 
 import hashlib
 from pathlib import Path
 
-from tasks.runtime.stage import WORK, Stage
+import torch
 
-# folders whose code decides what a database or a search comes to
+import efficientllava
+from efficientllava.offload.devices import describe, require_device
+from efficientllava.parameters import MachineParameters
+
 DECISIVE = (
     "data",
     "models",
@@ -18,16 +21,12 @@ DECISIVE = (
     "allocation",
     "pruning",
 )
+"""Folders whose code decides the bytes of a database, a search or a pruned model."""
 
 
-def unfinished(name: str, stage: Stage) -> Path:
-    """The folder for a stage's unfinished work, one for each code, torch, threads, device."""
-    import torch
-
-    import efficientllava
-    from efficientllava.offload.devices import describe, require_device
-
-    machine = stage.parameters.machine
+def unfinished(work: Path, name: str, machine: MachineParameters) -> Path:
+    """The folder below `work` for unfinished work of a kind: one for each code, torch, threads
+    and device."""
     device = describe(require_device(machine.device))
     digest = hashlib.sha256(f"{torch.__version__} {machine.threads} {device}\n".encode())
     library = Path(efficientllava.__file__).parent
@@ -35,4 +34,4 @@ def unfinished(name: str, stage: Stage) -> Path:
         for path in sorted((library / folder).rglob("*.py")):
             digest.update(path.relative_to(library).as_posix().encode())
             digest.update(path.read_bytes())
-    return WORK / name / digest.hexdigest()[:16]
+    return work / name / digest.hexdigest()[:16]
