@@ -82,7 +82,5 @@ def test_parameter_files_name_what_dvc_asks_for(file: str) -> None:
                 found = found[part]
 
 
-def test_database_depends_on_no_seed_of_the_search() -> None:
-    """Sweeps over seeds, eta and rounds build no database again."""
-    assert not {"search", "search.seed", "search.eta"} & set(STAGES["database"]["params"])
+def test_proxy_depends_on_no_parameter_of_the_search() -> None:
     assert "search" not in STAGES["proxy"]["params"]
