@@ -216,7 +216,7 @@ class Bench:
 
     def prune(self) -> str:
         """The final model, verified, saved and loaded again."""
-        from efficientllava.allocation.context import Allocation
+        from efficientllava.allocation.context import Allocation, Risk
         from efficientllava.calibration.opened import OpenModel
         from efficientllava.database.solutions import Database, open_database
         from efficientllava.models.checkpoint import load_model, save_checkpoint
@@ -242,7 +242,7 @@ class Bench:
                 OpenModel(adapter, kept),
                 self.proxy,
                 "obs",
-                Allocation(policy, "search", projector),
+                Allocation(policy, "search", projector, risk=Risk("mean_log_norm", 0.5)),
                 Parameters(pruning=self.pruning, search=self.search_parameters),
                 database,
             )

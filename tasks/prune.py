@@ -14,7 +14,7 @@ from tasks.runtime.stage import ARTIFACTS, Stage, run_stage
 
 def prune(stage: Stage) -> None:
     """Prune with the policy, save, load again and compare."""
-    from efficientllava.allocation.context import Allocation
+    from efficientllava.allocation.context import Allocation, Risk
     from efficientllava.files import load_tensors, read_json, write_json
     from efficientllava.pruning.finalize import finalize
     from efficientllava.report.plots import sparsity_plot
@@ -22,7 +22,10 @@ def prune(stage: Stage) -> None:
     search, folder = stage.folder("search"), stage.folder("pruned")
     found = read_json(search / "policy.json")
     allocation = Allocation(
-        found["policy"], found["allocation"], load_tensors(search / "projector.safetensors")
+        found["policy"],
+        found["allocation"],
+        load_tensors(search / "projector.safetensors"),
+        risk=None if found["risk"] is None else Risk(**found["risk"]),
     )
     record = finalize(METHODS[stage.method], stage.context(), allocation, folder)
     measured = {key: value for key, value in record.items() if isinstance(value, (int, float))}

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +52,7 @@ def _write(stage: Stage, allocation: Allocation) -> None:
         "allocation": allocation.kind,
         "mean_sparsity": allocation.summary["mean_sparsity"],
         "policy": dict(allocation.policy),
+        "risk": None if allocation.risk is None else asdict(allocation.risk),
     }
     write_json(folder / "policy.json", record)
 

@@ -109,6 +109,14 @@ class Context:
 
 
 @dataclass(frozen=True)
+class Risk:
+    """How a search weighs the structural risk: `search.complexity` and `search.eta`."""
+
+    complexity: str
+    eta: float
+
+
+@dataclass(frozen=True)
 class Allocation:
     """The ratio of every matrix, and how it was found.
 
@@ -118,6 +126,7 @@ class Allocation:
         projector: state of the evolved vision projector; empty for the model's own.
         history: one row per candidate that was scored.
         summary: numbers about it (mean_sparsity among them).
+        risk: what the search minimised beside the loss; None where nothing was searched.
     """
 
     policy: Mapping[str, float]
@@ -125,3 +134,4 @@ class Allocation:
     projector: Mapping[str, torch.Tensor] = field(default_factory=dict)
     history: Sequence[Mapping[str, Any]] = ()
     summary: Mapping[str, Any] = field(default_factory=dict)
+    risk: Risk | None = None

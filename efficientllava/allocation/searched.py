@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from efficientllava.allocation.context import Allocation, Context
+from efficientllava.allocation.context import Allocation, Context, Risk
 from efficientllava.allocation.executors import executor_maker, worker_devices
 from efficientllava.allocation.search import Search
 from efficientllava.allocation.unfinished import unfinished
@@ -61,7 +61,8 @@ def searched(context: Context, parameters: SearchParameters, upper_bound: bool) 
         row = candidate.as_row()
         row["policy"] = [levels[gene] for gene in row.pop("genes")]
         history.append(row)
-    return Allocation(result.policy, "search", result.projector, history, result.summary)
+    risk = Risk(parameters.complexity, parameters.eta)
+    return Allocation(result.policy, "search", result.projector, history, result.summary, risk)
 
 
 def _evaluator_maker(

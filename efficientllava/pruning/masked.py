@@ -9,6 +9,7 @@ import torch
 
 from efficientllava.allocation.context import Allocation
 from efficientllava.calibration.opened import OpenModel
+from efficientllava.calibration.structural_risk import COMPLEXITIES, structural_risk
 from efficientllava.data.proxy import ProxyData
 from efficientllava.database.solutions import Database
 from efficientllava.models.families import Adapter
@@ -36,11 +37,12 @@ def prune_masked(
     """Prune a dense model in place with its ratios and its evolved projector, and verify it.
 
     The model is pruned sequentially, each block calibrated on the pruned blocks before it. With a
-    database it is stitched as well, and the one of lower structural risk is kept (method.md
-    section 3).
+    database it is stitched as well, and the one of lower structural risk is kept, every scored
+    position counting once (method.md section 3).
 
     Args:
         criterion: "magnitude", "wanda" or "obs".
+        allocation: with a database also its `risk`, which decides.
         database: of the dense model at the policy's levels, or None for sequential alone.
 
     Returns:
@@ -56,18 +58,20 @@ def prune_masked(
     rows = prune_model(
         adapter, proxy, criterion, policy, parameters.pruning, progress, parameters.prune.refine
     )
-    scores, chosen = measures(adapter.language_model, rows), "sequential"
-    risks = {"sequential_risk": scores["risk"]}
+    scores, loss = measures(adapter.language_model)
+    chosen, risks = "sequential", _risks(rows, scores, allocation, "sequential", loss)
     if database is not None:
         sequential = _weights(opened)
         _replace(adapter, dense)
         finished = () if opened.blocks is None else (opened.blocks.let_go,)
         stitched_rows = stitch_model(adapter, database, policy, *finished)
-        stitched = measures(adapter.language_model, stitched_rows)
-        risks["stitched_risk"] = stitched["risk"]
-        if stitched["risk"] < scores["risk"]:
-            rows, scores, chosen = stitched_rows, stitched, "stitched"
+        stitched_scores, loss = measures(adapter.language_model)
+        stitched = _risks(stitched_rows, stitched_scores, allocation, "stitched", loss)
+        if stitched["stitched_risk"] < risks["sequential_risk"]:
+            rows, scores, chosen = stitched_rows, stitched_scores, "stitched"
+            risks = risks | stitched
         else:
+            risks = stitched | risks
             _replace(adapter, sequential)
     _verify(opened, rows)
     return {
@@ -78,6 +82,29 @@ def prune_masked(
         "policy": dict(policy),
         "achieved_sparsity": achieved_sparsity(rows),
         "matrices": rows,
+    }
+
+
+def _risks(
+    rows: Sequence[dict[str, Any]],
+    scores: dict[str, float],
+    allocation: Allocation,
+    how: str,
+    loss: float,
+) -> dict[str, float]:
+    """Complexity and structural risk of a model that was searched; nothing for others.
+
+    Args:
+        loss: mean over all scored positions; `HOW_risk` is made of it, and decides.
+    """
+    if allocation.risk is None:
+        return {}
+    complexity = COMPLEXITIES[allocation.risk.complexity]([row["norm_ratio"] for row in rows])
+    eta = allocation.risk.eta
+    return {
+        "complexity": complexity,
+        "risk": structural_risk(scores["proxy_loss"], complexity, eta),
+        f"{how}_risk": structural_risk(loss, complexity, eta),
     }
 
 

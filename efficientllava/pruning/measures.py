@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from torch import nn
 
-from efficientllava.calibration.proxy_loss import ProxyLoss
-from efficientllava.calibration.structural_risk import COMPLEXITIES, structural_risk
+from efficientllava.calibration.proxy_loss import ProxyLoss, running_sums
 from efficientllava.data.proxy import ProxyData
 from efficientllava.models.families import Adapter
 from efficientllava.parameters import SearchParameters
@@ -19,7 +17,7 @@ class ProxyMeasures:
     """Remembers the dense model with its own projector; made before either changes."""
 
     def __init__(self, adapter: Adapter, proxy: ProxyData, search: SearchParameters) -> None:
-        self._search = search
+        self._fitness = search.fitness
         self._losses = {
             name: ProxyLoss(adapter, proxy, name, search.fitness_data) for name in ("kl", "nll")
         }
@@ -33,23 +31,33 @@ class ProxyMeasures:
 
     def loss(self, language_model: nn.Module) -> float:
         """The proxy loss that the search minimises (`search.fitness`)."""
-        return self._losses[self._search.fitness](language_model)
+        return self._losses[self._fitness](language_model)
 
-    def __call__(
-        self, language_model: nn.Module, rows: Sequence[Mapping[str, Any]]
-    ) -> dict[str, float]:
-        """Both proxy losses, the complexity and the structural risk of a pruned language model.
-
-        Args:
-            rows: its matrices, as `sequential.matrix_row`.
-        """
-        search = self._search
-        values = {name: loss(language_model) for name, loss in self._losses.items()}
-        complexity = COMPLEXITIES[search.complexity]([row["norm_ratio"] for row in rows])
-        return {
+    def __call__(self, language_model: nn.Module) -> tuple[dict[str, float], float]:
+        """The proxy losses of a pruned language model as the record has them (text and answers
+        half each), and the mean loss over all scored positions together."""
+        values, by_position = {}, {}
+        for name, loss in self._losses.items():
+            values[name], by_position[name] = _losses(loss, language_model)
+        record = {
             "proxy_kl": values["kl"],
             "proxy_nll": values["nll"],
-            "proxy_loss": values[search.fitness],
-            "complexity": complexity,
-            "risk": structural_risk(values[search.fitness], complexity, search.eta),
+            "proxy_loss": values[self._fitness],
         }
+        return record, by_position[self._fitness]
+
+
+def _losses(loss: ProxyLoss, language_model: nn.Module) -> tuple[float, float]:
+    """The proxy loss as the search takes it, and the mean loss of all scored positions.
+
+    The search counts text and answers half each. A choice between two models by that measure would
+    follow the answers' few positions, whose mean varies more than the text's of thousands.
+    """
+    sums = [
+        list(running_sums(language_model, loss.head, batches, loss.fitness))[-1]
+        for batches in (loss.text, loss.pairs)
+        if batches
+    ]
+    means = [total / max(count, 1) for total, count in sums]
+    positions = sum(count for _, count in sums)
+    return sum(means) / len(means), sum(total for total, _ in sums) / max(positions, 1)

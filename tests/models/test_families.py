@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, PreTrainedModel, ProcessorMixin
 
-from efficientllava.allocation.context import Allocation
+from efficientllava.allocation.context import Allocation, Risk
 from efficientllava.allocation.search import Search
 from efficientllava.calibration.block_walk import BlockWalk, calibration_inputs
 from efficientllava.calibration.opened import OpenModel
@@ -40,6 +40,8 @@ from tests.pretend_gpu import GPU, pretend_gpu
 LEVELS = [0.4, 0.5, 0.6]
 SIZES = [(20, 30), (40, 16), (16, 16), (30, 30), (17, 64), (33, 20)]
 """Width and height: the families cut these into different numbers of patches."""
+
+RISK = Risk("mean_log_norm", 0.5)
 
 
 @dataclass
@@ -194,7 +196,7 @@ def test_whole_chain(case: Case, tmp_path: Path) -> None:
         OpenModel(adapter),
         case.proxy,
         "obs",
-        Allocation(found.policy, "search", found.projector),
+        Allocation(found.policy, "search", found.projector, risk=RISK),
         Parameters(pruning=pruning, search=parameters),
         database,
     )

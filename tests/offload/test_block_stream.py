@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from efficientllava.allocation.context import Allocation
+from efficientllava.allocation.context import Allocation, Risk
 from efficientllava.allocation.evaluation import StreamedModel, stitched_models
 from efficientllava.allocation.search import Search
 from efficientllava.calibration.opened import OpenModel
@@ -27,6 +27,8 @@ from tests.conftest import random_llava, random_proxy
 
 CPU = torch.device("cpu")
 LEVELS = [0.4, 0.5, 0.6]
+
+RISK = Risk("mean_log_norm", 0.5)
 
 
 @pytest.fixture(params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
@@ -150,7 +152,7 @@ def test_database_search_and_final_model_are_the_same(folder: Path, storage: str
                     OpenModel(adapter, kept),
                     proxy,
                     "obs",
-                    Allocation(found.policy, "search", found.projector),
+                    Allocation(found.policy, "search", found.projector, risk=RISK),
                     Parameters(pruning=pruning, search=parameters),
                     database,
                 )

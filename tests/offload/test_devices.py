@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from efficientllava.allocation.context import Allocation
+from efficientllava.allocation.context import Allocation, Risk
 from efficientllava.allocation.executors import worker_devices
 from efficientllava.allocation.search import Search
 from efficientllava.calibration.opened import OpenModel
@@ -42,6 +42,8 @@ SEARCH = SearchParameters(
     candidates=4, rounds=2, survivors=2, projector_steps=2, projector_batch=4, workers=2,
     projector_learning_rate=1e-2,
 )  # fmt: skip
+
+RISK = Risk("mean_log_norm", 0.5)
 
 
 def test_the_pretended_gpu_refuses_what_a_real_one_refuses(monkeypatch: Any) -> None:
@@ -126,7 +128,7 @@ def chain(folder: Path, device: torch.device | None, memory: float | None, stora
             OpenModel(adapter, kept),
             proxy,
             "obs",
-            Allocation(result.policy, "search", projector),
+            Allocation(result.policy, "search", projector, risk=RISK),
             Parameters(
                 pruning=pruning, search=SEARCH, prune=PruneParameters(refine="least_squares")
             ),

@@ -72,7 +72,7 @@ def prune_structure(
     )
     verify_structure(left, rows, structure)
     return {
-        **measures(left.language_model, rows),
+        **measures(left.language_model)[0],
         "chosen": "structured",
         "pattern": parameters.pruning.pattern,
         "policy": {row["name"]: row["level"] for row in rows},
