@@ -20,6 +20,38 @@ Folder = Annotated[Path, typer.Argument(help="a checkpoint or an exported model"
 
 
 @commands.command()
+def prune(
+    model: Annotated[str, typer.Argument(help="a checkpoint's folder, or a hub id")],
+    sparsity: Annotated[float, typer.Option(help="share of the decoder's weights that go")] = 0.5,
+    method: Annotated[str, typer.Option(help="docs/methods.md names them")] = "efficientllava",
+    text: Annotated[str | None, typer.Option(help="calibration text: a file or folder")] = None,
+    pairs: Annotated[
+        str | None, typer.Option(help="image-text pairs: a folder in ScienceQA's layout")
+    ] = None,
+    output: Annotated[Path, typer.Option(help="where the pruned checkpoint goes")] = Path("pruned"),
+    work: Annotated[Path, typer.Option(help="unfinished work")] = Path("work"),
+    revision: Annotated[str | None, typer.Option(help="commit of the hub id")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N")] = "cpu",
+    max_seconds: Annotated[float | None, typer.Option(help="end the search after this")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="a parameter, e.g. search.rounds=5; give it repeatedly"),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what it would take")] = False,
+) -> None:
+    """Prune a model. Killed, the same command resumes."""
+    from efficientllava.prune_command import Request, dry, run
+
+    request = Request(
+        model, revision, method, sparsity, text, pairs, work, device, max_seconds, tuple(set_ or ())
+    )
+    if dry_run:
+        dry(request)
+    else:
+        run(request, output)
+
+
+@commands.command()
 def ask(
     folder: Folder,
     image: Annotated[str, typer.Argument(help="an image file, or - for none")],

@@ -24,14 +24,20 @@ DECISIVE = (
 """Folders whose code decides the bytes of a database, a search or a pruned model."""
 
 
-def unfinished(work: Path, name: str, machine: MachineParameters) -> Path:
-    """The folder below `work` for unfinished work of a kind: one for each code, torch, threads
-    and device."""
-    device = describe(require_device(machine.device))
-    digest = hashlib.sha256(f"{torch.__version__} {machine.threads} {device}\n".encode())
+def code_digest() -> str:
+    """sha256 of torch's version and of all code that decides results."""
+    digest = hashlib.sha256(f"{torch.__version__}\n".encode())
     library = Path(efficientllava.__file__).parent
     for folder in DECISIVE:
         for path in sorted((library / folder).rglob("*.py")):
             digest.update(path.relative_to(library).as_posix().encode())
             digest.update(path.read_bytes())
-    return work / name / digest.hexdigest()[:16]
+    return digest.hexdigest()
+
+
+def unfinished(work: Path, name: str, machine: MachineParameters) -> Path:
+    """The folder below `work` for unfinished work of a kind: one for each code, torch, threads
+    and device."""
+    device = describe(require_device(machine.device))
+    key = f"{code_digest()} {machine.threads} {device}"
+    return work / name / hashlib.sha256(key.encode()).hexdigest()[:16]

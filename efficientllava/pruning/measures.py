@@ -14,13 +14,18 @@ from efficientllava.parameters import SearchParameters
 
 
 class ProxyMeasures:
-    """Remembers the dense model with its own projector; made before either changes."""
+    """Remembers the dense model with its own projector; made before either changes.
+
+    Attributes:
+        dense_nll: negative log-likelihood of the dense model on the proxy data.
+    """
 
     def __init__(self, adapter: Adapter, proxy: ProxyData, search: SearchParameters) -> None:
         self._fitness = search.fitness
         self._losses = {
             name: ProxyLoss(adapter, proxy, name, search.fitness_data) for name in ("kl", "nll")
         }
+        self.dense_nll = self._losses["nll"](adapter.language_model)
 
     def move_projector(self, adapter: Adapter, state: Mapping[str, torch.Tensor]) -> None:
         """Give the model an evolved projector; an empty state leaves its own."""
@@ -42,6 +47,7 @@ class ProxyMeasures:
         record = {
             "proxy_kl": values["kl"],
             "proxy_nll": values["nll"],
+            "dense_nll": self.dense_nll,
             "proxy_loss": values[self._fitness],
         }
         return record, by_position[self._fitness]

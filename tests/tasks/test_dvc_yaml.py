@@ -16,7 +16,7 @@ from tests.tasks.conftest import ROOT
 STAGES: dict[str, Any] = load_yaml(str(ROOT / "dvc.yaml"))["stages"]
 FOLLOWED = "efficientllava"
 # what everything stands on; it decides no result
-GROUND = {"errors", "files", "finite", "progress", "parameters", "registry", "__init__"}
+GROUND = {"errors", "files", "finite", "progress", "parameters", "registry", "terminal", "__init__"}
 
 
 def imported(path: Path) -> Iterator[Path]:
