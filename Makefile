@@ -65,11 +65,12 @@ test: lint  ## lint, types, then the tests (`make test PYTEST='-m slow'` for the
 	@echo "== tests"
 	@$(BIN)/python -m pytest -q $(PYTEST)
 
-lint: .venv/installed  ## ruff (rules and form) and mypy
-	@echo "== ruff and mypy"
+lint: .venv/installed  ## ruff (rules and form), mypy, and the layers of imports
+	@echo "== ruff, mypy, import-linter"
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/lint-imports --cache-dir .work/caches/imports >.work/imports.log || { cat .work/imports.log; exit 1; }
 
 results: .venv/installed  ## the tables of docs/results.md: all methods, ratios and seeds (hours)
 	@$(BIN)/python -m bench.results

@@ -19,7 +19,8 @@ from efficientllava.benchmarks.text_loss import text_loss
 from efficientllava.data.proxy import ProxyData, build_pairs
 from efficientllava.data.questions import read_questions
 from efficientllava.data.text import held_out_segments, read_text, sample_segments
-from efficientllava.database.build import Database, build_database, open_database
+from efficientllava.database.build import build_database
+from efficientllava.database.solutions import Database, open_database
 from efficientllava.demo.model import train_embedded
 from efficientllava.demo.questions.layout import write_questions
 from efficientllava.files import file_digest, folder_digest, read_json, write_json

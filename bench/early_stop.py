@@ -65,7 +65,7 @@ def main() -> None:
     from efficientllava.allocation.evolution import survivors
     from efficientllava.allocation.search import Search
     from efficientllava.data.proxy import load_proxy
-    from efficientllava.database.build import open_database
+    from efficientllava.database.solutions import open_database
     from efficientllava.models.checkpoint import load_model
     from efficientllava.models.families import adapter_for
     from efficientllava.parameters import SearchParameters

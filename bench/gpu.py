@@ -216,11 +216,15 @@ class Bench:
 
     def prune(self) -> str:
         """The final model, verified, saved and loaded again."""
-        from efficientllava.database.build import Database, open_database
+        from efficientllava.allocation.context import Allocation, Risk
+        from efficientllava.calibration.opened import OpenModel
+        from efficientllava.database.solutions import Database, open_database
         from efficientllava.models.checkpoint import load_model, save_checkpoint
         from efficientllava.models.families import adapter_for
         from efficientllava.offload.blocks_on_disk import blocks_on_disk
-        from efficientllava.pruning.finalize import prune_finally, require_same_logits
+        from efficientllava.parameters import Parameters
+        from efficientllava.pruning.finalize import require_same_logits
+        from efficientllava.pruning.masked import prune_masked
 
         dense, saved = self.folder / "model", self.folder / "pruned"
         adapter = adapter_for(load_model(dense))
@@ -234,10 +238,14 @@ class Bench:
         else:
             database = open_database(self.folder / "database")
         with blocks_on_disk(adapter, dense, self.folder / "work", self.device) as kept:
-            record = prune_finally(
-                adapter, self.proxy, database, "obs", policy, projector,
-                self.pruning, self.search_parameters, on_disk=kept,
-            )  # fmt: skip
+            record = prune_masked(
+                OpenModel(adapter, kept),
+                self.proxy,
+                "obs",
+                Allocation(policy, "search", projector, risk=Risk("mean_log_norm", 0.5)),
+                Parameters(pruning=self.pruning, search=self.search_parameters),
+                database,
+            )
             save_checkpoint(adapter.model, dense, saved, save_weights=kept.save_weights)  # type: ignore[arg-type]
             again = load_model(saved)
             with blocks_on_disk(adapter_for(again), saved, self.folder / "again", self.device):

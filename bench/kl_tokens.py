@@ -70,7 +70,7 @@ def main() -> None:
     from efficientllava.calibration.proxy_loss import Distribution, ProxyLoss
     from efficientllava.calibration.structural_risk import mean_log_norm, structural_risk
     from efficientllava.data.proxy import load_proxy
-    from efficientllava.database.build import open_database
+    from efficientllava.database.solutions import open_database
     from efficientllava.models.checkpoint import load_model
     from efficientllava.models.families import adapter_for
 

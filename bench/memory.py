@@ -21,15 +21,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+from efficientllava.allocation.context import Allocation
+from efficientllava.calibration.opened import OpenModel
 from efficientllava.data.proxy import ProxyData
 from efficientllava.files import write_text
 from efficientllava.models.checkpoint import load_model, save_checkpoint
 from efficientllava.models.families import adapter_for
 from efficientllava.models.weight_files import weight_files
 from efficientllava.offload.blocks_on_disk import blocks_on_disk
-from efficientllava.parameters import PruningParameters, SearchParameters
-from efficientllava.pruning.finalize import prune_finally
-from efficientllava.pruning.methods import METHODS
+from efficientllava.parameters import Parameters, PruningParameters, SearchParameters
+from efficientllava.pruning.masked import prune_masked
+from efficientllava.registry import METHODS
 
 PAGE = Path(__file__).parents[1] / "docs" / "memory.md"
 SIZES = {"small": (512, 32), "medium": (512, 48), "large": (512, 80)}
@@ -94,16 +96,12 @@ def prune_one(folder: Path, method: str, target: Path) -> dict[str, Any]:
     pruning = PruningParameters(calibration="text")
     search = SearchParameters(fitness_data="text")
     with blocks_on_disk(adapter, folder, target.parent / "work") as on_disk:
-        prune_finally(
-            adapter,
+        prune_masked(
+            OpenModel(adapter, on_disk),
             ProxyData(segments, None),
-            None,
-            METHODS[method].update,
-            policy,
-            {},
-            pruning,
-            search,
-            on_disk=on_disk,
+            METHODS[method].criterion,
+            Allocation(policy, "uniform"),
+            Parameters(pruning=pruning, search=search),
         )
         save_checkpoint(model, folder, target, save_weights=on_disk.save_weights)
     size = sum(file.stat().st_size for file in weight_files(folder))

@@ -87,7 +87,7 @@ def magnitude_database(adapter: Any, folder: Path, form: Any) -> Any:
         form: "dense" or "compact", as `pruning.storage`.
     """
     from efficientllava.database import storage
-    from efficientllava.database.build import MANIFEST, block_file, level_key, open_database
+    from efficientllava.database.solutions import MANIFEST, block_file, level_key, open_database
     from efficientllava.files import file_digest, save_tensors, write_json
     from efficientllava.kernels.masks import magnitude
 

@@ -43,11 +43,11 @@ def main() -> None:
     import torch
 
     from bench.machine import machine
+    from efficientllava.allocation.executors import dask_executor
     from efficientllava.allocation.workers import ProcessEvaluator, Work
     from efficientllava.data.proxy import ProxyData, save_proxy
     from efficientllava.models.families import adapter_for
     from efficientllava.parameters import SearchParameters
-    from tasks.runtime.executors import dask_executor
 
     torch.set_num_threads(1)
     print(json.dumps({**vars(wanted), "machine": machine(), "load": os.getloadavg()[0]}))
@@ -60,8 +60,8 @@ def main() -> None:
         segments = torch.randint(5, wanted.vocabulary, (wanted.segments, 256))
         save_proxy(folder / "proxy", ProxyData(segments, None), {})
         magnitude_database(adapter, folder / "database", "dense")
-        names = [str(folder / name) for name in ("model", "proxy", "database")]
-        work = Work(*names, "kl", "text", None, 1)
+        model, proxy, database = (str(folder / name) for name in ("model", "proxy", "database"))
+        work = Work(model, proxy, (database,), "kl", "text", None, 1)
         evaluators = {}
         for workers in (1, 2):
             parameters = SearchParameters(executor="dask", workers=workers)

@@ -25,6 +25,38 @@ Folder = Annotated[Path, typer.Argument(help="a checkpoint or an exported model"
 
 
 @commands.command()
+def prune(
+    model: Annotated[str, typer.Argument(help="a checkpoint's folder, or a hub id")],
+    sparsity: Annotated[float, typer.Option(help="share of the decoder's weights that go")] = 0.5,
+    method: Annotated[str, typer.Option(help="docs/methods.md names them")] = "efficientllava",
+    text: Annotated[str | None, typer.Option(help="calibration text: a file or folder")] = None,
+    pairs: Annotated[
+        str | None, typer.Option(help="image-text pairs: a folder in ScienceQA's layout")
+    ] = None,
+    output: Annotated[Path, typer.Option(help="where the pruned checkpoint goes")] = Path("pruned"),
+    work: Annotated[Path, typer.Option(help="unfinished work")] = Path("work"),
+    revision: Annotated[str | None, typer.Option(help="commit of the hub id")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N")] = "cpu",
+    max_seconds: Annotated[float | None, typer.Option(help="end the search after this")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="a parameter, e.g. search.rounds=5; give it repeatedly"),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what it would take")] = False,
+) -> None:
+    """Prune a model. Killed, the same command resumes."""
+    from efficientllava.prune_command import Request, dry, run
+
+    request = Request(
+        model, revision, method, sparsity, text, pairs, work, device, max_seconds, tuple(set_ or ())
+    )
+    if dry_run:
+        dry(request)
+    else:
+        run(request, output)
+
+
+@commands.command()
 def ask(
     folder: Folder,
     image: Annotated[str, typer.Argument(help="an image file, or - for none")],
@@ -67,7 +99,7 @@ def verify(folder: Folder) -> None:
     from efficientllava.models.checkpoint import load_model
     from efficientllava.models.families import adapter_for
     from efficientllava.pruning import sequential
-    from efficientllava.pruning.structured import structured as smaller
+    from efficientllava.pruning.structured import structured
 
     record = read_json(folder / "pruning.json")
     try:
@@ -79,9 +111,9 @@ def verify(folder: Folder) -> None:
     if levels != policy:
         raise UserError("its rows do not follow its policy", where=str(folder / "pruning.json"))
     adapter = adapter_for(load_model(folder))
-    if (structure := record.get("structure")) is not None:
-        smaller.verify_smaller(adapter, rows, structure)
-        share = smaller.removed_share(rows, structure)
+    if (parts := record.get("structure")) is not None:
+        structured.verify_structure(adapter, rows, parts)
+        share = structured.removed_share(rows, parts)
         typer.echo(
             f"{folder}: {told}, {share:.4%} of the decoder's weights are gone, "
             f"{len(adapter.blocks)} blocks with {len(rows)} matrices of the recorded sizes, "

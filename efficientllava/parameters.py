@@ -5,29 +5,23 @@ from __future__ import annotations
 import difflib
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from efficientllava.errors import UserError
-
-WITHOUT_GROUPS = frozenset({"owl", "llm_pruner", "short_lvlm", "shortgpt", "sleb"})
-"""Methods that know no n:m pattern: they remove whole parts, or give each block its own ratio."""
+from efficientllava.registry import METHODS
 
 Ratio = Annotated[float, Field(ge=0.0, le=1.0)]
-MethodName = Literal[
-    "dense",
-    "magnitude",
-    "wanda",
-    "sparsegpt",
-    "owl",
-    "llm_pruner",
-    "short_lvlm",
-    "shortgpt",
-    "sleb",
-    "efficientllava",
-    "auto_without_generalization",
-    "no_evolution",
-    "evolution_without_upper_bound",
-]
+def _known_method(name: str) -> str:
+    if name == "dense":
+        raise ValueError("dense is always measured; name what it is compared with")
+    try:
+        METHODS[name]
+    except UserError as error:
+        raise ValueError(error.what) from error
+    return name
+
+
+MethodName = Annotated[str, AfterValidator(_known_method), METHODS]
 BenchmarkName = Literal["scienceqa", "scienceqa_img", "vizwiz", "mmvet", "llava_bench"]
 
 
@@ -461,7 +455,7 @@ class Parameters(Section):
 
     @model_validator(mode="after")
     def pattern_fits_methods(self) -> Self:
-        misfits = sorted(WITHOUT_GROUPS.intersection(self.methods))
+        misfits = [name for name in self.methods if not METHODS[name].takes_pattern]
         if self.pruning.group_size is not None and misfits:
             raise ValueError(
                 f"pruning.pattern {self.pruning.pattern} cannot be had from {', '.join(misfits)}: "

@@ -22,7 +22,7 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.states import Completed, Failed, State
 
 from efficientllava.parameters import Parameters
-from efficientllava.pruning.methods import METHODS
+from efficientllava.registry import METHODS
 from efficientllava.report.comparison import read_rows
 from efficientllava.report.experiments import Measured, accuracy_of, models_of, write_experiment
 from flows.pipeline import pipeline, run_to_end
@@ -107,7 +107,7 @@ EXPERIMENTS = {
         Experiment(
             "methods",
             "Every method at three ratios",
-            tuple(name for name in METHODS if name != "dense"),
+            tuple(METHODS),
             (0.3, 0.5, 0.7),
             EXPORTED,
         ),

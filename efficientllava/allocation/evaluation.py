@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from efficientllava.calibration.proxy_loss import ProxyLoss, Score
-from efficientllava.database.build import Database
+from efficientllava.database.solutions import Database
 from efficientllava.models.families import Adapter
 from efficientllava.offload.blocks_on_disk import BlocksOnDisk
 

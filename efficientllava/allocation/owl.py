@@ -11,12 +11,41 @@ from collections.abc import Sequence
 
 import torch
 
+from efficientllava.allocation.context import Allocation, Context
 from efficientllava.calibration.block_walk import block_walk
+from efficientllava.calibration.opened import block_by_block
 from efficientllava.data.proxy import ProxyData
 from efficientllava.errors import UserError
 from efficientllava.models.families import Adapter
 from efficientllava.parameters import PruningParameters
 from efficientllava.progress import Event, Progress, silent
+
+
+def outliers(context: Context) -> Allocation:
+    """OWL's ratios, from one pass of the dense model.
+
+    Raises:
+        UserError: as `outlier_policy`; the model does not fit on the device.
+    """
+    parameters = context.parameters
+    with block_by_block(context.model, context.work, context.proxy, parameters.machine) as opened:
+        policy, shares = outlier_policy(
+            opened.adapter,
+            context.proxy,
+            context.ratio,
+            parameters.pruning,
+            parameters.prune.outlier_threshold,
+            parameters.prune.outlier_spread,
+            context.progress,
+        )
+    summary = {
+        "mean_sparsity": context.ratio,
+        "lowest_ratio": min(policy.values()),
+        "highest_ratio": max(policy.values()),
+        "lowest_outlier_share": min(shares),
+        "highest_outlier_share": max(shares),
+    }
+    return Allocation(policy, "outliers", summary=summary)
 
 
 def outlier_share(scores: Sequence[torch.Tensor], threshold: float) -> float:

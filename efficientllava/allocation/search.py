@@ -31,7 +31,7 @@ from efficientllava.allocation.state import SearchState
 from efficientllava.calibration.proxy_loss import ProxyLoss, pair_loss_batches, remember_dense
 from efficientllava.calibration.structural_risk import COMPLEXITIES, structural_risk
 from efficientllava.data.proxy import ProxyData
-from efficientllava.database.build import Database
+from efficientllava.database.solutions import Database
 from efficientllava.errors import UserError
 from efficientllava.files import value_digest
 from efficientllava.models.families import Adapter

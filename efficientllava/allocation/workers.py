@@ -38,7 +38,8 @@ class Work:
     """What a process needs to score candidates: names of files and plain values.
 
     Attributes:
-        model, proxy, database: folders that every process can read under these names.
+        model, proxy: folders that every process can read under these names.
+        database: its folders, likewise.
         fitness, fitness_data, kl_tokens: of the proxy loss.
         threads: torch threads of one evaluation; results are the same only at the same number.
         device: "cpu", "cuda" (the process' own: see `take_device`) or "cuda:N".
@@ -48,7 +49,7 @@ class Work:
 
     model: str
     proxy: str
-    database: str
+    database: tuple[str, ...]
     fitness: Fitness
     fitness_data: str
     kl_tokens: int | None
@@ -115,9 +116,8 @@ def _open(work: Work) -> _Held:
         proxy = load_proxy(Path(work.proxy))
         ends = ExitStack()
         folder = Path(ends.enter_context(TemporaryDirectory(prefix="efficientllava-")))
-        model = placed(
-            Path(work.model), Path(work.database), proxy, machine, folder, 0, work.kl_tokens
-        )
+        database = [Path(part) for part in work.database]
+        model = placed(Path(work.model), database, proxy, machine, folder, 0, work.kl_tokens)
         with ends:
             found = ends.enter_context(model)
             adapter = found.adapter

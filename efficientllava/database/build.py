@@ -8,7 +8,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,10 @@ import torch
 from efficientllava.calibration.block_walk import BlockWalk, GroupHessian, block_walk
 from efficientllava.data.proxy import ProxyData
 from efficientllava.database import storage
-from efficientllava.errors import UserError
+from efficientllava.database.solutions import MANIFEST, block_file, level_key
 from efficientllava.files import (
     bring_file,
     file_digest,
-    load_tensors,
     read_json,
     replacing,
     save_tensors,
@@ -33,18 +31,6 @@ from efficientllava.kernels.obs import prune_levels
 from efficientllava.models.families import Adapter
 from efficientllava.parameters import PruningParameters
 from efficientllava.progress import Event, Progress, silent
-
-MANIFEST = "manifest.json"
-
-
-def block_file(block: int) -> str:
-    """Name of a block's file of solutions."""
-    return f"block-{block:03d}.safetensors"
-
-
-def level_key(level: float) -> str:
-    """A level as it is written in keys: four decimals."""
-    return f"{level:.4f}"
 
 
 def solve_group(
@@ -173,62 +159,3 @@ def _solve_block(
                 key = f"{matrix.name}@{level_key(level)}"
                 tensors.update(storage.stored(key, solution, parameters.storage))
     return records, tensors
-
-
-@dataclass(frozen=True)
-class Database:
-    """A finished database; tensors are memory-mapped and read when they are used.
-
-    Attributes:
-        manifest: what `build_database` returned.
-        tensors: what `storage.stored` made of each solution [out, in], by "NAME@LEVEL".
-    """
-
-    manifest: dict[str, Any]
-    tensors: dict[str, torch.Tensor]
-
-    def solution(self, name: str, level: float) -> torch.Tensor:
-        """The OBS solution [out, in] of a matrix at a level."""
-        size = self.manifest["matrices"][name]["size"]
-        return storage.restored(self.tensors, f"{name}@{level_key(level)}", size)
-
-    def put(self, name: str, level: float, weight: torch.Tensor) -> None:
-        """Copy the solution of a matrix at a level into `weight` [out, in]."""
-        storage.restore_into(self.tensors, f"{name}@{level_key(level)}", weight)
-
-    def norm_ratio(self, name: str, level: float) -> float:
-        """||W^_i||_F / ||W_i||_F of equation (3)."""
-        record = self.manifest["matrices"][name]
-        norm = record["norm"]
-        return float(record["levels"][level_key(level)]["norm"] / norm) if norm > 0 else 1.0
-
-
-def open_database(folder: Path, levels: Sequence[float] = (), check: bool = False) -> Database:
-    """Open a finished database.
-
-    Args:
-        levels: those that will be needed.
-        check: read every file and compare its digest with the manifest's.
-
-    Raises:
-        UserError: a file is missing or damaged, or a level is not in it.
-    """
-    folder = Path(folder)
-    manifest = read_json(folder / MANIFEST)
-    missing = [level for level in levels if round(level, 4) not in manifest["levels"]]
-    if missing:
-        raise UserError(
-            f"levels {missing} are not in the database (it has {manifest['levels']})",
-            where=str(folder),
-            remedy="build the database again for these ratios and offsets",
-        )
-    tensors: dict[str, torch.Tensor] = {}
-    for name, digest in manifest["files"].items():
-        tensors.update(load_tensors(folder / name))
-        if check and file_digest(folder / name) != digest:
-            raise UserError(
-                "is not the file that was written",
-                where=str(folder / name),
-                remedy="build the database again",
-            )
-    return Database(manifest, tensors)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +11,8 @@ import torch
 
 from efficientllava.calibration.working_set import Tokens, search_bytes
 from efficientllava.data.proxy import ProxyData
-from efficientllava.database.build import Database, open_database
 from efficientllava.database.residency import resident
+from efficientllava.database.solutions import Database, open_database
 from efficientllava.models.checkpoint import load_model
 from efficientllava.models.families import Adapter, adapter_for
 from efficientllava.offload.blocks_on_disk import BlocksOnDisk, blocks_on_disk
@@ -53,7 +53,7 @@ class Placed:
 @contextmanager
 def placed(
     model: Path,
-    database: Database | Path,
+    database: Database | Sequence[Path],
     proxy: ProxyData,
     machine: Machine,
     work: Path,
@@ -65,7 +65,7 @@ def placed(
 
     Args:
         model: its checkpoint.
-        database: opened, or its folder.
+        database: opened, or its folders.
         work: made here and removed at the end.
         projector_pairs: image-text pairs in a step of the projector; 0 without evolution.
         checkpointing: whether such a step computes blocks again; streamed blocks always do.
@@ -74,7 +74,7 @@ def placed(
         UserError: see `models.placement.place` and what is read from files.
     """
     adapter = adapter_for(load_model(model))
-    opened = open_database(database) if isinstance(database, Path) else database
+    opened = database if isinstance(database, Database) else open_database(database)
     if machine.device.type == "cpu" and machine.memory is None:
         yield Placed(adapter, opened, None, None)
         return

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch.cuda import _pin_memory_utils as page_locking
 
-from efficientllava.database.build import Database
+from efficientllava.database.solutions import Database
 
 ARENA = 2**30
 """Bytes of host memory that are taken and locked at a time; larger tensors have one alone."""

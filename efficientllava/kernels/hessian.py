@@ -11,8 +11,8 @@ import torch
 from scipy.linalg import get_lapack_funcs
 
 from efficientllava.errors import UserError
+from efficientllava.finite import all_finite
 from efficientllava.kernels.precision import full_float32
-from efficientllava.models.weight_files import all_finite
 
 logger = logging.getLogger(__name__)
 

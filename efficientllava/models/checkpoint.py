@@ -132,14 +132,29 @@ def _check_size(folder: Path) -> None:
                 raise UserError(
                     f"{layers} is {count}; the files hold {names} tensors", where, remedy
                 )
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    with torch.device("meta"):
-        described = AutoModelForImageTextToText.from_config(config).num_parameters()
+    described = _without_weights(folder).num_parameters()
     share, number = MISSING
     if described - held > max(share * held, number):
         raise UserError(
             f"describes {described:,} weights, but the files hold {held:,}", where, remedy
         )
+
+
+def skeleton(folder: Path) -> PreTrainedModel:
+    """A checkpoint's model without weights (on torch's meta device): names and shapes.
+
+    Raises:
+        UserError: as `check_checkpoint`.
+    """
+    check_checkpoint(folder)
+    return _without_weights(folder)
+
+
+def _without_weights(folder: Path) -> PreTrainedModel:
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForImageTextToText.from_config(config)
+    return model
 
 
 def load_processor(folder: Path) -> ProcessorMixin:

@@ -187,8 +187,8 @@ def require_family(model_type: str) -> Family:
             f"no decoder blocks known to us in models of type '{model_type}' "
             f"(known: {known_families()})",
             where="model",
-            remedy="add a Family to efficientllava/models/families.py: paths of the language model, "
-            "its list of blocks, the matrices that share an input, the projector, and the "
+            remedy="add a Family to efficientllava/models/families.py: paths of the language "
+            "model, its list of blocks, the matrices that share an input, the projector, and the "
             "image token of its prompts (docs/models.md)",
         )
     return FAMILIES[model_type]

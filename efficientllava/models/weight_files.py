@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 
 from efficientllava.errors import UserError
 from efficientllava.files import read_json
+from efficientllava.finite import all_finite
 
 WHOLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -150,16 +151,6 @@ def stored_names(file: Path) -> int:
     """How many tensors a safetensors file holds."""
     with safe_open(file, framework="pt") as opened:
         return len(opened.keys())
-
-
-def all_finite(tensor: torch.Tensor) -> bool:
-    """Whether a tensor holds neither NaN nor inf; NaN counts as the smallest and the largest.
-
-    Twenty times as fast as `torch.isfinite(tensor).all()`, which writes a mask.
-    """
-    if tensor.numel() == 0:
-        return True
-    return bool(torch.stack(torch.aminmax(tensor)).isfinite().all())
 
 
 def check_finite(folder: Path) -> None:

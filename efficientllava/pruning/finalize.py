@@ -1,185 +1,96 @@
-"""The final pruned model: sequential or stitched, whichever risks less, and the record of it."""
+"""The final pruned model: made by its method, verified, saved, loaded again and compared."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
-from efficientllava.calibration.proxy_loss import ProxyLoss, running_sums
-from efficientllava.calibration.structural_risk import COMPLEXITIES, structural_risk
+from efficientllava import __version__
+from efficientllava.allocation.context import Allocation, Context
+from efficientllava.calibration.opened import OpenModel, block_by_block, whole
 from efficientllava.data.proxy import ProxyData
-from efficientllava.database.build import Database
 from efficientllava.errors import UserError
+from efficientllava.models.checkpoint import load_model, save_checkpoint
 from efficientllava.models.families import Adapter, adapter_for, device_of
-from efficientllava.offload.blocks_on_disk import BlocksOnDisk
-from efficientllava.parameters import PruneParameters, PruningParameters, SearchParameters
-from efficientllava.progress import Progress, silent
-from efficientllava.pruning.methods import SMALLER
-from efficientllava.pruning.sequential import (
-    Policy,
-    achieved_sparsity,
-    prune_model,
-    stitch_model,
-    verify,
-)
-from efficientllava.pruning.structured.structured import make_smaller, removed_share, verify_smaller
+from efficientllava.offload.blocks_on_disk import blocks_on_disk
+from efficientllava.pruning.methods import Method
 
-MASKING = ("magnitude", "wanda", "none")
-"""Updates that set weights to zero and leave all others as they are."""
+GRADIENTS = 3
+"""Taylor importance holds weights, their gradients and the product of both."""
 
 
-@torch.no_grad()
-def prune_finally(
-    adapter: Adapter,
-    proxy: ProxyData,
-    database: Database | None,
-    update: str,
-    policy: Policy,
-    projector: Mapping[str, torch.Tensor],
-    pruning: PruningParameters,
-    search: SearchParameters,
-    progress: Progress = silent,
-    prune: PruneParameters | None = None,
-    on_disk: BlocksOnDisk | None = None,
+def finalize(
+    method: Method, context: Context, allocation: Allocation, folder: Path
 ) -> dict[str, Any]:
-    """Prune a dense model in place with a policy and an evolved projector, and verify it.
-
-    The model is pruned sequentially, each block calibrated on the pruned blocks before it. With a
-    database it is stitched as well, and the one of lower structural risk is kept, every scored
-    position counting once (method.md section 3). Updates that remove parts leave an adapter behind
-    that no longer fits the model.
+    """Prune the dense model with a method's ratios and save it as a transformers checkpoint.
 
     Args:
-        database: of the dense model at the policy's levels, or None for sequential alone.
-        update: what happens to the weights, as `methods.Method.update`.
-        policy: ratio of every prunable matrix; where parts are removed, its mean is the ratio.
-        projector: state of the evolved projector; empty for the model's own.
-        prune: parameters of the final pruning alone; their defaults when not given.
-        on_disk: what keeps the model's blocks in files, if anything does.
+        folder: where the checkpoint goes, with the record in pruning.json; whole or not at all.
 
     Returns:
-        The content of pruning.json, without what only the caller knows (method, ratio, digests).
+        The content of pruning.json, and `parameters`, the number of weights that are left.
 
     Raises:
-        UserError: see `prune_model`, `verify`, `make_smaller` and `verify_smaller`.
+        UserError: as the method's `apply`; the model does not fit on the device; the saved
+            checkpoint is not the model that was pruned.
     """
-    prune = prune or PruneParameters()
-    dense = _weights(adapter, on_disk) if database is not None else []
-    data = search.fitness_data
-    # remembers the dense model with its own projector, before either changes
-    losses = {name: ProxyLoss(adapter, proxy, name, data) for name in ("kl", "nll")}
-    if projector:
-        adapter.projector.load_state_dict(dict(projector))
-        for loss in losses.values():
-            loss.projector_moved()
-
-    def measured(rows: list[dict[str, Any]]) -> tuple[dict[str, float], float]:
-        """What is recorded of the model as it is now, and the risk that it is chosen by."""
-        values = {name: _losses(loss, adapter.language_model) for name, loss in losses.items()}
-        complexity = COMPLEXITIES[search.complexity]([row["norm_ratio"] for row in rows])
-        loss, by_position = values[search.fitness]
-        record = {
-            "proxy_kl": values["kl"][0],
-            "proxy_nll": values["nll"][0],
-            "proxy_loss": loss,
-            "complexity": complexity,
-            "risk": structural_risk(loss, complexity, search.eta),
+    with _opened(method, context) as opened:
+        model, device = cast("PreTrainedModel", opened.adapter.model), opened.adapter.device
+        record = method.apply(context, opened, allocation) | {
+            "method": method.name,
+            "ratio": context.ratio,
+            "digests": context.digests,
+            "version": __version__,
         }
-        return record, structural_risk(by_position, complexity, search.eta)
-
-    if update in SMALLER:
-        ratio = sum(policy[m.name] * m.size for m in adapter.matrices) / sum(adapter.sizes)
-        ratio, loss = round(ratio, 9), losses[search.fitness]
-        left, rows, structure = make_smaller(
-            adapter, proxy, update, ratio, pruning, prune, loss, progress
-        )
-        verify_smaller(left, rows, structure)
-        return {
-            **measured(rows)[0],
-            "chosen": "smaller",
-            "pattern": pruning.pattern,
-            "policy": {row["name"]: row["level"] for row in rows},
-            "achieved_sparsity": removed_share(rows, structure),
-            "matrices": rows,
-            "structure": structure,
-        }
-    rows = prune_model(adapter, proxy, update, policy, pruning, progress, prune.refine)
-    scores, risk = measured(rows)
-    chosen, risks = "sequential", {"sequential_risk": risk}
-    if database is not None:
-        sequential = _weights(adapter, on_disk)
-        for matrix, weight in zip(adapter.matrices, dense, strict=True):
-            matrix.replace(weight)
-        if on_disk is None:
-            stitched_rows = stitch_model(adapter, database, policy)
-        else:
-            stitched_rows = stitch_model(adapter, database, policy, on_disk.let_go)
-        stitched, risks["stitched_risk"] = measured(stitched_rows)
-        if risks["stitched_risk"] < risk:
-            rows, scores, chosen = stitched_rows, stitched, "stitched"
-        else:
-            for matrix, weight in zip(adapter.matrices, sequential, strict=True):
-                matrix.replace(weight)
-    if on_disk is None:
-        verify(adapter, rows)
-    else:
-        on_disk.let_go()
-        verify(adapter, rows, on_disk.weight)
-    return {
-        **scores,
-        **risks,
-        "chosen": chosen,
-        "pattern": pruning.pattern,
-        "policy": dict(policy),
-        "achieved_sparsity": achieved_sparsity(rows),
-        "matrices": rows,
-    }
+        write = None if opened.blocks is None else opened.blocks.save_weights
+        save_checkpoint(model, context.model, folder, {"pruning.json": record}, write)
+        reloaded = load_model(folder)
+        require_kept_weights(load_model(context.model), reloaded, method, allocation.projector)
+        used = None if device.type == "cpu" else device
+        with blocks_on_disk(adapter_for(reloaded), folder, context.work / "reloaded", used):
+            require_same_logits(model, reloaded, context.proxy)
+        return record | {"parameters": model.num_parameters()}
 
 
-def _losses(loss: ProxyLoss, language_model: nn.Module) -> tuple[float, float]:
-    """The proxy loss as the search takes it, and the mean loss of all scored positions.
-
-    The search counts text and answers half each. A choice between two models by that measure would
-    follow the answers' few positions, whose mean varies more than the text's of thousands.
-    """
-    sums = [
-        list(running_sums(language_model, loss.head, batches, loss.fitness))[-1]
-        for batches in (loss.text, loss.pairs)
-        if batches
-    ]
-    means = [total / max(count, 1) for total, count in sums]
-    positions = sum(count for _, count in sums)
-    return sum(means) / len(means), sum(total for total, _ in sums) / max(positions, 1)
-
-
-def _weights(adapter: Adapter, on_disk: BlocksOnDisk | None) -> list[torch.Tensor]:
-    """The prunable weights as they are, to be put back later; nothing is copied."""
-    if on_disk is None:
-        return [matrix.weight for matrix in adapter.matrices]
-    on_disk.let_go()
-    return [on_disk.weight(matrix) for matrix in adapter.matrices]
+@contextmanager
+def _opened(method: Method, context: Context) -> Iterator[OpenModel]:
+    """The dense model; a structured method changes it as a whole, others block by block."""
+    machine, pruning = context.parameters.machine, context.parameters.pruning
+    if method.structured:
+        # what is left has no place in the dense model's files
+        yield whole(context.model, machine, GRADIENTS if "gradients" in method.needs else 1)
+        return
+    with block_by_block(
+        context.model,
+        context.work,
+        context.proxy,
+        machine,
+        losses=2,
+        block_size=pruning.block_size,
+    ) as opened:
+        yield opened
 
 
 @torch.no_grad()
 def require_kept_weights(
     dense: PreTrainedModel,
     pruned: PreTrainedModel,
-    update: str,
+    method: Method,
     projector: Mapping[str, torch.Tensor],
 ) -> None:
     """Check that a pruned checkpoint holds the dense one's weights wherever nothing changed them.
 
     Both are what transformers reads from their folders. Prunable matrices may hold zeros instead
-    where the update only sets weights to zero, and anything with other updates; updates that remove
-    parts may change all of the decoder blocks.
+    where the method only sets weights to zero, and anything with other methods; structured methods
+    may change all of the decoder blocks.
 
     Args:
-        update: as in `prune_finally`.
-        projector: as in `prune_finally`; the projector must be this one.
+        projector: state that the projector must have; empty for the dense model's own.
 
     Raises:
         UserError: a weight (named) differs.
@@ -195,12 +106,12 @@ def require_kept_weights(
     matrices = {f"{matrix.name}.weight" for matrix in before.matrices}
     blocks = _names_in_blocks(before) | _names_in_blocks(after)
     for name, value in pruned.state_dict().items():
-        if update in SMALLER and name in blocks:
+        if method.structured and name in blocks:
             continue
         kept = expected.get(name)
         same = kept is not None and kept.dtype == value.dtype and kept.shape == value.shape
         if same and name in matrices:
-            same = update not in MASKING or bool(((value == 0) | (value == kept)).all())
+            same = not method.keeps_weights or bool(((value == 0) | (value == kept)).all())
         elif same:
             same = torch.equal(value, kept)
         if not same:
@@ -209,7 +120,7 @@ def require_kept_weights(
                 where="pruned checkpoint",
                 remedy="the dense model's files may have changed meanwhile: start again",
             )
-    removed = blocks if update in SMALLER else set()
+    removed = blocks if method.structured else set()
     if missing := expected.keys() - pruned.state_dict().keys() - removed:
         raise UserError(f"has no weight {min(missing)}", where="pruned checkpoint")
 

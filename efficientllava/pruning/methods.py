@@ -1,90 +1,204 @@
-"""The methods that are compared: how each allots ratios and what it does to the weights."""
+"""The methods that are compared: one object each, which allots ratios and prunes the weights.
+
+A method of another package has the attributes and functions of `Method` and an entry point in the
+group `efficientllava.methods` (docs/architecture.md shows one).
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from efficientllava.errors import UserError
-from efficientllava.parameters import SearchParameters
+if TYPE_CHECKING:
+    # at run time torch is imported when a method starts, not when its name is checked
+    from efficientllava.allocation.context import Allocation, Context
+    from efficientllava.calibration.opened import OpenModel
+    from efficientllava.parameters import SearchParameters
 
-Update = Literal[
-    "none",
-    "magnitude",
-    "wanda",
-    "obs",
-    "heads_and_channels",
-    "blocks_by_important_tokens",
-    "blocks_by_influence",
-    "blocks_by_loss",
-]
-SMALLER: frozenset[str] = frozenset(
-    {
-        "heads_and_channels",
-        "blocks_by_important_tokens",
-        "blocks_by_influence",
-        "blocks_by_loss",
-    }
-)
-"""Updates that remove parts of the model; the others set weights to zero in matrices that stay."""
+Need = Literal["database", "calibration", "gradients"]
+"""`database`: the OBS solution of every matrix at every level; `calibration`: activations of the
+proxy data; `gradients`: of the whole model, which then lies on the device with its weights."""
 
 
-@dataclass(frozen=True)
-class Method:
-    """One row of the comparison.
+class Method(Protocol):
+    """What every method has.
 
     Attributes:
         name: as in params.yaml.
-        allocation: where the ratio of each matrix comes from: the same for all, by the outliers
-            of each block, or searched.
-        update: what happens to the weights: nothing, masking the smallest (by |w|, or by
-            |w| * ||x||), OBS, or the removal of heads and channels or of whole blocks.
+        needs: see `Need`.
+        structured: whether parts of the model are removed. Then the model changes its shape, no
+            n:m pattern applies and the whole model lies in memory.
+        takes_pattern: whether an n:m pattern can be asked for.
+        keeps_weights: whether the weights that do not become zero stay as they are.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def needs(self) -> frozenset[Need]: ...
+    @property
+    def structured(self) -> bool: ...
+    @property
+    def takes_pattern(self) -> bool: ...
+    @property
+    def keeps_weights(self) -> bool: ...
+
+    def evolves_projector(self, search: SearchParameters) -> bool:
+        """Whether it needs image-text pairs, because it moves the vision projector."""
+
+    def allocate(self, context: Context) -> Allocation:
+        """Find the ratio of every matrix."""
+
+    def apply(self, context: Context, opened: OpenModel, allocation: Allocation) -> dict[str, Any]:
+        """Prune an open dense model in place.
+
+        Returns:
+            The record, JSON-able: `matrices` (rows as `sequential.matrix_row`), and whatever else
+            belongs into pruning.json; `structure` where parts were removed.
+        """
+
+
+@dataclass(frozen=True)
+class MaskingMethod:
+    """Sets weights to zero in matrices that stay: an allocation of ratios and a criterion.
+
+    Attributes:
+        allocation: the same ratio for all matrices, by the outliers of each block, or searched.
+        criterion: which weights go: the smallest |w|, the smallest |w| * ||x||, or by OBS, which
+            also updates the weights that stay.
         changes: search parameters that the method fixes, for the ablations.
         upper_bound: weight candidates by equation (7); False sets every c_m to 1.
     """
 
     name: str
     allocation: Literal["uniform", "outliers", "search"]
-    update: Update
-    changes: tuple[tuple[str, Any], ...] = ()
+    criterion: Literal["magnitude", "wanda", "obs"]
+    changes: Mapping[str, Any] = field(default_factory=dict)
     upper_bound: bool = True
+    structured = False
 
     @property
-    def makes_smaller(self) -> bool:
-        """Whether parts are removed, so that no mask pattern applies and matrices disappear."""
-        return self.update in SMALLER
+    def needs(self) -> frozenset[Need]:
+        """See `Method`."""
+        needs: set[Need] = set()
+        if self.allocation == "search":
+            needs.add("database")
+        if self.allocation != "uniform" or self.criterion != "magnitude":
+            needs.add("calibration")
+        return frozenset(needs)
+
+    @property
+    def takes_pattern(self) -> bool:
+        """See `Method`: an n:m pattern fixes every ratio."""
+        return self.allocation != "outliers"
+
+    @property
+    def keeps_weights(self) -> bool:
+        """See `Method`: OBS updates them."""
+        return self.criterion != "obs"
 
     def search_parameters(self, parameters: SearchParameters) -> SearchParameters:
         """The search parameters with the method's own changes."""
         return parameters.model_copy(update=dict(self.changes))
 
+    def evolves_projector(self, search: SearchParameters) -> bool:
+        """See `Method`."""
+        return self.allocation == "search" and self.search_parameters(search).evolve_projector
 
-METHODS: dict[str, Method] = {
+    def allocate(self, context: Context) -> Allocation:
+        """See `Method`."""
+        from efficientllava.allocation.owl import outliers
+        from efficientllava.allocation.uniform import uniform
+
+        if self.allocation == "uniform":
+            return uniform(context)
+        if self.allocation == "outliers":
+            return outliers(context)
+        from efficientllava.allocation.searched import searched
+
+        parameters = self.search_parameters(context.parameters.search)
+        return searched(context, parameters, self.upper_bound)
+
+    def apply(self, context: Context, opened: OpenModel, allocation: Allocation) -> dict[str, Any]:
+        """See `Method`."""
+        from efficientllava.pruning.masked import prune_masked
+
+        levels = sorted(set(allocation.policy.values()))
+        database = context.database(levels) if "database" in self.needs else None
+        search = self.search_parameters(context.parameters.search)
+        parameters = context.parameters.model_copy(update={"search": search})
+        return prune_masked(
+            opened,
+            context.proxy,
+            self.criterion,
+            allocation,
+            parameters,
+            database,
+            context.progress,
+        )
+
+
+@dataclass(frozen=True)
+class StructuredMethod:
+    """Removes heads and channels, or whole decoder blocks.
+
+    Attributes:
+        removal: "heads_and_channels" (LLM-Pruner), "blocks_by_important_tokens" (Short-LVLM),
+            "blocks_by_influence" (ShortGPT) or "blocks_by_loss" (SLEB).
+    """
+
+    name: str
+    removal: str
+    structured = True
+    takes_pattern = False
+    keeps_weights = False
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """See `Method`."""
+        if self.removal == "heads_and_channels":
+            return frozenset({"calibration", "gradients"})
+        return frozenset({"calibration"})
+
+    def evolves_projector(self, search: SearchParameters) -> bool:
+        """See `Method`."""
+        return False
+
+    def allocate(self, context: Context) -> Allocation:
+        """See `Method`: the target ratio; what is removed is decided when it is."""
+        from efficientllava.allocation.uniform import uniform
+
+        return uniform(context)
+
+    def apply(self, context: Context, opened: OpenModel, allocation: Allocation) -> dict[str, Any]:
+        """See `Method`."""
+        from efficientllava.pruning.structured.structured import prune_structure
+
+        return prune_structure(
+            opened.adapter,
+            context.proxy,
+            self.removal,
+            context.ratio,
+            context.parameters,
+            context.progress,
+        )
+
+
+OURS: dict[str, Method] = {
     method.name: method
     for method in (
-        Method("dense", "uniform", "none"),
-        Method("magnitude", "uniform", "magnitude"),
-        Method("wanda", "uniform", "wanda"),
-        Method("sparsegpt", "uniform", "obs"),
-        Method("owl", "outliers", "obs"),
-        Method("llm_pruner", "uniform", "heads_and_channels"),
-        Method("short_lvlm", "uniform", "blocks_by_important_tokens"),
-        Method("shortgpt", "uniform", "blocks_by_influence"),
-        Method("sleb", "uniform", "blocks_by_loss"),
-        Method("efficientllava", "search", "obs"),
-        Method("auto_without_generalization", "search", "obs", (("eta", 0.0),)),
-        Method("no_evolution", "search", "obs", (("evolve_projector", False),)),
-        Method("evolution_without_upper_bound", "search", "obs", upper_bound=False),
+        MaskingMethod("magnitude", "uniform", "magnitude"),
+        MaskingMethod("wanda", "uniform", "wanda"),
+        MaskingMethod("sparsegpt", "uniform", "obs"),
+        MaskingMethod("owl", "outliers", "obs"),
+        StructuredMethod("llm_pruner", "heads_and_channels"),
+        StructuredMethod("short_lvlm", "blocks_by_important_tokens"),
+        StructuredMethod("shortgpt", "blocks_by_influence"),
+        StructuredMethod("sleb", "blocks_by_loss"),
+        MaskingMethod("efficientllava", "search", "obs"),
+        MaskingMethod("auto_without_generalization", "search", "obs", {"eta": 0.0}),
+        MaskingMethod("no_evolution", "search", "obs", {"evolve_projector": False}),
+        MaskingMethod("evolution_without_upper_bound", "search", "obs", upper_bound=False),
     )
 }
-
-
-def method_named(name: str) -> Method:
-    """The method of a name.
-
-    Raises:
-        UserError: naming the methods there are.
-    """
-    if name not in METHODS:
-        raise UserError(f"unknown method {name!r} (known: {', '.join(METHODS)})", where="methods")
-    return METHODS[name]

@@ -9,13 +9,13 @@ import torch
 
 from efficientllava.calibration.block_walk import GroupHessian, block_walk
 from efficientllava.data.proxy import ProxyData
-from efficientllava.database.build import Database, level_key
+from efficientllava.database.solutions import Database, level_key
 from efficientllava.errors import UserError
+from efficientllava.finite import all_finite
 from efficientllava.kernels.hessian import InverseFactor, inverse_factor, relative_error
 from efficientllava.kernels.masks import magnitude, wanda, zeros_at
 from efficientllava.kernels.obs import prune
 from efficientllava.models.families import Adapter, Matrix
-from efficientllava.models.weight_files import all_finite
 from efficientllava.parameters import PruningParameters
 from efficientllava.progress import Event, Progress, silent
 from efficientllava.pruning.refine import refine

@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 
 from efficientllava.files import write_text
 from efficientllava.parameters import Parameters
+from efficientllava.registry import Registry
 from efficientllava.report.comparison import markdown_table
 
 _OPENING = """# Parameters
@@ -80,6 +81,9 @@ def _type(annotation: Any, metadata: list[Any]) -> str:
         return f"list of: {one}" if arguments[-1] is Ellipsis else f"{len(arguments)} x {one}"
     if origin is dict:
         return f"{_type(arguments[1], [])} for each of: {_type(arguments[0], [])}"
+    for item in metadata:
+        if isinstance(item, Registry):
+            return ", ".join(f"`{name}`" for name in item)
     names = {int: "whole number", float: "number", bool: "true, false", str: "text"}
     return ", ".join([names.get(annotation, str(annotation)), *_bounds(metadata)])
 

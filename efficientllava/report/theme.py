@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -14,9 +13,9 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from efficientllava.files import replacing
-from efficientllava.parameters import MethodName
+from efficientllava.registry import METHODS as REGISTERED
 
-METHODS: tuple[str, ...] = get_args(MethodName)
+METHODS: tuple[str, ...] = ("dense", *REGISTERED)
 """The methods in the order in which tables and legends show them."""
 
 _OF_THE_PAPER = (
@@ -96,7 +95,7 @@ DARK = Theme(
 
 def marker(method: str) -> str:
     """The marker of a method, so that colour is never the only sign."""
-    return _MARKERS[METHODS.index(method)] if method in METHODS else "o"
+    return _MARKERS[METHODS.index(method) % len(_MARKERS)] if method in METHODS else "o"
 
 
 @contextmanager

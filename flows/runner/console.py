@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from prefect.logging.handlers import PrefectConsoleHandler
 
 from efficientllava.progress import Progress
-from tasks.runtime.progress import bar
+from efficientllava.terminal import bar
 
 
 def _handlers() -> Iterator[PrefectConsoleHandler]:

@@ -11,7 +11,7 @@ from types import TracebackType
 from efficientllava.errors import UserError
 from efficientllava.parameters import SearchParameters
 from flows.runner.graph import Node
-from tasks.runtime.executors import DASK_SCHEDULER
+from tasks.runtime.environment import DASK_SCHEDULER
 
 LOOPBACK = "127.0.0.1"
 

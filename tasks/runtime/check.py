@@ -7,7 +7,7 @@ from pathlib import Path
 from efficientllava.allocation.policy import check_band
 from efficientllava.errors import UserError
 from efficientllava.parameters import Parameters
-from efficientllava.pruning.methods import METHODS, method_named
+from efficientllava.registry import METHODS
 
 
 def check_parameters(parameters: Parameters) -> None:
@@ -16,18 +16,12 @@ def check_parameters(parameters: Parameters) -> None:
     Raises:
         UserError: naming the parameters that do not go together, or the input that is missing.
     """
-    if "dense" in parameters.methods:
-        raise UserError(
-            "dense is always measured; name what it is compared with",
-            where="params.yaml, methods",
-        )
     _check_model(parameters)
     _check_proxy(parameters)
     _check_evaluation(parameters)
     for ratio in parameters.ratios:
-        levels = parameters.levels(ratio)  # the database has all of them, whatever the method
-        if any(METHODS[name].allocation == "search" for name in parameters.methods):
-            check_band(levels, ratio, parameters.search.band)
+        if any("database" in METHODS[name].needs for name in parameters.methods):
+            check_band(parameters.levels(ratio), ratio, parameters.search.band)
 
 
 def check_cell(parameters: Parameters, method: str, ratio: float) -> None:
@@ -36,7 +30,8 @@ def check_cell(parameters: Parameters, method: str, ratio: float) -> None:
     Raises:
         UserError: there is no such method, or no model can have this ratio.
     """
-    method_named(method)
+    if method != "dense":
+        METHODS[method]
     if not 0.0 <= ratio <= 1.0:
         raise UserError(f"ratio {ratio} is not between 0 and 1", where="--ratio")
     zeros_of_group = parameters.pruning.zeros_of_group
@@ -90,12 +85,7 @@ def _check_model(parameters: Parameters) -> None:
 
 def _check_proxy(parameters: Parameters) -> None:
     proxy, search = parameters.proxy, parameters.search
-    evolving = [
-        name
-        for name in parameters.methods
-        if METHODS[name].allocation == "search"
-        and METHODS[name].search_parameters(search).evolve_projector
-    ]
+    evolving = [name for name in parameters.methods if METHODS[name].evolves_projector(search)]
     if evolving and proxy.pairs == 0:
         raise UserError(
             f"no image-text pairs, but {', '.join(evolving)} evolve the projector, which text "

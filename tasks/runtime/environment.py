@@ -8,6 +8,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+DASK_SCHEDULER = "EFFICIENTLLAVA_DASK_SCHEDULER"
+"""Set by the flow for a search's process: address of the cluster that its searches share."""
+
 # tools that would write to the home folder or /var/tmp write inside the clone instead
 FOLDERS = {
     "DVC_GLOBAL_CONFIG_DIR": ".work/caches/dvc",

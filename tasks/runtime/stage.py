@@ -9,15 +9,18 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from efficientllava.errors import UserError
 from efficientllava.parameters import Parameters, parse_parameters
 from efficientllava.progress import Progress
 from tasks.runtime.check import check_cell, check_device, check_parameters
-from tasks.runtime.environment import use_threads
+from tasks.runtime.environment import DASK_SCHEDULER, use_threads
 from tasks.runtime.progress import reporter
 from tasks.runtime.workspace import end_with_starter, workspace_lock
+
+if TYPE_CHECKING:
+    from efficientllava.allocation.context import Context
 
 PARAMETERS = Path("params.yaml")
 ARTIFACTS = Path("artifacts")
@@ -47,6 +50,20 @@ class Stage:
     def folder(self, stage: str) -> Path:
         """Where a stage of this pruned model writes: artifacts/STAGE/METHOD-RATIO."""
         return ARTIFACTS / stage / self.cell
+
+    def context(self) -> Context:
+        """What this pruned model's method works with."""
+        from efficientllava.allocation.context import Context
+
+        return Context(
+            ARTIFACTS / "model",
+            ARTIFACTS / "proxy",
+            self.ratio,
+            self.parameters,
+            WORK,
+            self.progress,
+            os.environ.get(DASK_SCHEDULER),
+        )
 
 
 def read_parameters(path: Path = PARAMETERS) -> Parameters:

@@ -28,7 +28,8 @@ from efficientllava.calibration.proxy_loss import (
 from efficientllava.calibration.structural_risk import structural_risk
 from efficientllava.data import proxy as proxy_module
 from efficientllava.data.proxy import save_proxy
-from efficientllava.database.build import build_database, open_database
+from efficientllava.database.build import build_database
+from efficientllava.database.solutions import open_database
 from efficientllava.models.families import adapter_for
 from efficientllava.parameters import PruningParameters, SearchParameters
 from efficientllava.report.plots import trajectory
@@ -65,8 +66,16 @@ def search(
     values |= {"projector_learning_rate": 1e-3, "projector_batch": 4, "mutation": 0.5} | changes
     parameters = SearchParameters(**values)
     adapter = adapter_for(random_llava())
-    names = [str(folder / name) for name in ("model", "proxy", "database")]
-    task = Work(*names, parameters.fitness, parameters.fitness_data, parameters.kl_tokens, 1)
+    model, proxy, database = (str(folder / name) for name in ("model", "proxy", "database"))
+    task = Work(
+        model,
+        proxy,
+        (database,),
+        parameters.fitness,
+        parameters.fitness_data,
+        parameters.kl_tokens,
+        1,
+    )
 
     def elsewhere(where: Path) -> ProcessEvaluator:
         assert make_executor is not None

@@ -11,7 +11,8 @@ import torch
 from efficientllava.allocation.search import Search, SearchResult
 from efficientllava.calibration.proxy_loss import ProxyLoss
 from efficientllava.data.proxy import ProxyData
-from efficientllava.database.build import Database, build_database, open_database
+from efficientllava.database.build import build_database
+from efficientllava.database.solutions import Database, open_database
 from efficientllava.errors import UserError
 from efficientllava.models.families import adapter_for
 from efficientllava.parameters import PruningParameters, SearchParameters

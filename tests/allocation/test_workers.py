@@ -14,15 +14,16 @@ import pytest
 import torch
 
 from efficientllava.allocation.evaluation import swap_order
+from efficientllava.allocation.executors import dask_executor
 from efficientllava.allocation.search import Search, SearchResult
 from efficientllava.allocation.workers import ProcessEvaluator, Work
 from efficientllava.data.proxy import save_proxy
-from efficientllava.database.build import Database, build_database, open_database
+from efficientllava.database.build import build_database
+from efficientllava.database.solutions import Database, open_database
 from efficientllava.errors import UserError
 from efficientllava.models.families import adapter_for
 from efficientllava.parameters import PruningParameters, SearchParameters
 from efficientllava.progress import Event
-from tasks.runtime.executors import dask_executor
 from tests.conftest import random_llava, random_proxy
 
 LEVELS = [0.4, 0.5, 0.6]
@@ -56,8 +57,8 @@ def search(
         projector_learning_rate=1e-2, multi_step=0.5, multi_step_keep=3,
     )  # fmt: skip
     adapter = adapter_for(random_llava())
-    names = [str(folder / name) for name in ("model", "proxy", "database")]
-    task = Work(*names, parameters.fitness, parameters.fitness_data, None, 1)
+    model, proxy, database = (str(folder / name) for name in ("model", "proxy", "database"))
+    task = Work(model, proxy, (database,), parameters.fitness, parameters.fitness_data, None, 1)
 
     def elsewhere(where: Path) -> ProcessEvaluator:
         assert make_executor is not None
@@ -133,7 +134,7 @@ class Dying(Executor):
 
 
 def test_processes_that_always_die_are_told(tmp_path: Path) -> None:
-    work = Work("m", "p", "d", "kl", "text", None, 1)
+    work = Work("m", "p", ("d",), "kl", "text", None, 1)
     evaluator = ProcessEvaluator(work, Dying, tmp_path, [1, 1])
     with pytest.raises(UserError, match="died 4 times"):
         list(evaluator.scores([[0.4, 0.5]]))

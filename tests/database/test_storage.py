@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from efficientllava.data.proxy import ProxyData
 from efficientllava.database import storage
-from efficientllava.database.build import build_database, open_database
+from efficientllava.database.build import build_database
+from efficientllava.database.solutions import open_database
 from efficientllava.errors import UserError
 from efficientllava.models.families import Adapter
 from efficientllava.parameters import PruningParameters

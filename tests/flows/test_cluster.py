@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from efficientllava.allocation.executors import dask_executor
 from efficientllava.errors import UserError
 from efficientllava.parameters import SearchParameters
 from flows.pipeline import pipeline
 from flows.runner.graph import Node
 from flows.server.cluster import SearchCluster
 from flows.server.workspaces import changed, make_workspace
-from tasks.runtime.executors import DASK_SCHEDULER, dask_executor
+from tasks.runtime.environment import DASK_SCHEDULER
 from tasks.runtime.stage import read_values
 from tests.flows.conftest import ROOT, enter
 

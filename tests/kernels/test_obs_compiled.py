@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from bench.sparsegpt_reference import fasterprune
 from efficientllava.allocation.search import Search, SearchResult
 from efficientllava.data.proxy import ProxyData
-from efficientllava.database.build import build_database, open_database
+from efficientllava.database.build import build_database
+from efficientllava.database.solutions import open_database
 from efficientllava.errors import UserError
 from efficientllava.files import file_digest
 from efficientllava.kernels import hessian, masks, obs

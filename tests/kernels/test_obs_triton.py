@@ -185,7 +185,7 @@ def test_library_needs_no_triton() -> None:
     """Importing the engine and pruning on a CPU loads no triton."""
     program = (
         "import sys, torch\n"
-        "from efficientllava.pruning import hessian, obs\n"
+        "from efficientllava.kernels import hessian, obs\n"
         "obs.prune(torch.ones(2, 4), hessian.inverse_factor(torch.eye(4)), 0.5)\n"
         "assert 'triton' not in sys.modules\n"
     )

@@ -13,12 +13,15 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, PreTrainedModel, ProcessorMixin
 
+from efficientllava.allocation.context import Allocation, Risk
 from efficientllava.allocation.search import Search
 from efficientllava.calibration.block_walk import BlockWalk, calibration_inputs
+from efficientllava.calibration.opened import OpenModel
 from efficientllava.calibration.proxy_loss import ProxyLoss
 from efficientllava.data.proxy import ProxyData, build_pairs, load_proxy, save_proxy
 from efficientllava.data.questions import Question
-from efficientllava.database.build import build_database, open_database
+from efficientllava.database.build import build_database
+from efficientllava.database.solutions import open_database
 from efficientllava.models.checkpoint import (
     check_tokenizer,
     load_model,
@@ -28,14 +31,17 @@ from efficientllava.models.checkpoint import (
 from efficientllava.models.families import FAMILIES, Adapter, adapter_for
 from efficientllava.models.weight_files import weight_files
 from efficientllava.offload.blocks_on_disk import blocks_on_disk
-from efficientllava.parameters import PruningParameters, SearchParameters
-from efficientllava.pruning.finalize import prune_finally, require_same_logits
+from efficientllava.parameters import Parameters, PruningParameters, SearchParameters
+from efficientllava.pruning.finalize import require_same_logits
+from efficientllava.pruning.masked import prune_masked
 from tests.models.families import TINY
 from tests.pretend_gpu import GPU, pretend_gpu
 
 LEVELS = [0.4, 0.5, 0.6]
 SIZES = [(20, 30), (40, 16), (16, 16), (30, 30), (17, 64), (33, 20)]
 """Width and height: the families cut these into different numbers of patches."""
+
+RISK = Risk("mean_log_norm", 0.5)
 
 
 @dataclass
@@ -186,15 +192,13 @@ def test_whole_chain(case: Case, tmp_path: Path) -> None:
     model = case.model()
     adapter = adapter_for(model)
     original = {name: value.clone() for name, value in adapter.projector.state_dict().items()}
-    record = prune_finally(
-        adapter,
+    record = prune_masked(
+        OpenModel(adapter),
         case.proxy,
-        database,
         "obs",
-        found.policy,
-        found.projector,
-        pruning,
-        parameters,
+        Allocation(found.policy, "search", found.projector, risk=RISK),
+        Parameters(pruning=pruning, search=parameters),
+        database,
     )
     assert record["achieved_sparsity"] == pytest.approx(0.5, abs=0.021)
     moved = any(
@@ -223,8 +227,12 @@ def test_one_block_in_memory_changes_nothing(case: Case, tmp_path: Path) -> None
             on_disk = kept if name == "disk" else None
             if on_disk is None:
                 stack.close()
-            prune_finally(
-                adapter, case.proxy, None, "obs", policy, {}, pruning, search, on_disk=on_disk
+            prune_masked(
+                OpenModel(adapter, on_disk),
+                case.proxy,
+                "obs",
+                Allocation(policy, "uniform"),
+                Parameters(pruning=pruning, search=search),
             )
             save_weights = None if on_disk is None else on_disk.save_weights
             save_checkpoint(model, dense, tmp_path / name, save_weights=save_weights, shard=20_000)

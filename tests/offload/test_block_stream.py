@@ -7,19 +7,28 @@ from pathlib import Path
 import pytest
 import torch
 
+from efficientllava.allocation.context import Allocation, Risk
 from efficientllava.allocation.evaluation import StreamedModel, stitched_models
 from efficientllava.allocation.search import Search
+from efficientllava.calibration.opened import OpenModel
 from efficientllava.calibration.proxy_loss import ProxyLoss
-from efficientllava.database.build import build_database, open_database
+from efficientllava.database.build import build_database
+from efficientllava.database.solutions import open_database
 from efficientllava.models.checkpoint import load_model
 from efficientllava.models.families import Adapter, adapter_for
 from efficientllava.offload.blocks_on_disk import BlocksOnDisk, blocks_on_disk
-from efficientllava.parameters import PruneParameters, PruningParameters, SearchParameters
-from efficientllava.pruning.finalize import prune_finally
+from efficientllava.parameters import (
+    Parameters,
+    PruningParameters,
+    SearchParameters,
+)
+from efficientllava.pruning.masked import prune_masked
 from tests.conftest import random_llava, random_proxy
 
 CPU = torch.device("cpu")
 LEVELS = [0.4, 0.5, 0.6]
+
+RISK = Risk("mean_log_norm", 0.5)
 
 
 @pytest.fixture(params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
@@ -139,11 +148,15 @@ def test_database_search_and_final_model_are_the_same(folder: Path, storage: str
         adapter = loaded(folder)
         with blocks_on_disk(adapter, folder / "model", place / "work", device) as kept:
             records.append(
-                prune_finally(
-                    adapter, proxy, database, "obs", found.policy, found.projector, pruning,
-                    parameters, prune=PruneParameters(), on_disk=kept,
+                prune_masked(
+                    OpenModel(adapter, kept),
+                    proxy,
+                    "obs",
+                    Allocation(found.policy, "search", found.projector, risk=RISK),
+                    Parameters(pruning=pruning, search=parameters),
+                    database,
                 )
-            )  # fmt: skip
+            )
             kept.let_go()
             weights.append([kept.weight(matrix).clone() for matrix in adapter.matrices])
     assert (folder / "disk/db/manifest.json").read_bytes() == (

@@ -8,12 +8,16 @@ from typing import Any
 import pytest
 import torch
 
+from efficientllava.allocation.context import Allocation, Risk
+from efficientllava.allocation.executors import worker_devices
 from efficientllava.allocation.search import Search
+from efficientllava.calibration.opened import OpenModel
 from efficientllava.calibration.working_set import Tokens, search_bytes
 from efficientllava.database import storage
-from efficientllava.database.build import build_database, open_database
+from efficientllava.database.build import build_database
 from efficientllava.database.placed import Machine, placed
 from efficientllava.database.residency import resident
+from efficientllava.database.solutions import open_database
 from efficientllava.errors import UserError
 from efficientllava.models.checkpoint import load_model
 from efficientllava.models.families import adapter_for
@@ -21,13 +25,14 @@ from efficientllava.offload.blocks_on_disk import blocks_on_disk
 from efficientllava.offload.devices import open_device, require_device
 from efficientllava.offload.placement import RESERVE, needs_of, shape_of
 from efficientllava.parameters import (
+    Parameters,
     PruneParameters,
     PruningParameters,
     SearchParameters,
     parse_parameters,
 )
-from efficientllava.pruning.finalize import prune_finally, require_same_logits
-from tasks.runtime.executors import worker_devices
+from efficientllava.pruning.finalize import require_same_logits
+from efficientllava.pruning.masked import prune_masked
 from tests.conftest import random_llava, random_proxy
 from tests.pretend_gpu import GPU, PretendGPU, Race, Stream, marked, pretend_gpu
 
@@ -37,6 +42,8 @@ SEARCH = SearchParameters(
     candidates=4, rounds=2, survivors=2, projector_steps=2, projector_batch=4, workers=2,
     projector_learning_rate=1e-2,
 )  # fmt: skip
+
+RISK = Risk("mean_log_norm", 0.5)
 
 
 def test_the_pretended_gpu_refuses_what_a_real_one_refuses(monkeypatch: Any) -> None:
@@ -106,7 +113,7 @@ def chain(folder: Path, device: torch.device | None, memory: float | None, stora
         watch(kept)
         build_database(adapter, proxy, LEVELS, pruning, folder / "db", folder / "w", {})
     machine = Machine(device or torch.device("cpu"), memory)
-    with placed(checkpoint, folder / "db", proxy, machine, folder / "p", 4) as found:
+    with placed(checkpoint, [folder / "db"], proxy, machine, folder / "p", 4) as found:
         watch(found.blocks)
         result = Search(
             found.adapter, proxy, found.database, LEVELS, 0.5, SEARCH, folder / "s", {},
@@ -117,10 +124,16 @@ def chain(folder: Path, device: torch.device | None, memory: float | None, stora
     projector = {name: tensor.cpu() for name, tensor in result.projector.items()}
     with blocks_on_disk(adapter, checkpoint, folder / "b", device) as kept:
         watch(kept)
-        record = prune_finally(
-            adapter, proxy, open_database(folder / "db"), "obs", result.policy, projector,
-            pruning, SEARCH, prune=PruneParameters(refine="least_squares"), on_disk=kept,
-        )  # fmt: skip
+        record = prune_masked(
+            OpenModel(adapter, kept),
+            proxy,
+            "obs",
+            Allocation(result.policy, "search", projector, risk=RISK),
+            Parameters(
+                pruning=pruning, search=SEARCH, prune=PruneParameters(refine="least_squares")
+            ),
+            open_database(folder / "db"),
+        )
         (folder / "saved").mkdir()
         kept.save_weights(folder / "saved")
         adapter.model.config.save_pretrained(folder / "saved")

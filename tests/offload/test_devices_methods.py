@@ -8,24 +8,32 @@ from typing import Any
 import pytest
 import torch
 
+from efficientllava.allocation.context import Allocation
 from efficientllava.allocation.owl import outlier_policy
 from efficientllava.benchmarks.generation import Asked, generated_tokens
 from efficientllava.benchmarks.records import Record
 from efficientllava.benchmarks.text_loss import text_loss
+from efficientllava.calibration.opened import OpenModel
 from efficientllava.data.questions import Question
 from efficientllava.models.checkpoint import load_model
 from efficientllava.models.families import adapter_for
 from efficientllava.models.likelihood import choice_likelihoods
 from efficientllava.offload.blocks_on_disk import blocks_on_disk
-from efficientllava.parameters import PruneParameters, PruningParameters, SearchParameters
+from efficientllava.parameters import (
+    Parameters,
+    PruneParameters,
+    PruningParameters,
+)
 from efficientllava.progress import silent
-from efficientllava.pruning.finalize import prune_finally
-from efficientllava.pruning.methods import METHODS, SMALLER
+from efficientllava.pruning.masked import prune_masked
+from efficientllava.pruning.methods import OURS, StructuredMethod
+from efficientllava.pruning.structured.structured import prune_structure
 from tests.conftest import random_llava, random_proxy
 from tests.export.conftest import tiny_model, tiny_processor
 from tests.pretend_gpu import GPU, pretend_gpu
 
-UPDATES = sorted({method.update for method in METHODS.values()} - {"obs", "none"})
+CRITERIA = ["magnitude", "wanda"]
+REMOVALS = [method.removal for method in OURS.values() if isinstance(method, StructuredMethod)]
 
 
 def finished(folder: Path, update: str, device: torch.device | None) -> Any:
@@ -33,17 +41,18 @@ def finished(folder: Path, update: str, device: torch.device | None) -> Any:
     model = load_model(folder / "model")
     adapter, pruning = adapter_for(model), PruningParameters()
     policy = {matrix.name: 0.5 for matrix in adapter.matrices}
-    rest = (random_proxy(), None, update, policy, {}, pruning, SearchParameters())
-    if update in SMALLER:
+    parameters = Parameters(pruning=pruning, prune=PruneParameters(keep_last_block=False))
+    if update in REMOVALS:
         model.to(device or "cpu")
-        record = prune_finally(adapter, *rest, prune=PruneParameters(keep_last_block=False))
+        record = prune_structure(adapter, random_proxy(), update, 0.5, parameters)
         return record, {name: weight.cpu() for name, weight in model.state_dict().items()}
     with blocks_on_disk(adapter, folder / "model", folder / "work", device) as kept:
-        record = prune_finally(adapter, *rest, on_disk=kept)
+        opened, allocation = OpenModel(adapter, kept), Allocation(policy, "uniform")
+        record = prune_masked(opened, random_proxy(), update, allocation, parameters)
     return record, {name: weight.cpu() for name, weight in model.state_dict().items()}
 
 
-@pytest.mark.parametrize("update", UPDATES)
+@pytest.mark.parametrize("update", [*CRITERIA, *REMOVALS])
 def test_methods_without_obs(tmp_path: Path, monkeypatch: Any, update: str) -> None:
     random_llava(num_hidden_layers=4).save_pretrained(tmp_path / "model")
     record, weights = finished(tmp_path, update, None)

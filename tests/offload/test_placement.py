@@ -13,7 +13,8 @@ from efficientllava.calibration.working_set import (
     database_bytes,
     search_bytes,
 )
-from efficientllava.database.build import build_database, open_database
+from efficientllava.database.build import build_database
+from efficientllava.database.solutions import open_database
 from efficientllava.errors import UserError
 from efficientllava.models.families import adapter_for
 from efficientllava.offload.placement import DecoderShape, Needs, needs_of, place, shape_of

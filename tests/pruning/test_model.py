@@ -13,7 +13,8 @@ import torch
 from efficientllava.calibration.block_walk import BlockWalk, calibration_inputs
 from efficientllava.calibration.proxy_loss import ProxyLoss
 from efficientllava.data.proxy import ProxyData
-from efficientllava.database.build import Database, build_database, open_database
+from efficientllava.database.build import build_database
+from efficientllava.database.solutions import Database, open_database
 from efficientllava.errors import UserError
 from efficientllava.files import folder_digest
 from efficientllava.kernels.hessian import accumulate, empty, inverse_factor

@@ -166,10 +166,10 @@ def here(capfd: Any) -> Here:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The artifacts of the stages up to `database`, made once; tests copy what they damage."""
+    """The artifacts of the stages up to `proxy`, made once; tests copy what they damage."""
     made = Workspace(tmp_path_factory.mktemp("finished"))
     made.set_parameters()
-    for stage in ("questions", "model", "proxy", "database"):
+    for stage in ("questions", "model", "proxy"):
         outcome = run_here(made.folder, None, f"tasks.{stage}")
         assert outcome.status == 0, stage
     return made.folder
@@ -177,6 +177,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def ready(workspace: Workspace, finished: Path) -> Iterator[Workspace]:
-    """A workspace in which the stages up to `database` have run; safe to damage."""
+    """A workspace in which the stages up to `proxy` have run; safe to damage."""
     shutil.copytree(finished / "artifacts", workspace.folder / "artifacts")
     yield workspace

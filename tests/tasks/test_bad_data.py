@@ -15,6 +15,8 @@ from efficientllava.files import folder_digest, load_tensors, read_json, save_te
 from efficientllava.offload import blocks_on_disk
 from tests.tasks.conftest import Here, Outcome, Workspace, clean_environment
 
+CELL = ("--method", "efficientllava", "--ratio", "0.5")
+
 
 def assert_told(outcome: Outcome, *parts: str) -> None:
     assert outcome.status == 2, outcome.error
@@ -208,9 +210,8 @@ def overflow(ready: Workspace) -> None:
 
 def test_activations_that_are_not_finite(ready: Workspace, here: Here) -> None:
     overflow(ready)
-    finished = folder_digest(ready.folder / "artifacts" / "database")
-    assert_told(here(ready.folder, "tasks.database"), "NaN or inf", "layers.0")
-    assert folder_digest(ready.folder / "artifacts" / "database") == finished
+    assert_told(here(ready.folder, "tasks.search", *CELL), "NaN or inf", "layers.0")
+    assert not (ready.folder / "artifacts" / "search").exists()
 
 
 def test_hessian_that_is_not_positive_definite(ready: Workspace, here: Here) -> None:
@@ -219,22 +220,15 @@ def test_hessian_that_is_not_positive_definite(ready: Workspace, here: Here) -> 
     ready.set_parameters(
         {
             "proxy": proxy,
-            "methods": ["sparsegpt"],
+            "methods": ["no_evolution"],
             "pruning": {"damping": 1e-30, "calibration": "text"},
             "search": {"fitness_data": "text"},
         }
     )
     shutil.rmtree(ready.folder / "artifacts" / "proxy")
     assert here(ready.folder, "tasks.proxy").status == 0
-    assert_told(
-        here(ready.folder, "tasks.database"), "not positive definite", "layers.0", "2 ", "damping"
-    )
-
-
-def test_database_of_other_levels(ready: Workspace, here: Here) -> None:
-    ready.set_parameters({"ratios": [0.7]})
-    outcome = here(ready.folder, "tasks.search", "--method", "efficientllava", "--ratio", "0.7")
-    assert_told(outcome, "not in the database", "0.8")
+    outcome = here(ready.folder, "tasks.search", "--method", "no_evolution", "--ratio", "0.5")
+    assert_told(outcome, "not positive definite", "layers.0", "2 ", "damping")
 
 
 def test_disk_full(ready: Workspace) -> None:
@@ -244,7 +238,7 @@ def test_disk_full(ready: Workspace) -> None:
         pytest.skip("no mount namespaces here: a full disk cannot be staged")
     finished = folder_digest(ready.folder / "artifacts")
     (ready.folder / ".work").mkdir()
-    stage = shlex.join(ready.command("tasks.database"))
+    stage = shlex.join(ready.command("tasks.search", *CELL))
     done = subprocess.run(
         [*namespace, "bash", "-c", f"mount -t tmpfs -o size=40k tmpfs .work && exec {stage}"],
         cwd=ready.folder,

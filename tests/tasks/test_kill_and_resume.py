@@ -28,7 +28,7 @@ MOMENTS: list[tuple[Moment, bool]] = [
     (("questions", "question", 1, None), True),
     (("model", "vision step", 1, None), False),
     (("proxy", "", 0, None), True),
-    (("database", "block", 1, None), False),
+    ((SEARCH, "block", 1, None), False),
     ((SEARCH, "candidate", 1, 1), True),
     ((SEARCH, "round", 1, 1), True),
     ((SEARCH, "candidate", 2, 3), False),

@@ -50,7 +50,7 @@ def pruned(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "model": {"embedded": {"blocks": 4, "heads": 4}},
         }
     )
-    for stage in ("questions", "model", "proxy", "database"):
+    for stage in ("questions", "model", "proxy"):
         assert run_here(made.folder, None, f"tasks.{stage}").status == 0, stage
     for method in METHODS:
         for stage in ("search", "prune", "evaluate"):

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from efficientllava.progress import Event
-from tasks.runtime.progress import EVENTS, describe, reporter
+from efficientllava.terminal import describe
+from tasks.runtime.progress import EVENTS, reporter
 
 ROUND = {"round": 2, "best_risk": 0.12345678, "evaluations_per_second": 3.456, "seconds_left": 61.7}
 

@@ -14,8 +14,9 @@ from torch import nn
 from efficientllava.data.proxy import ProxyData
 from efficientllava.errors import UserError
 from efficientllava.models.families import Adapter, adapter_for
-from efficientllava.parameters import PruneParameters, PruningParameters
+from efficientllava.parameters import Parameters, PruneParameters, PruningParameters
 from efficientllava.progress import Progress, silent
+from efficientllava.pruning.measures import ProxyMeasures
 from efficientllava.pruning.sequential import matrix_row, verify
 from efficientllava.pruning.structured.block_removal import (
     BlockList,
@@ -40,24 +41,61 @@ from efficientllava.pruning.structured.heads_channels import (
 )
 
 Structure = dict[str, Any]
-"""What a smaller model kept, for pruning.json: see `make_smaller`."""
+"""What a smaller model kept, for pruning.json: see `remove_parts`."""
 
 
 @torch.no_grad()
-def make_smaller(
+def prune_structure(
     adapter: Adapter,
     proxy: ProxyData,
-    update: str,
+    removal: str,
     ratio: float,
-    pruning: PruningParameters,
-    prune: PruneParameters,
+    parameters: Parameters,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Remove parts of a dense model in place until `ratio` of it is gone, and verify what is left.
+
+    The adapter no longer fits the model afterwards.
+
+    Args:
+        removal: see `remove_parts`.
+
+    Returns:
+        The record: losses, `chosen`, `policy`, `matrices`, `structure`, `achieved_sparsity`.
+
+    Raises:
+        UserError: see `remove_parts` and `verify_structure`.
+    """
+    measures = ProxyMeasures(adapter, proxy, parameters.search)
+    left, rows, structure = remove_parts(
+        adapter, proxy, removal, ratio, parameters, measures.loss, progress
+    )
+    verify_structure(left, rows, structure)
+    return {
+        **measures(left.language_model)[0],
+        "chosen": "structured",
+        "pattern": parameters.pruning.pattern,
+        "policy": {row["name"]: row["level"] for row in rows},
+        "achieved_sparsity": removed_share(rows, structure),
+        "matrices": rows,
+        "structure": structure,
+    }
+
+
+@torch.no_grad()
+def remove_parts(
+    adapter: Adapter,
+    proxy: ProxyData,
+    removal: str,
+    ratio: float,
+    parameters: Parameters,
     loss: Callable[[nn.Module], float],
     progress: Progress = silent,
 ) -> tuple[Adapter, list[dict[str, Any]], Structure]:
     """Remove parts of a dense model in place.
 
     Args:
-        update: one of `methods.SMALLER`.
+        removal: see `methods.StructuredMethod`.
         ratio: the share of the language model's prunable weights (of its blocks, where whole
             blocks go) that is to be removed.
         loss: of a language model, on the proxy data; decides for "blocks_by_loss".
@@ -71,6 +109,7 @@ def make_smaller(
     Raises:
         UserError: an n:m pattern is asked for, or the ratio would leave nothing.
     """
+    pruning, prune = parameters.pruning, parameters.prune
     if pruning.group_size is not None:
         raise UserError(
             f"pattern {pruning.pattern} says which weights of a matrix become zero, but this "
@@ -82,10 +121,10 @@ def make_smaller(
     norms = {matrix.module: float(matrix.weight.double().norm()) for matrix in adapter.matrices}
     names = {matrix.module: matrix.name for matrix in adapter.matrices}
     zeroed: dict[str, int] = {}
-    if update == "heads_and_channels":
+    if removal == "heads_and_channels":
         structure, zeroed = _remove_heads_and_channels(adapter, proxy, ratio, pruning, prune)
     else:
-        structure = _remove_blocks(adapter, proxy, update, ratio, pruning, prune, loss, progress)
+        structure = _remove_blocks(adapter, proxy, removal, ratio, pruning, prune, loss, progress)
     left = adapter_for(adapter.model)
     rows = []
     for matrix in left.matrices:
@@ -112,7 +151,7 @@ def make_smaller(
 def _remove_blocks(
     adapter: Adapter,
     proxy: ProxyData,
-    update: str,
+    removal: str,
     ratio: float,
     pruning: PruningParameters,
     prune: PruneParameters,
@@ -124,11 +163,11 @@ def _remove_blocks(
     removable = removable_blocks(total, prune.keep_last_block)
     blocks = BlockList(adapter)
     record: Structure = {"kind": "blocks"}
-    if update == "blocks_by_loss":
+    if removal == "blocks_by_loss":
         order, losses = order_by_loss(blocks, removable, count, loss, progress)
         record["losses"] = losses
     else:
-        important = prune.important_tokens if update == "blocks_by_important_tokens" else None
+        important = prune.important_tokens if removal == "blocks_by_important_tokens" else None
         cosines = mean_cosines(adapter, proxy, pruning.calibration, important, progress)
         order = order_by_cosine(cosines, removable)
         record["cosines"] = cosines
@@ -136,7 +175,7 @@ def _remove_blocks(
     runs = runs_of(removed)
     kept = [block for block in range(total) if block not in removed]
     compensation: list[dict[str, Any]] = []
-    if update == "blocks_by_important_tokens":
+    if removal == "blocks_by_important_tokens":
         batches = image_text_inputs(adapter, proxy, pruning.calibration)
         compensation = compensate(adapter, batches, runs, prune.compensation, prune.components)
     blocks.keep(kept)
@@ -240,7 +279,7 @@ def removed_share(rows: Sequence[Mapping[str, Any]], structure: Mapping[str, Any
     return 1.0 - left / float(structure["dense_weights"])
 
 
-def verify_smaller(
+def verify_structure(
     adapter: Adapter, rows: Sequence[Mapping[str, Any]], structure: Mapping[str, Any]
 ) -> None:
     """Check a smaller model against its record: sizes, zeros, numbers of blocks, cache slots.

@@ -16,11 +16,15 @@ from efficientllava.calibration.proxy_loss import ProxyLoss
 from efficientllava.data.proxy import ProxyData
 from efficientllava.errors import UserError
 from efficientllava.models.families import Adapter, adapter_for
-from efficientllava.parameters import PruneParameters, PruningParameters, SearchParameters
-from efficientllava.pruning.finalize import prune_finally
+from efficientllava.parameters import Parameters, PruneParameters, PruningParameters
 from efficientllava.pruning.structured import block_removal
 from efficientllava.pruning.structured import token_importance as importance
-from efficientllava.pruning.structured.structured import make_smaller, removed_share, verify_smaller
+from efficientllava.pruning.structured.structured import (
+    prune_structure,
+    remove_parts,
+    removed_share,
+    verify_structure,
+)
 from tests.conftest import random_llava, random_proxy
 
 BY_COSINE = ["blocks_by_important_tokens", "blocks_by_influence"]
@@ -42,10 +46,9 @@ def removed_from(
 ) -> dict[str, Any]:
     adapter = adapter_for(model)
     loss = ProxyLoss(adapter, proxy, "kl", "text_and_pairs")
-    left, rows, structure = make_smaller(
-        adapter, proxy, update, ratio, PruningParameters(), PruneParameters(**changes), loss
-    )
-    verify_smaller(left, rows, structure)
+    parameters = Parameters(prune=PruneParameters(**changes))
+    left, rows, structure = remove_parts(adapter, proxy, update, ratio, parameters, loss)
+    verify_structure(left, rows, structure)
     return structure
 
 
@@ -292,23 +295,14 @@ def test_removing_everything_is_refused(update: str, proxy: ProxyData) -> None:
 
 @pytest.mark.parametrize("update", [*BY_COSINE, "blocks_by_loss", "heads_and_channels"])
 def test_patterns_are_refused(update: str, adapter: Adapter, proxy: ProxyData) -> None:
-    pruning, policy = PruningParameters(pattern="2:4"), {m.name: 0.5 for m in adapter.matrices}
+    # `methods` of these parameters takes a pattern: the method itself must refuse it
+    parameters = Parameters(pruning=PruningParameters(pattern="2:4"), methods=("magnitude",))
     with pytest.raises(UserError, match="pattern 2:4 says which weights"):
-        prune_finally(adapter, proxy, None, update, policy, {}, pruning, SearchParameters())
+        prune_structure(adapter, proxy, update, 0.5, parameters)
 
 
 def test_the_record_is_json_and_says_what_is_gone(adapter: Adapter, proxy: ProxyData) -> None:
-    policy = {matrix.name: 1 / 3 for matrix in adapter.matrices}
-    record = prune_finally(
-        adapter,
-        proxy,
-        None,
-        "blocks_by_important_tokens",
-        policy,
-        {},
-        PruningParameters(),
-        SearchParameters(),
-    )
+    record = prune_structure(adapter, proxy, "blocks_by_important_tokens", 1 / 3, Parameters())
     assert json.loads(json.dumps(record)) == record
     assert record["achieved_sparsity"] == pytest.approx(1 / 3)
     assert removed_share(record["matrices"], record["structure"]) == record["achieved_sparsity"]
@@ -317,13 +311,13 @@ def test_the_record_is_json_and_says_what_is_gone(adapter: Adapter, proxy: Proxy
 
 def test_a_wrong_record_is_found(adapter: Adapter, proxy: ProxyData) -> None:
     loss = ProxyLoss(adapter, proxy, "kl", "text")
-    left, rows, structure = make_smaller(
-        adapter, proxy, "blocks_by_influence", 1 / 3, PruningParameters(), PruneParameters(), loss
+    left, rows, structure = remove_parts(
+        adapter, proxy, "blocks_by_influence", 1 / 3, Parameters(), loss
     )
     with pytest.raises(UserError, match="its record says 7"):
-        verify_smaller(left, [{**row, "size": 7, "zeros": 0} for row in rows], structure)
+        verify_structure(left, [{**row, "size": 7, "zeros": 0} for row in rows], structure)
     with pytest.raises(UserError, match="its record keeps 3"):
-        verify_smaller(left, rows, {**structure, "kept_blocks": [0, 1, 2]})
+        verify_structure(left, rows, {**structure, "kept_blocks": [0, 1, 2]})
     left.blocks[1].self_attn.layer_idx = 2  # type: ignore[union-attr]
     with pytest.raises(UserError, match="writes to cache slot"):
-        verify_smaller(left, rows, structure)
+        verify_structure(left, rows, structure)

@@ -14,7 +14,7 @@ import torch
 from efficientllava.data.proxy import ProxyData
 from efficientllava.errors import UserError
 from efficientllava.models.families import Adapter, adapter_for
-from efficientllava.parameters import PruneParameters, PruningParameters
+from efficientllava.parameters import Parameters, PruneParameters
 from efficientllava.pruning.structured.head_configs import shape_for
 from efficientllava.pruning.structured.heads_channels import (
     coupled,
@@ -22,23 +22,26 @@ from efficientllava.pruning.structured.heads_channels import (
     most_important,
     taylor_salience,
 )
-from efficientllava.pruning.structured.structured import make_smaller, removed_share, verify_smaller
+from efficientllava.pruning.structured.structured import (
+    remove_parts,
+    removed_share,
+    verify_structure,
+)
 from tests.conftest import random_llava, random_proxy
 
 
 def smaller(
     model: Any, ratio: float, proxy: ProxyData | None = None, **changes: Any
 ) -> tuple[Adapter, list[dict[str, Any]], dict[str, Any]]:
-    left, rows, structure = make_smaller(
+    left, rows, structure = remove_parts(
         adapter_for(model),
         proxy or random_proxy(),
         "heads_and_channels",
         ratio,
-        PruningParameters(),
-        PruneParameters(**changes),
+        Parameters(prune=PruneParameters(**changes)),
         lambda _model: 0.0,
     )
-    verify_smaller(left, rows, structure)
+    verify_structure(left, rows, structure)
     return left, rows, structure
 
 

@@ -1,12 +1,11 @@
 """Where candidates are scored: the executor that params.yaml asks for.
 
 Dask's scheduler restarts a process that dies and gives its candidate to another; nothing of ours
-schedules anything. A cluster that Prefect's Dask task runner has started is used by its address.
+schedules anything.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from multiprocessing import get_context
@@ -15,9 +14,6 @@ from typing import Any
 from efficientllava.allocation.workers import take_device
 from efficientllava.errors import UserError
 from efficientllava.parameters import SearchParameters
-
-DASK_SCHEDULER = "EFFICIENTLLAVA_DASK_SCHEDULER"
-"""Set by the flow for a search's process: address of the cluster that its searches share."""
 
 
 def worker_devices(parameters: SearchParameters, device: str) -> list[str]:
@@ -34,12 +30,13 @@ def worker_devices(parameters: SearchParameters, device: str) -> list[str]:
 
 
 def executor_maker(
-    parameters: SearchParameters, devices: Sequence[str]
+    parameters: SearchParameters, devices: Sequence[str], scheduler: str | None = None
 ) -> Callable[[], Executor] | None:
     """Makes the executor of `search.executor`; None for threads of this process.
 
     Args:
         devices: one for each process.
+        scheduler: address of a running Dask scheduler; None for `search.dask_address`.
 
     Raises:
         UserError: Dask is asked for and not installed, or its scheduler cannot be reached.
@@ -48,7 +45,7 @@ def executor_maker(
         return None
     if parameters.executor == "processes":
         return lambda: process_pool(devices)
-    return lambda: dask_executor(parameters)
+    return lambda: dask_executor(parameters, scheduler)
 
 
 def process_pool(devices: Sequence[str]) -> ProcessPoolExecutor:
@@ -62,7 +59,7 @@ def process_pool(devices: Sequence[str]) -> ProcessPoolExecutor:
     )
 
 
-def dask_executor(parameters: SearchParameters) -> Executor:
+def dask_executor(parameters: SearchParameters, scheduler: str | None = None) -> Executor:
     """A Dask client as an executor: of a scheduler's address, or of processes on this machine."""
     try:
         from distributed import Client, LocalCluster
@@ -72,7 +69,7 @@ def dask_executor(parameters: SearchParameters) -> Executor:
             where="search.executor: dask",
             remedy="pip install 'efficientllava[dask]'",
         ) from error
-    address = os.environ.get(DASK_SCHEDULER) or parameters.dask_address
+    address = scheduler or parameters.dask_address
     cluster: Any = address or LocalCluster(
         n_workers=parameters.workers,
         threads_per_worker=1,

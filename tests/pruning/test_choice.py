@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
+from efficientllava.allocation.context import Allocation, Risk
+from efficientllava.calibration.opened import OpenModel
 from efficientllava.calibration.structural_risk import mean_log_norm, structural_risk
 from efficientllava.data.proxy import IGNORED, ProxyData
-from efficientllava.database.build import build_database, open_database
+from efficientllava.database.build import build_database
+from efficientllava.database.solutions import open_database
 from efficientllava.models.families import Adapter, adapter_for
-from efficientllava.parameters import PruningParameters, SearchParameters
-from efficientllava.pruning.finalize import prune_finally
+from efficientllava.parameters import Parameters, PruningParameters, SearchParameters
+from efficientllava.pruning.masked import prune_masked
 from efficientllava.pruning.sequential import prune_model, stitch_model
 from tests.conftest import random_llava, random_proxy
 
@@ -59,8 +61,13 @@ def test_few_answers_do_not_outvote_the_text(seed: int, better: str, tmp_path: P
         )
         halves[name] = float((text.mean() + answers.mean()) / 2)
     search = SearchParameters(fitness="nll", fitness_data="text_and_pairs", eta=ETA)
-    record: dict[str, Any] = prune_finally(
-        dense, proxy, database, "obs", policy, {}, PRUNING, search
+    record = prune_masked(
+        OpenModel(dense),
+        proxy,
+        "obs",
+        Allocation(policy, "search", risk=Risk("mean_log_norm", ETA)),
+        Parameters(pruning=PRUNING, search=search),
+        database,
     )
     assert min(by_position, key=by_position.__getitem__) == better
     assert record["chosen"] == better

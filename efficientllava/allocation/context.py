@@ -1,0 +1,137 @@
+"""What a method works with, and the ratios that it gives: the two ends of `Method.allocate`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from efficientllava.allocation.unfinished import unfinished
+from efficientllava.calibration.opened import block_by_block
+from efficientllava.data.proxy import ProxyData, load_proxy
+from efficientllava.database.build import build_database
+from efficientllava.database.solutions import MANIFEST, Database, open_database
+from efficientllava.files import folder_digest, read_json, value_digest
+from efficientllava.parameters import Parameters
+from efficientllava.progress import Progress, silent
+
+
+@dataclass(frozen=True)
+class Context:
+    """A dense model, the data to prune it with, and everything that is asked for.
+
+    Attributes:
+        model: folder of the dense checkpoint.
+        proxy_folder: folder of the proxy data (`save_proxy`).
+        ratio: target sparsity, the share of the prunable weights that go.
+        parameters: all of them; `ratios` are those that one database shall serve.
+        work: folder for databases, unfinished work and temporary files.
+        scheduler: address of a running Dask scheduler for a search's candidates, or None.
+    """
+
+    model: Path
+    proxy_folder: Path
+    ratio: float
+    parameters: Parameters
+    work: Path
+    progress: Progress = silent
+    scheduler: str | None = None
+
+    @cached_property
+    def proxy(self) -> ProxyData:
+        """The proxy data, read once."""
+        return load_proxy(self.proxy_folder)
+
+    @cached_property
+    def digests(self) -> dict[str, str]:
+        """sha256 of the dense checkpoint and of the proxy data."""
+        return {"model": folder_digest(self.model), "proxy": self.proxy.digest}
+
+    @property
+    def levels(self) -> list[float]:
+        """The ratios that a matrix may take in a search."""
+        return self.parameters.levels(self.ratio)
+
+    def database(self, levels: Sequence[float]) -> Database:
+        """The OBS database with these levels, opened; what it lacks is built."""
+        return open_database(self.database_folders(levels), levels)
+
+    def database_folders(self, levels: Sequence[float]) -> list[Path]:
+        """The folders that together hold the OBS solutions at these levels.
+
+        Levels that no earlier run has built are built now, together with those of all
+        `parameters.ratios`, in one pass of the model. A killed build resumes.
+
+        Raises:
+            UserError: see `build_database`; the model does not fit on the device.
+        """
+        parameters = self.parameters
+        root = unfinished(self.work, "database", parameters.machine) / self.database_key
+        at = {
+            level: manifest.parent
+            for manifest in sorted(root.glob(f"*/{MANIFEST}"))
+            for level in read_json(manifest)["levels"]
+        }
+        if any(round(level, 4) not in at for level in levels):
+            asked = {level for ratio in parameters.ratios for level in parameters.levels(ratio)}
+            missing = sorted({round(level, 4) for level in {*asked, *levels}} - at.keys())
+            folder = root / value_digest(missing)[:16]
+            with block_by_block(
+                self.model,
+                self.work,
+                self.proxy,
+                parameters.machine,
+                levels=len(missing),
+                block_size=parameters.pruning.block_size,
+            ) as opened:
+                build_database(
+                    opened.adapter,
+                    self.proxy,
+                    missing,
+                    parameters.pruning,
+                    folder,
+                    root / "unfinished",
+                    self.digests,
+                    self.progress,
+                )
+            at |= dict.fromkeys(missing, folder)
+        return sorted({at[round(level, 4)] for level in levels})
+
+    @property
+    def database_key(self) -> str:
+        """What decides the solutions: the model, the proxy data and how matrices are pruned."""
+        pruning = self.parameters.pruning.model_dump(mode="json")
+        return value_digest({"pruning": pruning, **self.digests})[:16]
+
+
+@dataclass(frozen=True)
+class Risk:
+    """How a search weighs the structural risk: `search.complexity` and `search.eta`."""
+
+    complexity: str
+    eta: float
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """The ratio of every matrix, and how it was found.
+
+    Attributes:
+        policy: ratio by name of the matrix.
+        kind: "uniform", "outliers", "search" or another method's own word.
+        projector: state of the evolved vision projector; empty for the model's own.
+        history: one row per candidate that was scored.
+        summary: numbers about it (mean_sparsity among them).
+        risk: what the search minimised beside the loss; None where nothing was searched.
+    """
+
+    policy: Mapping[str, float]
+    kind: str
+    projector: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    history: Sequence[Mapping[str, Any]] = ()
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    risk: Risk | None = None

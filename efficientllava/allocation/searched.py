@@ -1,0 +1,93 @@
+"""The ratios that the paper's search finds, from a context: model, database and workers opened."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from efficientllava.allocation.context import Allocation, Context, Risk
+from efficientllava.allocation.executors import executor_maker, worker_devices
+from efficientllava.allocation.search import Search
+from efficientllava.allocation.unfinished import unfinished
+from efficientllava.allocation.workers import ProcessEvaluator, Work
+from efficientllava.database.placed import Machine, placed
+from efficientllava.database.solutions import open_database
+from efficientllava.offload.devices import open_device
+from efficientllava.parameters import SearchParameters
+
+
+def searched(context: Context, parameters: SearchParameters, upper_bound: bool) -> Allocation:
+    """Search a policy and evolve the projector (Algorithm 1); finished rounds resume.
+
+    Args:
+        parameters: of the search, with the method's own changes.
+        upper_bound: see `Search`.
+
+    Raises:
+        UserError: as `Search`; the model does not fit on the device.
+    """
+    machine, levels = context.parameters.machine, context.levels
+    folders = context.database_folders(levels)
+    # beside the worker processes, this one moves the projector on the first device
+    workers = worker_devices(parameters, machine.device) if parameters.executor != "threads" else []
+    here = [] if parameters.dask_address else workers  # others have GPUs of their own
+    sharing = 1 + max((here.count(device) for device in here), default=0)
+    with placed(
+        context.model,
+        open_database(folders, levels),
+        context.proxy,
+        Machine(open_device(machine.device), machine.device_memory, sharing),
+        context.work,
+        parameters.projector_batch if parameters.evolve_projector else 0,
+        parameters.kl_tokens,
+        parameters.projector_checkpointing,
+    ) as found:
+        result = Search(
+            found.adapter,
+            context.proxy,
+            found.database,
+            levels,
+            context.ratio,
+            parameters,
+            unfinished(context.work, "search", machine),
+            {"database": context.database_key},
+            upper_bound,
+            context.progress,
+            _evaluator_maker(context, folders, found.adapter.sizes, parameters, workers, sharing),
+            found.blocks,
+        ).run()
+    history = []
+    for candidate in result.history:
+        row = candidate.as_row()
+        row["policy"] = [levels[gene] for gene in row.pop("genes")]
+        history.append(row)
+    risk = Risk(parameters.complexity, parameters.eta)
+    return Allocation(result.policy, "search", result.projector, history, result.summary, risk)
+
+
+def _evaluator_maker(
+    context: Context,
+    database: Sequence[Path],
+    sizes: Sequence[int],
+    parameters: SearchParameters,
+    devices: Sequence[str],
+    sharing: int,
+) -> Callable[[Path], ProcessEvaluator] | None:
+    """Scores candidates in other processes, if the parameters ask for that."""
+    make_executor = executor_maker(parameters, devices, context.scheduler)
+    if make_executor is None:
+        return None
+    machine = context.parameters.machine
+    work = Work(
+        str(context.model.resolve()),
+        str(context.proxy_folder.resolve()),
+        tuple(str(folder.resolve()) for folder in database),
+        parameters.fitness,
+        parameters.fitness_data,
+        parameters.kl_tokens,
+        parameters.threads,
+        machine.device,
+        machine.device_memory,
+        sharing,
+    )
+    return lambda folder: ProcessEvaluator(work, make_executor, folder, sizes)

@@ -1,0 +1,129 @@
+"""Weights set to zero in place: sequentially, or stitched from the database if that is better."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from efficientllava.allocation.context import Allocation
+from efficientllava.calibration.opened import OpenModel
+from efficientllava.calibration.structural_risk import COMPLEXITIES, structural_risk
+from efficientllava.data.proxy import ProxyData
+from efficientllava.database.solutions import Database
+from efficientllava.models.families import Adapter
+from efficientllava.parameters import Parameters
+from efficientllava.progress import Progress, silent
+from efficientllava.pruning.measures import ProxyMeasures
+from efficientllava.pruning.sequential import (
+    achieved_sparsity,
+    prune_model,
+    stitch_model,
+    verify,
+)
+
+
+@torch.no_grad()
+def prune_masked(
+    opened: OpenModel,
+    proxy: ProxyData,
+    criterion: str,
+    allocation: Allocation,
+    parameters: Parameters,
+    database: Database | None = None,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Prune a dense model in place with its ratios and its evolved projector, and verify it.
+
+    The model is pruned sequentially, each block calibrated on the pruned blocks before it. With a
+    database it is stitched as well, and the one of lower structural risk is kept, every scored
+    position counting once (method.md section 3).
+
+    Args:
+        criterion: "magnitude", "wanda" or "obs".
+        allocation: with a database also its `risk`, which decides.
+        database: of the dense model at the policy's levels, or None for sequential alone.
+
+    Returns:
+        The record: losses, `chosen`, `policy`, `matrices`, `achieved_sparsity`.
+
+    Raises:
+        UserError: see `prune_model` and `verify`.
+    """
+    adapter, policy = opened.adapter, allocation.policy
+    dense = _weights(opened) if database is not None else []
+    measures = ProxyMeasures(adapter, proxy, parameters.search)
+    measures.move_projector(adapter, allocation.projector)
+    rows = prune_model(
+        adapter, proxy, criterion, policy, parameters.pruning, progress, parameters.prune.refine
+    )
+    scores, loss = measures(adapter.language_model)
+    chosen, risks = "sequential", _risks(rows, scores, allocation, "sequential", loss)
+    if database is not None:
+        sequential = _weights(opened)
+        _replace(adapter, dense)
+        finished = () if opened.blocks is None else (opened.blocks.let_go,)
+        stitched_rows = stitch_model(adapter, database, policy, *finished)
+        stitched_scores, loss = measures(adapter.language_model)
+        stitched = _risks(stitched_rows, stitched_scores, allocation, "stitched", loss)
+        if stitched["stitched_risk"] < risks["sequential_risk"]:
+            rows, scores, chosen = stitched_rows, stitched_scores, "stitched"
+            risks = risks | stitched
+        else:
+            risks = stitched | risks
+            _replace(adapter, sequential)
+    _verify(opened, rows)
+    return {
+        **scores,
+        **risks,
+        "chosen": chosen,
+        "pattern": parameters.pruning.pattern,
+        "policy": dict(policy),
+        "achieved_sparsity": achieved_sparsity(rows),
+        "matrices": rows,
+    }
+
+
+def _risks(
+    rows: Sequence[dict[str, Any]],
+    scores: dict[str, float],
+    allocation: Allocation,
+    how: str,
+    loss: float,
+) -> dict[str, float]:
+    """Complexity and structural risk of a model that was searched; nothing for others.
+
+    Args:
+        loss: mean over all scored positions; `HOW_risk` is made of it, and decides.
+    """
+    if allocation.risk is None:
+        return {}
+    complexity = COMPLEXITIES[allocation.risk.complexity]([row["norm_ratio"] for row in rows])
+    eta = allocation.risk.eta
+    return {
+        "complexity": complexity,
+        "risk": structural_risk(scores["proxy_loss"], complexity, eta),
+        f"{how}_risk": structural_risk(loss, complexity, eta),
+    }
+
+
+def _weights(opened: OpenModel) -> list[torch.Tensor]:
+    """The prunable weights as they are, to be put back later; nothing is copied."""
+    if opened.blocks is None:
+        return [matrix.weight for matrix in opened.adapter.matrices]
+    opened.blocks.let_go()
+    return [opened.blocks.weight(matrix) for matrix in opened.adapter.matrices]
+
+
+def _replace(adapter: Adapter, weights: Sequence[torch.Tensor]) -> None:
+    for matrix, weight in zip(adapter.matrices, weights, strict=True):
+        matrix.replace(weight)
+
+
+def _verify(opened: OpenModel, rows: Sequence[dict[str, Any]]) -> None:
+    if opened.blocks is None:
+        verify(opened.adapter, rows)
+    else:
+        opened.blocks.let_go()
+        verify(opened.adapter, rows, opened.blocks.weight)

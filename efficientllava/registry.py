@@ -1,0 +1,84 @@
+"""Registries: methods, benchmarks and runtimes by name, ours and those of other packages.
+
+Ours are declared in one module each, which is imported at the first look-up. Another package adds
+one by an entry point, whose object is loaded when its name is looked up:
+
+    [project.entry-points."efficientllava.methods"]
+    my_method = "my_package:MY_METHOD"
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from efficientllava.errors import UserError
+
+
+class Registry(Mapping[str, Any]):
+    """Objects by name, ours first, then those of other packages in alphabetical order.
+
+    Args:
+        kind: what they are, for messages: "method".
+        declared: "module:NAME" of our own mapping from names to objects.
+        group: entry point group of other packages'.
+    """
+
+    def __init__(self, kind: str, declared: str, group: str) -> None:
+        self._kind, self._declared, self._group = kind, declared, group
+
+    @property
+    def _ours(self) -> Mapping[str, Any]:
+        module, _, name = self._declared.partition(":")
+        ours: Mapping[str, Any] = getattr(import_module(module), name)
+        return ours
+
+    @property
+    def _others(self) -> dict[str, EntryPoint]:
+        found = sorted(entry_points(group=self._group), key=lambda point: point.name)
+        return {point.name: point for point in found}
+
+    def __getitem__(self, name: str) -> Any:
+        """The object of a name.
+
+        Raises:
+            UserError: no such name, with the nearest one; or the package that adds it cannot be
+                imported, or gives two objects one name.
+        """
+        ours = self._ours
+        if name in ours:
+            return ours[name]
+        others = self._others
+        if name not in others:
+            near = difflib.get_close_matches(name, list(self), n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(self)}"
+            raise UserError(f"unknown {self._kind} {name!r} ({hint})")
+        try:
+            return others[name].load()
+        except (ImportError, AttributeError) as error:
+            raise UserError(
+                f"{self._kind} {name} cannot be loaded: {error}",
+                where=f"entry point {others[name].value} of {self._group}",
+                remedy="install its package again, or remove it",
+            ) from error
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._ours or name in self._others
+
+    def __iter__(self) -> Iterator[str]:
+        ours = self._ours
+        yield from ours
+        yield from (name for name in self._others if name not in ours)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+METHODS = Registry("method", "efficientllava.pruning.methods:OURS", "efficientllava.methods")
+BENCHMARKS = Registry(
+    "benchmark", "efficientllava.benchmarks.catalogue:OURS", "efficientllava.benchmarks"
+)
+RUNTIMES = Registry("runtime", "efficientllava.export.runtimes:OURS", "efficientllava.runtimes")
