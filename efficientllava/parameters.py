@@ -278,9 +278,6 @@ class SearchParameters(Section):
         ge=1,
         description="offspring that are scored on the whole proxy when multi_step is below 1",
     )
-    early_stop: bool = Field(
-        False, description="give up scoring a candidate once it can no longer survive; changes no policy, but losses of those are lower bounds"
-    )
     patience: int | None = Field(None, ge=1, description="stop after this many rounds without gain")
     max_seconds: float | None = Field(
         None, gt=0.0, description="stop at the first end of a round after this time"
