@@ -212,7 +212,7 @@ class PruneParameters(Section):
     important_tokens: float = Field(
         0.2, gt=0.0, le=1.0, description="short_lvlm: share of tokens per modality that ranks blocks"
     )
-    compensation: Literal["scp", "replaceme", "ridge", "none"] = Field(
+    compensation: Literal["scp", "replaceme", "none"] = Field(
         "scp",
         description="short_lvlm: what is folded into the block before removed ones (published: scp)",
     )
