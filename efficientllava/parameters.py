@@ -410,7 +410,7 @@ class TrackingParameters(Section):
 
 
 class ExperimentParameters(Section):
-    """The paper's tables and figures (`make table1` ... `make figure3`), measured over seeds."""
+    """Tables and figures (`make table1` ... `make compensation`), measured over seeds."""
 
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
         (0, 1, 2),
