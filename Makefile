@@ -26,7 +26,7 @@ export ORT_DISABLE_TELEMETRY := 1
 export RUFF_CACHE_DIR := $(CURDIR)/.work/caches/ruff
 
 
-.PHONY: help install demo repro test lint results experiments screenshots ui clean constraints
+.PHONY: help install demo repro test lint experiments screenshots ui clean constraints
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -72,10 +72,7 @@ lint: .venv/installed  ## ruff (rules and form), mypy, and the layers of imports
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --cache-dir .work/caches/imports >.work/imports.log || { cat .work/imports.log; exit 1; }
 
-results: .venv/installed  ## the tables of docs/results.md: all methods, ratios and seeds (hours)
-	@$(BIN)/python -m bench.results
-
-EXPERIMENTS := table1 table2 table3 table4 figure1 figure3 methods
+EXPERIMENTS := table1 table2 table3 table4 figure1 figure3 methods searches calibration compensation
 .PHONY: $(EXPERIMENTS)
 $(EXPERIMENTS): .venv/installed
 	@echo "== $@ on the configured model, over the seeds of params.yaml"

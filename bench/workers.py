@@ -70,7 +70,7 @@ def main() -> None:
                 work, lambda e=executor: e, folder, adapter.sizes
             )
             warm = [[generator.choice(LEVELS) for _ in adapter.matrices] for _ in range(4)]
-            list(evaluators[workers].scores(warm))
+            list(evaluators[workers].losses(warm))
         seconds: dict[int, list[float]] = {1: [], 2: []}
         same = True
         for _ in range(wanted.rounds):
@@ -78,7 +78,7 @@ def main() -> None:
             found = {}
             for workers, evaluator in evaluators.items():
                 started = time.perf_counter()
-                found[workers] = dict(evaluator.scores(policies))
+                found[workers] = dict(evaluator.losses(policies))
                 seconds[workers].append(time.perf_counter() - started)
             same &= found[1] == found[2]
         print("| processes | median s a round of 16 | candidates a second |\n|---|---|---|")

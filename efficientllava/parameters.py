@@ -206,7 +206,7 @@ class PruneParameters(Section):
     important_tokens: float = Field(
         0.2, gt=0.0, le=1.0, description="short_lvlm: share of tokens per modality that ranks blocks"
     )
-    compensation: Literal["scp", "replaceme", "ridge", "none"] = Field(
+    compensation: Literal["scp", "replaceme", "none"] = Field(
         "scp",
         description="short_lvlm: what is folded into the block before removed ones (published: scp)",
     )
@@ -271,9 +271,6 @@ class SearchParameters(Section):
         8,
         ge=1,
         description="offspring that are scored on the whole proxy when multi_step is below 1",
-    )
-    early_stop: bool = Field(
-        False, description="give up scoring a candidate once it can no longer survive; changes no policy, but losses of those are lower bounds"
     )
     patience: int | None = Field(None, ge=1, description="stop after this many rounds without gain")
     max_seconds: float | None = Field(
@@ -407,7 +404,7 @@ class TrackingParameters(Section):
 
 
 class ExperimentParameters(Section):
-    """The paper's tables and figures (`make table1` ... `make figure3`), measured over seeds."""
+    """Tables and figures (`make table1` ... `make compensation`), measured over seeds."""
 
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
         (0, 1, 2),

@@ -1,4 +1,4 @@
-"""The paper's tables and figures on the configured model: `python -m flows.experiments table1`.
+"""Tables and figures over seeds on the configured model: `python -m flows.experiments table1`.
 
 An experiment is the pipeline run in workspaces of its own (.work/experiments/NAME), one per seed
 and setting; its table, CSV and plot go to experiments/NAME, from where the `report` stage takes
@@ -11,9 +11,10 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import chdir
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from prefect.states import Completed, Failed, State
 from efficientllava.parameters import Parameters
 from efficientllava.registry import METHODS
 from efficientllava.report.comparison import read_rows
-from efficientllava.report.experiments import Measured, accuracy_of, models_of, write_experiment
+from efficientllava.report.experiments import write_experiment
+from efficientllava.report.statistics import Measured, Setting, accuracy_of, models_of
 from flows.pipeline import pipeline, run_to_end
 from flows.server.workspaces import changed, make_workspace
 from flows.tracking.tracking import log_experiment
@@ -41,7 +43,7 @@ class Experiment:
     Attributes:
         methods, ratios: the models that are compared; dense is always among them.
         until: the stages (without their cells) that are needed, with all they depend on.
-        grid: whether the number and length of the proxy's segments vary (figure 3).
+        varied: the values of the parameters that vary beside the seed, by dotted name.
     """
 
     name: str
@@ -49,18 +51,12 @@ class Experiment:
     methods: tuple[str, ...]
     ratios: tuple[float, ...]
     until: tuple[str, ...] = EVALUATED
-    grid: bool = False
+    varied: Callable[[Parameters], Mapping[str, Sequence[int | str]]] = lambda parameters: {}
 
-    def settings(self, parameters: Parameters) -> list[tuple[tuple[str, float], ...]]:
-        """What varies beside the seed: parameters by dotted name."""
-        if not self.grid:
-            return [()]
-        wanted = parameters.experiments
-        return [
-            (("proxy.segments", count), ("proxy.segment_length", length))
-            for count in wanted.segments
-            for length in wanted.segment_lengths
-        ]
+    def settings(self, parameters: Parameters) -> list[Setting]:
+        """Every combination of the varied parameters' values, by dotted name."""
+        varied = self.varied(parameters)
+        return [tuple(zip(varied, values, strict=True)) for values in product(*varied.values())]
 
 
 EXPERIMENTS = {
@@ -102,7 +98,10 @@ EXPERIMENTS = {
             "Figure 3: proxy samples n and their length s",
             ("efficientllava",),
             (0.4,),
-            grid=True,
+            varied=lambda parameters: {
+                "proxy.segments": parameters.experiments.segments,
+                "proxy.segment_length": parameters.experiments.segment_lengths,
+            },
         ),
         Experiment(
             "methods",
@@ -110,6 +109,26 @@ EXPERIMENTS = {
             tuple(METHODS),
             (0.3, 0.5, 0.7),
             EXPORTED,
+        ),
+        Experiment(
+            "searches",
+            "The search on its own objective",
+            tuple(name for name, method in METHODS.items() if method.allocation == "search"),
+            (0.3, 0.5, 0.7),
+        ),
+        Experiment(
+            "calibration",
+            "Calibration on text alone, and on text and image-text pairs",
+            ("magnitude", "sparsegpt", "efficientllava"),
+            (0.3, 0.5, 0.7),
+            varied=lambda parameters: {"pruning.calibration": ("text", "text_and_pairs")},
+        ),
+        Experiment(
+            "compensation",
+            "Short-LVLM: what compensates for removed blocks",
+            ("short_lvlm",),
+            (0.17, 0.33, 0.5),
+            varied=lambda parameters: {"prune.compensation": ("scp", "replaceme", "none")},
         ),
     )
 }
@@ -125,7 +144,7 @@ def seeded(parameters: Parameters, seed: int) -> dict[str, int]:
 
 def workspaces(
     experiment: Experiment, parameters: Parameters, root: Path
-) -> Iterator[tuple[int, tuple[tuple[str, float], ...], Path]]:
+) -> Iterator[tuple[int, Setting, Path]]:
     """Make the experiment's workspaces, one after the other: (seed, setting, folder)."""
     tracking = parameters.tracking
     for seed in parameters.experiments.seeds:
@@ -138,7 +157,7 @@ def workspaces(
                 **seeded(parameters, seed),
                 **dict(setting),
             }
-            label = "-".join([f"seed{seed}", *(f"{value:g}" for _, value in setting)])
+            label = "-".join([f"seed{seed}", *(str(value) for _, value in setting)])
             folder = root / WORK / "experiments" / experiment.name / label
             make_workspace(root, folder, changed(read_values(root / "params.yaml"), changes))
             yield seed, setting, folder
@@ -151,7 +170,7 @@ def run_experiment(name: str) -> State[Any]:
     experiment, parameters = EXPERIMENTS[name], read_parameters(root / "params.yaml")
     measured: list[Measured] = []
     for seed, setting, folder in workspaces(experiment, parameters, root):
-        told = ", ".join([f"seed {seed}", *(f"{key} {value:g}" for key, value in setting)])
+        told = ", ".join([f"seed {seed}", *(f"{key} {value}" for key, value in setting)])
         with chdir(folder):
             state = pipeline.with_options(flow_run_name=f"{name}, {told}")(
                 experiment.until, return_state=True

@@ -5,14 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from math import inf
 from queue import SimpleQueue
 from typing import Protocol
 
 import torch
 from torch import nn
 
-from efficientllava.calibration.proxy_loss import ProxyLoss, Score
+from efficientllava.calibration.proxy_loss import ProxyLoss
 from efficientllava.database.solutions import Database
 from efficientllava.models.families import Adapter
 from efficientllava.offload.blocks_on_disk import BlocksOnDisk
@@ -132,17 +131,13 @@ def stitched_models(
 class Evaluator(Protocol):
     """What a search asks of whoever scores its candidates."""
 
-    def scores(
-        self,
-        policies: Sequence[Sequence[float]],
-        share: float = 1.0,
-        limits: Sequence[float] | None = None,
-    ) -> Iterator[tuple[int, Score]]:
-        """(index, score) of every policy, as they finish.
+    def losses(
+        self, policies: Sequence[Sequence[float]], share: float = 1.0
+    ) -> Iterator[tuple[int, float]]:
+        """(index, proxy loss) of every policy, as they finish.
 
         Args:
             share: of the proxy's batches, the first ones.
-            limits: a policy's scoring ends once its loss is known to exceed its limit.
         """
 
     def projector_moved(self, state: Mapping[str, torch.Tensor]) -> None:
@@ -153,7 +148,7 @@ class Evaluator(Protocol):
 
 
 class CandidateEvaluator:
-    """Scores of policies, several side by side; which worker scores what changes nothing.
+    """Losses of policies, several side by side; which worker scores what changes nothing.
 
     Args:
         models: one stitched model per worker.
@@ -167,25 +162,20 @@ class CandidateEvaluator:
             self._free.put(model)
         self._pool = ThreadPoolExecutor(len(models), initializer=lambda: _use_threads(threads))
 
-    def _evaluate(self, policy: Sequence[float], share: float, limit: float) -> Score:
+    def _evaluate(self, policy: Sequence[float], share: float) -> float:
         model = self._free.get()
         try:
             model.stitch(policy)
-            return self.loss.score(model.language_model, share, limit)
+            return self.loss(model.language_model, share)
         finally:
             self._free.put(model)
 
-    def scores(
-        self,
-        policies: Sequence[Sequence[float]],
-        share: float = 1.0,
-        limits: Sequence[float] | None = None,
-    ) -> Iterator[tuple[int, Score]]:
-        """(index, score) of every policy, as they finish."""
+    def losses(
+        self, policies: Sequence[Sequence[float]], share: float = 1.0
+    ) -> Iterator[tuple[int, float]]:
+        """(index, proxy loss) of every policy, as they finish."""
         futures = {
-            self._pool.submit(
-                self._evaluate, policies[index], share, inf if limits is None else limits[index]
-            ): index
+            self._pool.submit(self._evaluate, policies[index], share): index
             for index in swap_order(policies, self._sizes)
         }
         for future in as_completed(futures):

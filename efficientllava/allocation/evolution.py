@@ -30,8 +30,6 @@ class Candidate:
         genes: level index per gene.
         origin: how it came about.
         projector: how often the projector had moved when it was evaluated.
-        scored: share of the proxy's batches; below 1 (`search.early_stop`) loss and risk are lower
-            bounds.
     """
 
     round: int
@@ -43,27 +41,15 @@ class Candidate:
     complexity: float
     risk: float
     projector: int
-    scored: float = 1.0
-
-    @property
-    def stopped(self) -> bool:
-        """Whether its scoring was given up."""
-        return self.scored < 1.0
 
     def as_row(self) -> dict[str, Any]:
-        """As a row of the history; only one that was given up says so."""
-        row = {**asdict(self), "genes": list(self.genes)}
-        if self.stopped:
-            row["stopped"] = True
-        else:
-            del row["scored"]
-        return row
+        """As a row of the history."""
+        return {**asdict(self), "genes": list(self.genes)}
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> Candidate:
         """From a row of the history."""
-        values = {name: value for name, value in row.items() if name != "stopped"}
-        return cls(**{**values, "genes": tuple(row["genes"])})
+        return cls(**{**row, "genes": tuple(row["genes"])})
 
 
 @dataclass(frozen=True)

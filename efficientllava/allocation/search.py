@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from efficientllava.allocation.early_stop import loss_limits
 from efficientllava.allocation.evaluation import CandidateEvaluator, Evaluator, stitched_models
 from efficientllava.allocation.evolution import (
     Candidate,
@@ -220,14 +219,7 @@ class Search:
                 proposals = self._preselect(proposals)
             if not again:
                 state.population = parents
-        # those scored again come first where they decide whom to give up
-        groups = [again, proposals] if parameters.early_stop else [[*again, *proposals]]
-        evaluated: list[Candidate] = []
-        started = time.monotonic()
-        for group in groups:
-            evaluated += self._evaluate(
-                number, group, len(evaluated), sum(map(len, groups)), started
-            )
+        evaluated = self._evaluate(number, [*again, *proposals])
         kept_parents = [] if number == 1 or again else state.population
         state.population = [*kept_parents, *evaluated]
         self._close_round(number, evaluated, step)
@@ -235,9 +227,9 @@ class Search:
     def _preselect(self, proposals: list[Proposal]) -> list[Proposal]:
         """Multi-step selection (EvoPress): the best on a share of the proxy go on."""
         policies = [self._ratios(proposal.genes) for proposal in proposals]
-        scores = dict(self.evaluator.scores(policies, self.parameters.multi_step))
+        losses = dict(self.evaluator.losses(policies, self.parameters.multi_step))
         risks = [
-            structural_risk(scores[i].loss, self._complexity(policy), self.parameters.eta)
+            structural_risk(losses[i], self._complexity(policy), self.parameters.eta)
             for i, policy in enumerate(policies)
         ]
         best = sorted(range(len(proposals)), key=lambda i: (risks[i], i))
@@ -265,50 +257,44 @@ class Search:
         ]
         return COMPLEXITIES[self.parameters.complexity](ratios)
 
-    def _evaluate(
-        self, number: int, proposals: Sequence[Proposal], first: int, total: int, started: float
-    ) -> list[Candidate]:
-        """Score a round's candidates from number `first` on, of `total`."""
+    def _evaluate(self, number: int, proposals: Sequence[Proposal]) -> list[Candidate]:
+        """Score a round's candidates."""
         parameters, state = self.parameters, self.state
         policies = [self._ratios(proposal.genes) for proposal in proposals]
         complexities = [self._complexity(policy) for policy in policies]
-        limits = None
-        if parameters.early_stop:
-            archive = state.archive.values()
-            limits = loss_limits(archive, parameters.survivors, complexities, parameters.eta)
+        started = time.monotonic()
         evaluated: dict[int, Candidate] = {}
         best = min((c.risk for c in state.archive.values()), default=float("inf"))
-        for index, score in self.evaluator.scores(policies, limits=limits):
-            if not isfinite(score.loss):
+        for index, loss in self.evaluator.losses(policies):
+            if not isfinite(loss):
                 raise UserError(
                     "the proxy loss of a candidate is NaN or inf",
-                    where=f"search, round {number}, candidate {first + index}",
+                    where=f"search, round {number}, candidate {index}",
                     remedy="activations overflow: check the weights and the proxy data",
                 )
             genes = proposals[index].genes
             evaluated[index] = candidate = Candidate(
                 round=number,
-                index=first + index,
+                index=index,
                 genes=genes,
                 origin=proposals[index].origin,
                 mean_sparsity=self.space.mean_sparsity(genes),
-                loss=score.loss,
+                loss=loss,
                 complexity=complexities[index],
-                risk=structural_risk(score.loss, complexities[index], parameters.eta),
+                risk=structural_risk(loss, complexities[index], parameters.eta),
                 projector=state.projector,
-                scored=score.scored,
             )
             best = min(best, candidate.risk)
-            done = first + len(evaluated)
+            done = len(evaluated)
             speed = done / max(time.monotonic() - started, 1e-9)
-            left = total - done + (parameters.rounds - number) * parameters.candidates
+            left = len(proposals) - done + (parameters.rounds - number) * parameters.candidates
             values: dict[str, float | int | str] = {
                 "round": number,
                 "best_risk": best,
                 "evaluations_per_second": speed,
                 "seconds_left": left / speed,
             }
-            self.progress(Event("candidate", done, total, values))
+            self.progress(Event("candidate", done, len(proposals), values))
         in_order = [evaluated[index] for index in range(len(proposals))]
         state.history += in_order
         state.archive.update({candidate.genes: candidate for candidate in in_order})
@@ -318,20 +304,17 @@ class Search:
         self, number: int, evaluated: list[Candidate], step: ProjectorStep | None
     ) -> None:
         best = survivors(self.state.archive.values(), 1)[0]
-        whole = [candidate.risk for candidate in evaluated if not candidate.stopped]
         record: dict[str, Any] = {
             "round": number,
             "best_risk": best.risk,
             "best_loss": best.loss,
             "best_complexity": best.complexity,
-            "mean_risk": sum(whole) / len(whole) if whole else None,
+            "mean_risk": sum(c.risk for c in evaluated) / len(evaluated) if evaluated else None,
             "evaluated": len(evaluated),
             "projector_loss_before": None if step is None else step.before,
             "projector_loss_after": None if step is None else step.after,
             "projector_kept": step is not None and step.kept,
         }
-        if self.parameters.early_stop:
-            record["stopped"] = len(evaluated) - len(whole)
         self.state.rounds.append(record)
 
     def _resume(self, number: int) -> bool:

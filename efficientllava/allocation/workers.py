@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
-from math import inf
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,7 +20,7 @@ from typing import Any
 import torch
 
 from efficientllava.allocation.evaluation import StitchedModel, stitched_models, swap_order
-from efficientllava.calibration.proxy_loss import Fitness, ProxyLoss, Score
+from efficientllava.calibration.proxy_loss import Fitness, ProxyLoss
 from efficientllava.data.proxy import load_proxy
 from efficientllava.database.placed import Machine, placed
 from efficientllava.errors import UserError
@@ -81,18 +80,13 @@ def take_device(devices: SimpleQueue[str]) -> None:
 
 
 def evaluate(
-    work: Work,
-    projector: str | None,
-    policy: Sequence[float],
-    share: float = 1.0,
-    limit: float = inf,
-) -> Score:
-    """The score of one policy, in whatever process this runs.
+    work: Work, projector: str | None, policy: Sequence[float], share: float = 1.0
+) -> float:
+    """The proxy loss of one policy, in whatever process this runs.
 
     Args:
         projector: safetensors file of the projector as it has moved; None for the model's own.
         share: of the proxy's batches, the first ones.
-        limit: scoring ends once the loss is known to exceed it.
     """
     held = _open(work)
     if held.projector != projector:
@@ -104,7 +98,7 @@ def evaluate(
             held.loss.projector_moved()
             held.projector = projector
     held.stitched.stitch(policy)
-    return held.loss.score(held.adapter.language_model, share, limit)
+    return held.loss(held.adapter.language_model, share)
 
 
 def _open(work: Work) -> _Held:
@@ -136,7 +130,7 @@ def _let_go() -> None:
 
 
 class ProcessEvaluator:
-    """Scores of policies by the processes of an executor; which one scores changes nothing.
+    """Losses of policies by the processes of an executor; which one scores changes nothing.
 
     Args:
         make_executor: called again when the executor is broken (a process was killed).
@@ -163,13 +157,10 @@ class ProcessEvaluator:
         save_tensors(path, state)
         self._projector = str(path)
 
-    def scores(
-        self,
-        policies: Sequence[Sequence[float]],
-        share: float = 1.0,
-        limits: Sequence[float] | None = None,
-    ) -> Iterator[tuple[int, Score]]:
-        """(index, score) of every policy, as they finish.
+    def losses(
+        self, policies: Sequence[Sequence[float]], share: float = 1.0
+    ) -> Iterator[tuple[int, float]]:
+        """(index, proxy loss) of every policy, as they finish.
 
         Raises:
             UserError: processes die again and again before one candidate is scored.
@@ -177,7 +168,7 @@ class ProcessEvaluator:
         left, deaths = list(swap_order(policies, self._sizes)), 0
         while left:
             finished = 0
-            futures: dict[Future[Score], int] = {}
+            futures: dict[Future[float], int] = {}
             try:
                 futures = {
                     self._executor.submit(
@@ -186,15 +177,14 @@ class ProcessEvaluator:
                         self._projector,
                         list(policies[index]),
                         share,
-                        inf if limits is None else limits[index],
                     ): index
                     for index in left
                 }
                 for future in _as_finished(futures):
-                    index, score = futures[future], future.result()
+                    index, loss = futures[future], future.result()
                     left.remove(index)
                     finished += 1
-                    yield index, score
+                    yield index, loss
             except BrokenExecutor as error:
                 deaths = 1 if finished else deaths + 1
                 if deaths > DEATHS:

@@ -202,18 +202,3 @@ def logged_prompt(benchmark: Benchmark, record: Record, style: str | None = None
     """The `prompt` of an answer line: officially with "<image>" in ScienceQA only."""
     told = message(benchmark, record, style)
     return told if isinstance(record, Problem) else told.removeprefix(f"{IMAGE_TOKEN}\n")
-
-
-def prompt_text(benchmark: str, text: str, has_image: bool = True, style: str | None = None) -> str:
-    """The full prompt of a line of a benchmark's official question file.
-
-    Args:
-        text: its text (ScienceQA: the human turn; VizWiz with its two instructions).
-    """
-    entry = benchmark_named(benchmark)
-    _, chosen = entry.style(style)
-    if benchmark.startswith("scienceqa"):
-        told = scienceqa_prompts.message(text, has_image, chosen.suffix)
-    else:
-        told = with_image(text, has_image)
-    return CONVERSATIONS[chosen.conversation].prompt(told)

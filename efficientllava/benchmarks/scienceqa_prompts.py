@@ -42,17 +42,6 @@ def qcm_lea(question: Question) -> str:
     return text if question.image is None else f"{text}\n{IMAGE_TOKEN}"
 
 
-def qcm_lea_answer(question: Question) -> str:
-    """The answer that LLaVA-SQA is trained to give: lecture, solution, letter."""
-    # the script's detour over a backslash and an n turns those two characters into a line break
-    lecture, solution = (
-        text.replace("\\n", "\n") for text in (question.lecture, question.solution)
-    )
-    text = f"Answer: {lecture} {solution} The answer is {LETTERS[question.answer]}."
-    text = text.replace("  ", " ").strip()
-    return text.replace("Answer: ", "")
-
-
 def message(text: str, has_image: bool, suffix: str) -> str:
     """The user's message of model_vqa_science.py.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from math import ceil, inf
+from math import ceil
 from typing import Literal
 
 import torch
@@ -198,10 +198,10 @@ def _joined(parts: Sequence[Distribution]) -> Distribution:
 
 
 @torch.no_grad()
-def running_sums(
+def mean_loss(
     language_model: nn.Module, head: Head, batches: Sequence[LossBatch], fitness: Fitness
-) -> Iterator[tuple[float, int]]:
-    """After each batch: the sum of all losses so far, in float64, and of how many positions."""
+) -> float:
+    """Mean loss over the scored positions of batches, accumulated in float64."""
     total, count = 0.0, 0
     for batch in batches:
         hidden = hidden_states(language_model, batch.inputs)[batch.positions]
@@ -215,40 +215,7 @@ def running_sums(
                 losses = negative_log_likelihood(functional.log_softmax(logits, -1), wanted)
                 count += int((wanted != IGNORED).sum())
             total += float(losses.sum(dtype=torch.float64))
-        yield total, count
-
-
-def mean_loss(
-    language_model: nn.Module, head: Head, batches: Sequence[LossBatch], fitness: Fitness
-) -> float:
-    """Mean loss over the scored positions of batches, accumulated in float64."""
-    total, count = 0.0, 0
-    for sums in running_sums(language_model, head, batches, fitness):
-        total, count = sums
     return total / max(count, 1)
-
-
-@dataclass(frozen=True)
-class Score:
-    """What scoring one candidate came to.
-
-    Attributes:
-        loss: the proxy loss; a lower bound of it where not everything was scored.
-        scored: share of the batches that were.
-    """
-
-    loss: float
-    scored: float = 1.0
-
-    @property
-    def stopped(self) -> bool:
-        """Whether `loss` is only a lower bound."""
-        return self.scored < 1.0
-
-
-ROUNDING = 1e-3
-"""By how much float32 may put a position's loss, which is never negative, below 0: its three terms
-are sums over the vocabulary that err by parts in a million of the largest logit."""
 
 
 class ProxyLoss:
@@ -289,34 +256,8 @@ class ProxyLoss:
 
     def __call__(self, language_model: nn.Module, share: float = 1.0) -> float:
         """The proxy loss of a (stitched) language model on the first `share` of the batches."""
-        return self.score(language_model, share).loss
-
-    def score(self, language_model: nn.Module, share: float = 1.0, limit: float = inf) -> Score:
-        """The same, given up after the batch that shows that the loss exceeds `limit`.
-
-        No position's loss is below -ROUNDING, so that a part's sum so far, less ROUNDING for each
-        position to come, is a lower bound of its sum. The part of fewer tokens goes first, since
-        each counts the same. What is not given up has the same bits whatever the limit.
-        """
         parts = [
             batches[: ceil(share * len(batches))] for batches in (self.text, self.pairs) if batches
         ]
-        counts = [sum(self._positions(batch) for batch in part) for part in parts]
-        tokens = [sum(batch.positions.numel() for batch in part) for part in parts]
-        means = [-ROUNDING] * len(parts)
-        done, batches = 0, sum(map(len, parts))
-        for index in sorted(range(len(parts)), key=lambda index: tokens[index]):
-            for total, count in running_sums(language_model, self.head, parts[index], self.fitness):
-                left = counts[index] - count
-                means[index] = (total - ROUNDING * left) / max(counts[index], 1)
-                done += 1
-                bound = sum(means) / len(means)
-                if bound > limit and done < batches:
-                    return Score(bound, done / batches)
-        return Score(sum(means) / len(means))
-
-    def _positions(self, batch: LossBatch) -> int:
-        """How many positions of a batch are scored."""
-        if self.fitness == "kl":
-            return batch.wanted.numel()
-        return int((batch.wanted != IGNORED).sum())
+        means = [mean_loss(language_model, self.head, part, self.fitness) for part in parts]
+        return sum(means) / len(means)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import exp, log
 
 SMALLEST = 1e-12
@@ -25,26 +24,6 @@ def geometric_mean(norm_ratios: Sequence[float]) -> float:
 
 
 COMPLEXITIES = {"mean_log_norm": mean_log_norm, "geometric_mean": geometric_mean}
-
-
-@dataclass(frozen=True)
-class Risk:
-    """What one candidate scored.
-
-    Attributes:
-        loss: L, the proxy loss.
-        complexity: R, from the norms of its matrices.
-        eta: weight of R.
-    """
-
-    loss: float
-    complexity: float
-    eta: float
-
-    @property
-    def value(self) -> float:
-        """S of equation (4)."""
-        return structural_risk(self.loss, self.complexity, self.eta)
 
 
 def structural_risk(loss: float, complexity: float, eta: float) -> float:

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from transformers import ProcessorMixin
 from transformers.image_processing_utils import BatchFeature
@@ -88,12 +87,6 @@ def original_images(side: int = IMAGE_SIDE) -> OriginalLlavaImages:
     return OriginalLlavaImages(
         do_pad=True, size={"shortest_edge": side}, crop_size={"height": side, "width": side}
     )
-
-
-def pixel_values(image: Image.Image, side: int = IMAGE_SIDE) -> torch.Tensor:
-    """What LLaVA-1.5's vision tower takes of an image of any mode: [3, side, side] float32."""
-    pixels: torch.Tensor = original_images(side)(image, return_tensors="pt")["pixel_values"][0]
-    return pixels
 
 
 def use_original_images(processor: ProcessorMixin) -> bool:

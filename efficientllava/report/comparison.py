@@ -34,7 +34,12 @@ class Score:
 
 @dataclass(frozen=True)
 class Row:
-    """One model of the comparison; None where a stage has not run or does not apply."""
+    """One model of the comparison; None where a stage has not run or does not apply.
+
+    Attributes:
+        benchmarks: beside the main one.
+        search: the summary of its search.
+    """
 
     method: str
     ratio: float
@@ -44,10 +49,11 @@ class Row:
     answer_nll: float | None = None
     score: Score | None = None
     breakdowns: dict[str, Score] = field(default_factory=dict)
-    benchmarks: dict[str, Score] = field(default_factory=dict)  # beside the main one
+    benchmarks: dict[str, Score] = field(default_factory=dict)
     bytes_on_disk: int | None = None
     parameters: int | None = None
     latencies: dict[str, Latency] = field(default_factory=dict)
+    search: dict[str, Any] | None = None
 
     @property
     def name(self) -> str:
@@ -117,6 +123,7 @@ def _dense_row(artifacts: Path, exports: Iterable[dict[str, Any]]) -> Row:
 def _pruned_row(artifacts: Path, method: str, ratio: float, export: dict[str, Any] | None) -> Row:
     name = f"{method}-{ratio:g}"
     metrics = _read(artifacts / "pruned_metrics" / f"{name}.json") or {}
+    search = _read(artifacts / "search" / name / "search.json") or {}
     latencies = {}
     for runtime, timing in (export or {"runtimes": {}})["runtimes"].items():
         if timing.get("available"):
@@ -129,6 +136,7 @@ def _pruned_row(artifacts: Path, method: str, ratio: float, export: dict[str, An
         bytes_on_disk=metrics.get("bytes_on_disk"),
         parameters=metrics.get("parameters"),
         latencies=latencies,
+        search=search if "best_risk" in search else None,
         **_scores(artifacts / "evaluation" / name / "scores.json"),
     )
 

@@ -24,7 +24,8 @@ def accuracy_by_method_plot(
 ) -> None:
     """Accuracy in per cent over the ratio, a series per method; dense as a line.
 
-    Methods at one ratio stand side by side.
+    Methods at one ratio stand side by side. Those of one method under several settings
+    ("sparsegpt text") share its colour.
 
     Args:
         accuracies: (method, ratio) -> per cent.
@@ -34,20 +35,24 @@ def accuracy_by_method_plot(
         axes = made.subplots()
         quiet(axes, theme)
         place = 0
+        styles: dict[str, int] = {}
         for method in dict.fromkeys(method for method, _ in accuracies):
             points = {ratio: value for (name, ratio), value in accuracies.items() if name == method}
             if method == "dense":
                 axes.axhline(points[0.0].value, color=theme.ink, linewidth=1, label="dense")
                 continue
             place += 1
+            name = method.partition(" ")[0]
+            styles[name] = style = styles.get(name, -1) + 1
             axes.errorbar(
                 list(points) if len(ratios) > 1 else [place],
                 [value.value for value in points.values()],
                 yerr=[value.error or 0.0 for value in points.values()],
-                color=theme.colour(method),
-                marker=marker(method),
+                color=theme.colour(name),
+                marker=marker(name),
                 markersize=8,
                 markeredgecolor=theme.surface,
+                linestyle=("-", "--", ":")[style % 3],
                 linewidth=1.2,
                 label=method,
             )

@@ -5,17 +5,10 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from efficientllava.files import replacing, write_text
-from efficientllava.report.comparison import (
-    Row,
-    Score,
-    comma_separated,
-    markdown_table,
-    number,
-)
+from efficientllava.report.comparison import comma_separated, markdown_table, number
 from efficientllava.report.experiment_plots import (
     accuracy_by_method_plot,
     grid_plot,
@@ -23,57 +16,9 @@ from efficientllava.report.experiment_plots import (
 )
 from efficientllava.report.paper import PARTS, TABLE1, TABLE2, TABLE3, TABLE4, PaperRow
 from efficientllava.report.speedup import Speedup, combined
-from efficientllava.report.statistics import Mean, mean, told
+from efficientllava.report.statistics import Measured, accuracy_of, mean, models_of, told
 
 DASH = "–"
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One model of an experiment.
-
-    Attributes:
-        seed: of the model (embedded), the proxy data and the search.
-        row: what the pipeline's stages recorded of it.
-        setting: parameters that the experiment varies, by their dotted name.
-    """
-
-    seed: int
-    row: Row
-    setting: tuple[tuple[str, float], ...] = ()
-
-
-def accuracy_of(rows: Sequence[Measured], part: str = "") -> Mean | None:
-    """Mean accuracy in per cent over seeds: in all, of one breakdown or on a further benchmark.
-
-    With a single seed its standard error is the one over questions.
-    """
-    scores = [
-        score
-        for each in rows
-        if (
-            score := (each.row.breakdowns | each.row.benchmarks).get(part)
-            if part
-            else each.row.score
-        )
-        is not None
-    ]
-    return _mean_score(scores)
-
-
-def _mean_score(scores: Sequence[Score]) -> Mean | None:
-    if len(scores) == 1:
-        [only] = scores
-        return Mean(100 * only.accuracy, 100 * only.standard_error, 1)
-    return mean(100 * score.accuracy for score in scores)
-
-
-def models_of(measured: Sequence[Measured]) -> dict[tuple[str, float], list[Measured]]:
-    """The models by method and ratio, dense first, in the order of measurement."""
-    found: dict[tuple[str, float], list[Measured]] = {}
-    for each in measured:
-        found.setdefault((each.row.method, each.row.ratio), []).append(each)
-    return dict(sorted(found.items(), key=lambda item: item[0][1]))
 
 
 def ablation_table(measured: Sequence[Measured], paper: Sequence[PaperRow]) -> str:
@@ -211,7 +156,7 @@ def grid_of(measured: Sequence[Measured]) -> dict[tuple[float, float], list[Meas
     for each in measured:
         if each.row.method != "dense":
             setting = dict(each.setting)
-            key = setting["proxy.segments"], setting["proxy.segment_length"]
+            key = float(setting["proxy.segments"]), float(setting["proxy.segment_length"])
             cells.setdefault(key, []).append(each)
     return cells
 
@@ -243,6 +188,37 @@ def overview_table(measured: Sequence[Measured]) -> str:
     return markdown_table([*headings, "seeds"], body)
 
 
+def search_table(measured: Sequence[Measured]) -> str:
+    """Searches on their own objective: the structural risk of the best policy and of uniform.
+
+    Both are measured under the projector as it is at the end.
+    """
+    body = []
+    for (method, ratio), rows in models_of(measured).items():
+        found = [each.row.search for each in rows if each.row.search is not None]
+        if not found:
+            continue
+        pairs = [(one["uniform_risk_final_projector"], one["best_risk"]) for one in found]
+        wins = [best < uniform for uniform, best in pairs if uniform is not None]
+        body.append(
+            [
+                method,
+                f"{ratio:g}",
+                told(mean(uniform for uniform, _ in pairs if uniform is not None), 4),
+                told(mean(best for _, best in pairs), 4),
+                f"{sum(wins)} of {len(wins)}",
+                told(mean(one["candidates"] for one in found), 1),
+                f"{min(one['lowest_mean_sparsity'] for one in found):.4f}",
+                f"{max(one['highest_mean_sparsity'] for one in found):.4f}",
+                told(mean(one["projector_rounds_kept"] for one in found), 1),
+                str(len(found)),
+            ]
+        )
+    headings = ["method", "ratio", "risk of uniform", "risk of best", "search wins", "evaluations"]
+    headings += ["fewest zeros of a candidate", "most zeros", "projector rounds kept", "seeds"]
+    return markdown_table(headings, body)
+
+
 FIGURE1_OF_PAPER = (
     "The paper reports, for its own models in DeepSparse: ×1.47 at 0.45 points of accuracy lost "
     "(LLaVA-v1.5-7B), ×1.8 at 83.05 % on ScienceQA, ×2.16 at ratio 0.5."
@@ -256,6 +232,9 @@ LAYOUTS: dict[str, Layout] = {
     "figure1": lambda measured, benchmark: trade_off_table(measured, FIGURE1_OF_PAPER),
     "figure3": lambda measured, benchmark: grid_table(measured),
     "methods": lambda measured, benchmark: overview_table(measured),
+    "searches": lambda measured, benchmark: search_table(measured),
+    "calibration": lambda measured, benchmark: overview_table(measured),
+    "compensation": lambda measured, benchmark: overview_table(measured),
 }
 
 
@@ -311,12 +290,18 @@ def _plot(name: str, path: Path, title: str, measured: Sequence[Measured]) -> No
 def _csv(measured: Sequence[Measured]) -> str:
     """One line per model and seed, with everything that was recorded of it."""
     lines = list(csv.DictReader(io.StringIO(comma_separated([e.row for e in measured]))))
-    settings = [{"seed": e.seed, **dict(e.setting)} for e in measured]
-    names = list(dict.fromkeys(key for setting in settings for key in setting))
-    names += list(lines[0]) if lines else []
+    whole = [
+        {
+            "seed": each.seed,
+            **dict(each.setting),
+            **line,
+            **{f"search_{name}": value for name, value in (each.row.search or {}).items()},
+        }
+        for each, line in zip(measured, lines, strict=True)
+    ]
+    names = dict.fromkeys(name for line in whole for name in line)
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, names, restval="", lineterminator="\n")
+    writer = csv.DictWriter(buffer, list(names), restval="", lineterminator="\n")
     writer.writeheader()
-    for setting, line in zip(settings, lines, strict=True):
-        writer.writerow({**setting, **line})
+    writer.writerows(whole)
     return buffer.getvalue()

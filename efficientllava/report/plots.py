@@ -118,11 +118,7 @@ def trajectory(
 ) -> tuple[
     list[int], dict[str, list[float]], dict[str, list[float]], list[Mapping[str, Any]] | None
 ]:
-    """Rounds, the best and the mean of each, and the uniform policy as last measured.
-
-    Candidates that were given up (`stopped`) have no loss, only a lower bound: they are left out.
-    The mean of a round in which all were is NaN.
-    """
+    """Rounds, the best and the mean of each, and the uniform policy as last measured."""
     names = ("risk", "loss", "complexity")
     rounds = sorted({int(row["round"]) for row in history})
     best: dict[str, list[float]] = {name: [] for name in names}
@@ -132,7 +128,7 @@ def trajectory(
     projector = 0
     uniform_row = next((row for row in history if row.get("origin") == "uniform"), None)
     for number in rounds:
-        rows = [row for row in history if int(row["round"]) == number and not row.get("stopped")]
+        rows = [row for row in history if int(row["round"]) == number]
         # under a new projector only what was measured with it counts
         if any(row.get("projector", 0) != projector for row in rows):
             projector, latest = rows[0].get("projector", 0), {}
@@ -140,7 +136,7 @@ def trajectory(
         leader = min(latest.values(), key=lambda row: row["risk"])
         for name in names:
             best[name].append(float(leader[name]))
-            mean[name].append(float(np.mean([row[name] for row in rows])) if rows else np.nan)
+            mean[name].append(float(np.mean([row[name] for row in rows])))
         if uniform_row is not None:
             uniform.append(latest.get(tuple(uniform_row["policy"]), uniform_row))
     return rounds, best, mean, uniform or None

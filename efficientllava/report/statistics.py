@@ -1,14 +1,13 @@
-"""Means over seeds with standard errors, and paired differences between methods."""
+"""Models measured over seeds, and their means with standard errors."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
-from typing import Any
 
-Row = Mapping[str, Any]
+from efficientllava.report.comparison import Row, Score
 
 
 @dataclass(frozen=True)
@@ -19,11 +18,10 @@ class Mean:
     error: float | None
     n: int
 
-    def told(self, decimals: int, scale: float = 1.0, sign: bool = False) -> str:
+    def told(self, decimals: int) -> str:
         """As "81.4 ± 0.3"."""
-        form = f"{'+' if sign else ''}.{decimals}f"
-        text = format(self.value * scale, form)
-        return text if self.error is None else f"{text} ± {self.error * scale:.{decimals}f}"
+        text = f"{self.value:.{decimals}f}"
+        return text if self.error is None else f"{text} ± {self.error:.{decimals}f}"
 
 
 def mean(values: Iterable[float]) -> Mean | None:
@@ -35,29 +33,67 @@ def mean(values: Iterable[float]) -> Mean | None:
     return Mean(fmean(known), error, len(known))
 
 
-def chosen(
-    rows: Sequence[Row], method: str, ratio: float, calibration: str = "text_and_pairs"
-) -> list[Row]:
-    """The cells of a method at a ratio, one per seed; the calibration does not matter to dense."""
-    return [
-        row
-        for row in rows
-        if row["method"] == method
-        and (method == "dense" or (row["ratio"], row["calibration"]) == (ratio, calibration))
-    ]
-
-
-def mean_of(rows: Sequence[Row], field: str) -> Mean | None:
-    """Mean of a field over rows that have it."""
-    return mean(row[field] for row in rows if row.get(field) is not None)
-
-
-def differences(first: Sequence[Row], second: Sequence[Row], field: str) -> list[float]:
-    """first - second, seed by seed, over the seeds that both have."""
-    others = {row["seed"]: row[field] for row in second}
-    return [row[field] - others[row["seed"]] for row in first if row["seed"] in others]
-
-
-def told(value: Mean | None, decimals: int, scale: float = 1.0, sign: bool = False) -> str:
+def told(value: Mean | None, decimals: int) -> str:
     """The mean as text, a dash for None."""
-    return "–" if value is None else value.told(decimals, scale, sign)
+    return "–" if value is None else value.told(decimals)
+
+
+Setting = tuple[tuple[str, int | str], ...]
+"""Parameters that an experiment varies beside the seed, by their dotted name, and their values."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One model of an experiment.
+
+    Attributes:
+        seed: of the model (embedded), the proxy data and the search.
+        row: what the pipeline's stages recorded of it.
+        setting: what else the experiment varies.
+    """
+
+    seed: int
+    row: Row
+    setting: Setting = ()
+
+    @property
+    def label(self) -> str:
+        """The method with the values that are varied; the dense model depends on none."""
+        values = [] if self.row.method == "dense" else [str(value) for _, value in self.setting]
+        return " ".join([self.row.method, *values])
+
+
+def accuracy_of(rows: Sequence[Measured], part: str = "") -> Mean | None:
+    """Mean accuracy in per cent over seeds: in all, of one breakdown or on a further benchmark.
+
+    With a single seed its standard error is the one over questions.
+    """
+    scores = [
+        score
+        for each in rows
+        if (
+            score := (each.row.breakdowns | each.row.benchmarks).get(part)
+            if part
+            else each.row.score
+        )
+        is not None
+    ]
+    return _mean_score(scores)
+
+
+def _mean_score(scores: Sequence[Score]) -> Mean | None:
+    if len(scores) == 1:
+        [only] = scores
+        return Mean(100 * only.accuracy, 100 * only.standard_error, 1)
+    return mean(100 * score.accuracy for score in scores)
+
+
+def models_of(measured: Sequence[Measured]) -> dict[tuple[str, float], list[Measured]]:
+    """The models by label and ratio, one a seed, dense first, in the order of measurement."""
+    found: dict[tuple[str, float], list[Measured]] = {}
+    for each in measured:
+        rows = found.setdefault((each.label, each.row.ratio), [])
+        # every setting measures the same dense model
+        if all(row.seed != each.seed for row in rows):
+            rows.append(each)
+    return dict(sorted(found.items(), key=lambda item: item[0][1]))

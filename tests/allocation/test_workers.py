@@ -137,7 +137,7 @@ def test_processes_that_always_die_are_told(tmp_path: Path) -> None:
     work = Work("m", "p", ("d",), "kl", "text", None, 1)
     evaluator = ProcessEvaluator(work, Dying, tmp_path, [1, 1])
     with pytest.raises(UserError, match="died 4 times"):
-        list(evaluator.scores([[0.4, 0.5]]))
+        list(evaluator.losses([[0.4, 0.5]]))
 
 
 def test_nearest_policy_is_next() -> None:

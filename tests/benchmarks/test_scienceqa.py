@@ -11,7 +11,7 @@ import pytest
 from efficientllava.benchmarks.catalogue import BENCHMARKS, full_prompt, read_records
 from efficientllava.benchmarks.predictions import read_predictions
 from efficientllava.benchmarks.scienceqa import chosen_index, read_problems, stated_letter
-from efficientllava.benchmarks.scienceqa_prompts import qcm_lea, qcm_lea_answer
+from efficientllava.benchmarks.scienceqa_prompts import qcm_lea
 from efficientllava.benchmarks.scoring import score_files
 from efficientllava.data.questions import parse_question
 from efficientllava.errors import UserError
@@ -113,7 +113,6 @@ def test_layout_takes_out_every_leading_word() -> None:
     odd = record(question="Question: what?", hint="A Question: here", image="image.png")
     question = parse_question("1", odd, Path("."), "test", "here")
     assert qcm_lea(question) == "what?\nContext: A here\nOptions: (A) ball (B) box\n<image>"
-    assert qcm_lea_answer(question) == "Look. A ball rolls. The answer is A."
 
 
 def lines(path: Path, *rows: dict[str, Any]) -> Path:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from efficientllava.benchmarks.catalogue import BENCHMARKS, full_prompt, prompt_text
+from efficientllava.benchmarks.catalogue import BENCHMARKS, full_prompt
 from efficientllava.benchmarks.records import Record
 from efficientllava.benchmarks.scoring import score_files
 from efficientllava.benchmarks.vizwiz import read_photos, submission
@@ -50,8 +50,9 @@ def test_prompt_to_the_character(folder: Path) -> None:
         "What is this? thanks\nWhen the provided information is insufficient, respond with "
         "'Unanswerable'.\nAnswer the question using a single word or phrase. ASSISTANT:"
     )
-    assert prompt_text("vizwiz", read_photos(folder)[0].text) == prompt
-    assert prompt_text("mmvet", " odd  text ").endswith("USER: <image>\n odd  text  ASSISTANT:")
+    odd = Record("1", " odd  text ", b"")
+    asked = full_prompt(BENCHMARKS["mmvet"], odd)
+    assert asked.endswith("USER: <image>\n odd  text  ASSISTANT:")
 
 
 def test_scores_by_number_or_by_image(folder: Path) -> None:

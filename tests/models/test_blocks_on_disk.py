@@ -11,17 +11,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 
+from efficientllava.allocation.context import Allocation
+from efficientllava.calibration.opened import OpenModel
 from efficientllava.data.proxy import ProxyData
 from efficientllava.files import read_json, write_json
 from efficientllava.models.checkpoint import load_model, save_checkpoint
 from efficientllava.models.families import adapter_for
 from efficientllava.offload.blocks_on_disk import blocks_on_disk
-from efficientllava.parameters import PruningParameters, SearchParameters
-from efficientllava.pruning.finalize import (
-    prune_finally,
-    require_kept_weights,
-    require_same_logits,
-)
+from efficientllava.parameters import Parameters, PruningParameters, SearchParameters
+from efficientllava.pruning.finalize import require_kept_weights, require_same_logits
+from efficientllava.pruning.masked import prune_masked
+from efficientllava.pruning.methods import OURS
 from tests.models.families import TINY
 from tests.pretend_gpu import GPU, pretend_gpu
 
@@ -45,12 +45,14 @@ def pruned(dense: Path, work: Path, device: torch.device | None = None) -> PreTr
     with ExitStack() as ends:
         kept = ends.enter_context(blocks_on_disk(adapter, dense, work / "blocks", device))
         assert kept.prunable == {f"{name}.weight" for name in policy}
-        prune_finally(adapter, proxy, None, "magnitude", policy, {}, pruning, search, on_disk=kept)
+        parameters = Parameters(pruning=pruning, search=search)
+        opened, allocation = OpenModel(adapter, kept), Allocation(policy, "uniform")
+        prune_masked(opened, proxy, "magnitude", allocation, parameters)
         save_checkpoint(model, dense, work / "pruned", save_weights=kept.save_weights)
         reloaded = load_model(work / "pruned")
         if device is None:
             require_same_logits(model, reloaded, proxy)
-    require_kept_weights(load_model(dense), reloaded, "magnitude", {})
+    require_kept_weights(load_model(dense), reloaded, OURS["magnitude"], {})
     assert not list((work / "blocks").iterdir())
     return reloaded
 

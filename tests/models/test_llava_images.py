@@ -12,7 +12,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaProces
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from efficientllava.models.checkpoint import load_processor
-from efficientllava.models.llava_images import pixel_values
+from efficientllava.models.llava_images import original_images
 from tests.export.conftest import tiny_processor
 from tests.models.families import tokenizer
 
@@ -30,6 +30,12 @@ SHAPES = [
     (4000, 3000),
     (700, 701),
 ]
+
+
+def pixel_values(image: Image.Image) -> torch.Tensor:
+    """What LLaVA-1.5's vision tower takes of an image: [3, 336, 336] float32."""
+    pixels: torch.Tensor = original_images()(image, return_tensors="pt")["pixel_values"][0]
+    return pixels
 
 
 def original(image: Image.Image, side: int = 336) -> np.ndarray:

@@ -70,6 +70,8 @@ def artifacts(tmp_path: Path) -> Path:
             root / "search" / name / "policy.json",
             {"policy": policy, "allocation": "search" if searched else "uniform"},
         )
+        summary = {"best_risk": 0.1, "candidates": 20} if searched else {"mean_sparsity": ratio}
+        write_json(root / "search" / name / "search.json", summary)
         write_json(
             root / "pruned_metrics" / f"{name}.json",
             {

@@ -41,6 +41,8 @@ def test_rows_are_dense_then_ratio_by_ratio(artifacts: Path) -> None:
     assert dense.latencies["deepsparse"].prefill_ms == 4.2
     assert first.latencies["deepsparse"].prefill_speedup == 1.25
     assert "onnxruntime" not in first.latencies, "it was not available"
+    assert first.search is None, "its policy is uniform"
+    assert rows[2].search == {"best_risk": 0.1, "candidates": 20}
 
 
 def test_csv_holds_every_number_unrounded(artifacts: Path) -> None:

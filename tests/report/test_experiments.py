@@ -13,14 +13,15 @@ from PIL import Image
 from efficientllava.report.comparison import Latency, Row, Score
 from efficientllava.report.experiments import (
     LAYOUTS,
-    Measured,
     ablation_table,
-    accuracy_of,
     benchmark_table,
+    overview_table,
+    search_table,
     write_experiment,
 )
 from efficientllava.report.page import _experiments
 from efficientllava.report.paper import PARTS, TABLE1, TABLE3, TABLE4, V15_7B
+from efficientllava.report.statistics import Measured, accuracy_of, models_of
 
 
 def row(method: str, ratio: float, accuracy: float) -> Row:
@@ -74,6 +75,42 @@ def test_the_paper_s_numbers_have_columns_of_their_own() -> None:
     ]  # fmt: skip
     assert line_of(table, "dense")[-2:] == ["–", "–"]
     assert "paper, LLaVA-SQA-7B: accuracy %" in table
+
+
+def test_settings_are_lines_of_their_own_and_dense_counts_once() -> None:
+    measured = [
+        replace(each, setting=(("pruning.calibration", name),))
+        for seed in (0, 1)
+        for name in ("text", "text_and_pairs")
+        for each in models(seed)
+    ]
+    keys = [("dense", 0.0)]
+    for name in ("text", "text_and_pairs"):
+        keys += [(f"sparsegpt {name}", 0.5), (f"efficientllava {name}", 0.5)]
+    assert sorted(models_of(measured)) == sorted(keys)
+    assert all(len(rows) == 2 for rows in models_of(measured).values())
+    assert line_of(overview_table(measured), "sparsegpt text")[-1] == "2"
+
+
+def test_searches_are_compared_with_uniform_under_the_last_projector() -> None:
+    def searched(seed: int, best: float, uniform: float) -> Measured:
+        summary = {
+            "best_risk": best,
+            "uniform_risk": 9.0,
+            "uniform_risk_final_projector": uniform,
+            "lowest_mean_sparsity": 0.5,
+            "highest_mean_sparsity": 0.51 + seed / 100,
+            "candidates": 20 + seed,
+            "projector_rounds_kept": seed,
+        }
+        return Measured(seed, replace(row("efficientllava", 0.5, 0.7), search=summary))
+
+    table = search_table([*models(0, 1), searched(2, 0.1, 0.2), searched(3, 0.2, 0.2)])
+    assert line_of(table, "efficientllava") == [
+        "efficientllava", "0.5", "0.2000 ± 0.0000", "0.1500 ± 0.0500", "1 of 2", "22.5 ± 0.5",
+        "0.5000", "0.5400", "2.5 ± 0.5", "2",
+    ]  # fmt: skip
+    assert "sparsegpt" not in table
 
 
 def test_table4_has_methods_down_and_ratios_across() -> None:

@@ -21,7 +21,7 @@ from efficientllava.models.families import Adapter, Matrix
 from efficientllava.pruning.structured.token_importance import first_tokens
 
 PENALTIES = tuple(10.0**power for power in range(-6, 3))
-"""Ridge penalties that are tried, in units of the mean diagonal of the Gram."""
+"""Penalties of replaceme that are tried, in units of the mean diagonal of its Gram."""
 HELD_OUT = 5
 """Every fifth sample is held out when a penalty is chosen."""
 
@@ -80,17 +80,6 @@ def scp(weight: torch.Tensor, gram: torch.Tensor, components: int) -> torch.Tens
     return vectors @ (vectors.T @ weight)
 
 
-def ridge(weight: torch.Tensor, grams: Grams, penalty: float) -> torch.Tensor:
-    """dW^T = (H^T H + lambda I)^-1 H^T D.
-
-    Args:
-        weight: W [d, m], unused: the update does not depend on it.
-        penalty: lambda in units of the mean diagonal of H^T H.
-    """
-    del weight
-    return _solve(grams.inputs, grams.cross, penalty).T
-
-
 def replaceme(weight: torch.Tensor, grams: Grams, penalty: float) -> torch.Tensor:
     """dW = T^T W - W with T = (Y^T Y + a I)^-1 Y^T (Y + D), Y = H W^T (ReplaceMe).
 
@@ -99,32 +88,21 @@ def replaceme(weight: torch.Tensor, grams: Grams, penalty: float) -> torch.Tenso
         penalty: a in units of the mean diagonal of Y^T Y.
     """
     outputs = weight @ grams.inputs @ weight.T
-    return _solve(outputs, outputs + weight @ grams.cross, penalty).T @ weight - weight
+    damped = outputs.clone()
+    damped.diagonal().add_(penalty * outputs.diagonal().mean().clamp(min=1e-300))
+    return torch.linalg.solve(damped, outputs + weight @ grams.cross).T @ weight - weight
 
 
-def _solve(gram: torch.Tensor, right: torch.Tensor, penalty: float) -> torch.Tensor:
-    damped = gram.clone()
-    damped.diagonal().add_(penalty * gram.diagonal().mean().clamp(min=1e-300))
-    return torch.linalg.solve(damped, right)
-
-
-FITS: dict[str, Callable[[torch.Tensor, Grams, float], torch.Tensor]] = {
-    "ridge": ridge,
-    "replaceme": replaceme,
-}
-
-
-def choose_penalty(kind: str, weight: torch.Tensor, fitted: Grams, held_out: Grams) -> float | None:
+def choose_penalty(weight: torch.Tensor, fitted: Grams, held_out: Grams) -> float | None:
     """The penalty of least error on held-out tokens; None if plain removal is no worse there.
 
     Args:
-        kind: "ridge" or "replaceme".
         weight: W [d, m], float64.
         fitted, held_out: sums over different samples.
     """
     best, chosen = held_out.energy, None
     for penalty in reversed(PENALTIES):
-        error = held_out.error(FITS[kind](weight, fitted, penalty))
+        error = held_out.error(replaceme(weight, fitted, penalty))
         if error < best:
             best, chosen = error, penalty
     return chosen
@@ -158,7 +136,7 @@ def compensate(
     Args:
         batches: calibration data.
         runs: half-open [a, b), a >= 1.
-        kind: "scp", "replaceme", "ridge" or "none".
+        kind: "scp", "replaceme" or "none".
         components: singular vectors of `scp`.
 
     Returns:
@@ -182,11 +160,11 @@ def compensate(
         if kind == "scp":
             update = trial = scp(weight, run.means, components)
         else:
-            penalty = choose_penalty(kind, weight, run.fitted, run.held_out)
+            penalty = choose_penalty(weight, run.fitted, run.held_out)
             update = trial = torch.zeros_like(weight)
             if penalty is not None:
-                trial = FITS[kind](weight, run.fitted, penalty)
-                update = FITS[kind](weight, run.fitted.plus(run.held_out), penalty)
+                trial = replaceme(weight, run.fitted, penalty)
+                update = replaceme(weight, run.fitted.plus(run.held_out), penalty)
         energy = run.held_out.energy
         records.append(
             {
