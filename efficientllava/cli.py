@@ -14,7 +14,12 @@ import typer
 
 from efficientllava.errors import UserError
 
-commands = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
+commands = typer.Typer(
+    help=__doc__,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,  # among them may be a key
+)
 
 Folder = Annotated[Path, typer.Argument(help="a checkpoint or an exported model")]
 

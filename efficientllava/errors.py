@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import re
+
+_USER = re.compile(r"(?<=://)[^/\s'\"]*@")
+
+
+def without_users(text: str) -> str:
+    """A text whose addresses show no user name and no password: http://***@host."""
+    return _USER.sub("***@", text)
+
 
 class UserError(Exception):
     """What is wrong, where, and what to do about it.
 
     Command lines print the message without a traceback and exit with code 2. Anything else
-    that escapes is a defect of ours and keeps its traceback.
+    that escapes is a defect of ours and keeps its traceback. Passwords in addresses are hidden.
     """
 
     def __init__(self, what: str, where: str = "", remedy: str = "") -> None:
-        self.what, self.where, self.remedy = what, where, remedy
+        self.what, self.where = without_users(what), without_users(where)
+        self.remedy = without_users(remedy)
         super().__init__(str(self))
 
     def __str__(self) -> str:

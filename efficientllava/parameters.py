@@ -503,7 +503,8 @@ def parse_parameters(values: Any, where: str = "params.yaml") -> Parameters:
         return Parameters.model_validate(values)
     except ValidationError as error:
         problems = [_describe(problem) for problem in error.errors()]
-        raise UserError("; ".join(problems), where=where) from None
+    # not inside: pydantic's error quotes all values, a password among them, and would be its context
+    raise UserError("; ".join(problems), where=where)
 
 
 def _describe(problem: Any) -> str:

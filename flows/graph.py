@@ -13,7 +13,7 @@ from dvc.exceptions import DvcException, NotDvcRepoError
 from dvc.repo import Repo
 from dvc.repo.reproduce import plan_repro
 
-from efficientllava.errors import UserError
+from efficientllava.errors import UserError, without_users
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def _changed_parameters(stage: Any) -> Iterator[str]:
             for name in sorted(before.keys() | now.keys()):
                 old, new = before.get(name, "unset"), now.get(name, "unset")
                 if old != new:
-                    yield f"{name} was {old}, is {new}"
+                    yield without_users(f"{name} was {old}, is {new}")
 
 
 def flatten(values: Any, prefix: str = "") -> dict[str, Any]:

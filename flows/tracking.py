@@ -17,7 +17,7 @@ from urllib.parse import urlparse
 
 import httpx
 
-from efficientllava.errors import UserError
+from efficientllava.errors import UserError, without_users
 from efficientllava.parameters import TrackingParameters
 from flows.champion import CHAMPION, champion, champion_rule
 from flows.graph import flatten
@@ -154,7 +154,7 @@ class Tracking:
         from mlflow.entities import Param
 
         parameters = {"method": record.method, "ratio": record.ratio, **record.parameters}
-        entries = [Param(name, str(value)) for name, value in parameters.items()]
+        entries = [Param(name, without_users(str(value))) for name, value in parameters.items()]
         for start in range(0, len(entries), BATCH):
             self.client.log_batch(run, params=entries[start : start + BATCH])
         self._log_metrics(run, record.metrics)

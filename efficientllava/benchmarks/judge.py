@@ -1,7 +1,8 @@
 """A judge behind an OpenAI-compatible endpoint: parallel, patient, and never asked twice.
 
-The key comes from the environment (OPENAI_API_KEY) and goes nowhere but to the endpoint. Every
-reply is kept on disk under the digest of its request, so that a rerun costs nothing.
+The key comes from the environment (OPENAI_API_KEY) and goes nowhere but to the endpoint: it is
+taken out of every reply, message and log (`redaction`), as is a password in the endpoint's address.
+Every reply is kept on disk under the digest of its request, so that a rerun costs nothing.
 """
 
 from __future__ import annotations
@@ -12,15 +13,24 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from efficientllava.benchmarks.redaction import (
+    FRAGMENT,
+    guard_loggers,
+    secrets_of,
+    shown,
+    without_secrets,
+)
 from efficientllava.errors import UserError
 from efficientllava.files import read_json, value_digest, write_json
 from efficientllava.progress import Event, Progress, silent
 
 KEY_VARIABLE = "OPENAI_API_KEY"
+ADDRESS_VARIABLE = "OPENAI_BASE_URL"
+"""Where OpenAI's client looks for an address when it is given none."""
 LONGEST_WAIT = 30.0
 T = TypeVar("T")
 
@@ -39,7 +49,7 @@ class JudgeSettings:
     """
 
     model: str
-    base_url: str | None = None
+    base_url: str | None = field(default=None, repr=False)
     parallel: int = 8
     attempts: int = 6
     timeout: float = 60.0
@@ -54,11 +64,18 @@ class Reply:
     model: str
 
 
+@dataclass(frozen=True)
+class _Refusal:
+    """What a server says that will not answer, however often it is asked."""
+
+    told: str
+
+
 def require_key() -> str:
     """The judge's key.
 
     Raises:
-        UserError: the environment has none.
+        UserError: the environment has none, or one that no request can carry.
     """
     key = os.environ.get(KEY_VARIABLE, "").strip()
     if not key:
@@ -66,6 +83,13 @@ def require_key() -> str:
             f"no API key for the judge: the environment variable {KEY_VARIABLE} is not set",
             where="judge",
             remedy=f"export {KEY_VARIABLE}=... (a local server that needs none takes any text)",
+        )
+    if not (key.isascii() and key.isprintable()):
+        raise UserError(
+            f"the API key in {KEY_VARIABLE} holds a line break or another character that no "
+            "request can carry",
+            where="judge",
+            remedy=f"export {KEY_VARIABLE} again, on one line",
         )
     return key
 
@@ -80,6 +104,7 @@ class Judge:
         self._lock = threading.Lock()
         self._stopped = threading.Event()
         self._client: Any = None
+        self._key = ""
 
     def ask(self, messages: list[dict[str, str]], sample: int = 0, **options: Any) -> Reply:
         """The reply to a chat request, from the cache where it has been asked before.
@@ -92,13 +117,15 @@ class Judge:
             UserError: no key; the request is refused; no usable reply after all attempts.
         """
         request = {"model": self.settings.model, "messages": messages, **options}
-        key = {"request": request, "endpoint": self.settings.base_url, "sample": sample}
+        address = self.settings.base_url
+        endpoint = None if address is None else shown(address)
+        key = {"request": request, "endpoint": endpoint, "sample": sample}
         file = self.cache / f"{value_digest(key)}.json"
         if file.is_file():
             with self._lock:
                 self.cached += 1
             kept = read_json(file)
-            return Reply(kept["reply"]["content"], kept["reply"]["model"])
+            return self._cleaned(Reply(kept["reply"]["content"], kept["reply"]["model"]))
         reply = self._answered(request)
         with self._lock:
             write_json(file, {**key, "reply": {"content": reply.content, "model": reply.model}})
@@ -139,6 +166,12 @@ class Judge:
             found = self._try(request)
             if isinstance(found, Reply):
                 return found
+            if isinstance(found, _Refusal):
+                raise UserError(
+                    f"the judge refuses the request: {found.told}",
+                    where=self._place(),
+                    remedy=f"check {KEY_VARIABLE}, the judge's model and its address",
+                )
             problem = found
         raise UserError(
             f"the judge gave no usable reply in {self.settings.attempts} attempts: {problem}",
@@ -146,60 +179,91 @@ class Judge:
             remedy="start again later: replies that came are kept and not asked for again",
         )
 
-    def _try(self, request: dict[str, Any]) -> Reply | str:
-        """The reply, or what was wrong with it where another try may help."""
+    def _try(self, request: dict[str, Any]) -> Reply | _Refusal | str:
+        """The reply, or what was wrong with it where another try may help.
+
+        Returns instead of raising: an error of the client, which holds the key, would go on as the
+        context of ours.
+        """
         import openai
 
         client = self._connected()
         started = time.monotonic()
         try:
             raw = client.chat.completions.with_raw_response.create(**request)
-            return _parsed(raw.http_response.text)
+            return self._parsed(raw.http_response.text)
         except openai.APITimeoutError:
             return f"no reply within {time.monotonic() - started:.1f} s"
         except openai.APIConnectionError as error:
-            return f"no connection ({self._without_key(error.__cause__ or error)})"
+            return f"no connection ({self._told(error.__cause__ or error)})"
         except openai.APIStatusError as error:
-            told = f"status {error.status_code} ({self._without_key(error.message)})"
+            told = f"status {error.status_code} ({self._told(error.message)})"
             if error.status_code in (408, 409, 429) or error.status_code >= 500:
                 return told
-            raise UserError(
-                f"the judge refuses the request: {told}",
-                where=self._place(),
-                remedy=f"check {KEY_VARIABLE}, the judge's model and its address",
-            ) from None
+            return _Refusal(told)
+        except Exception as error:  # of the client, which may quote what it sends
+            return _Refusal(f"{type(error).__name__} ({self._told(error)})")
 
     def _connected(self) -> Any:
-        import openai
-
         with self._lock:
             if self._client is None:
-                self._client = openai.OpenAI(
-                    api_key=require_key(),
-                    base_url=self.settings.base_url,
-                    timeout=self.settings.timeout,
-                    max_retries=0,  # counted and bounded here
-                )
+                self._key = require_key()
+                found = self._opened()
+                if isinstance(found, str):
+                    raise UserError(
+                        f"the judge's address cannot be used: {found}",
+                        where=self._place(),
+                        remedy="write it as http(s)://HOST:PORT/v1, a password percent-encoded",
+                    )
+                guard_loggers(self._secrets())
+                self._client = found
             return self._client
 
+    def _opened(self) -> Any:
+        """The client, or what is wrong with the address."""
+        import openai
+
+        try:
+            return openai.OpenAI(
+                api_key=self._key,
+                base_url=self.settings.base_url,
+                timeout=self.settings.timeout,
+                max_retries=0,  # counted and bounded here
+            )
+        except Exception as error:  # the client's libraries have several kinds
+            return self._told(error)
+
     def _place(self) -> str:
-        return f"judge {self.settings.model} at {self.settings.base_url or 'api.openai.com'}"
+        where = shown(self.settings.base_url or "api.openai.com")
+        return without_secrets(f"judge {self.settings.model} at {where}", self._secrets())
 
-    def _without_key(self, told: object) -> str:
-        """A server's words, in one line, without the key (some servers repeat it)."""
-        return " ".join(str(told).replace(require_key(), "***").split())[:300]
+    def _secrets(self) -> tuple[str, ...]:
+        key = self._key or os.environ.get(KEY_VARIABLE, "").strip()
+        address = self.settings.base_url or os.environ.get(ADDRESS_VARIABLE, "")
+        return secrets_of(key, address)
 
+    def _told(self, said: object) -> str:
+        """A server's words, in one line, without secrets (some servers repeat the key)."""
+        return " ".join(without_secrets(str(said), self._secrets()).split())[:300]
 
-def _parsed(body: str) -> Reply | str:
-    try:
-        value = json.loads(body)
-        message = value["choices"][0]["message"]
-        content = message.get("content")
-    except (json.JSONDecodeError, KeyError, IndexError, TypeError, AttributeError):
-        return f"no chat completion, but {body[:80]!r}"
-    if content is not None and not isinstance(content, str):
-        return f"content is no text: {str(content)[:80]!r}"
-    return Reply(content, str(value.get("model", "")))
+    def _cleaned(self, reply: Reply) -> Reply:
+        """A reply without secrets; a short key is no secret, and may be a part of any grade."""
+        content, secrets = reply.content, self._secrets()
+        return Reply(
+            None if content is None else without_secrets(content, secrets, FRAGMENT),
+            without_secrets(reply.model, secrets, FRAGMENT),
+        )
+
+    def _parsed(self, body: str) -> Reply | str:
+        try:
+            value = json.loads(body)
+            message = value["choices"][0]["message"]
+            content = message.get("content")
+        except (json.JSONDecodeError, KeyError, IndexError, TypeError, AttributeError):
+            return f"no chat completion, but {self._told(body)[:80]!r}"
+        if content is not None and not isinstance(content, str):
+            return f"content is no text: {self._told(content)[:80]!r}"
+        return self._cleaned(Reply(content, str(value.get("model", ""))))
 
 
 def models_of(replies: Iterable[str]) -> list[str]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from efficientllava.errors import without_users
 from efficientllava.files import read_json, replacing, write_text
 from efficientllava.report.accuracy_latency import accuracy_latency_plot
 from efficientllava.report.comparison import (
@@ -54,7 +55,7 @@ def write_report(
         )
     parts = [part for row in rows if (part := _part(artifacts, row)) is not None]
     if parameters:
-        parts.append(Part("params.yaml", text=parameters))
+        parts.append(Part("params.yaml", text=without_users(parameters)))
     tables = [] if experiments is None else _experiments(Path(experiments))
     page = html_page(rows, pictures, parts, _facts(artifacts, rows), tables)
     with replacing(Path(folder)) as temporary:

@@ -100,6 +100,15 @@ def test_why_names_what_changed(toy: Path) -> None:
     )
 
 
+def test_why_names_no_password(toy: Path) -> None:
+    with reproduce(toy, "model", {}) as stage:
+        list(stage.messages())
+    values = (toy / "params.yaml").read_text()
+    address = '"http://user:password@host/v1"'
+    (toy / "params.yaml").write_text(values.replace("{seed: 0}}", f"{{seed: {address}}}}}"))
+    assert why(toy, "model") == "model.embedded.seed was 0, is http://***@host/v1"
+
+
 @pytest.mark.parametrize("status", [2, 3])
 def test_failed_stage_has_the_status_of_its_command(toy: Path, status: int) -> None:
     with reproduce(toy, "model", {}) as stage:

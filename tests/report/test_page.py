@@ -56,6 +56,13 @@ def test_page_needs_no_network_and_escapes(artifacts: Path, tmp_path: Path) -> N
     assert "82.5 ± 0.6" in text
 
 
+def test_page_shows_no_password(artifacts: Path, tmp_path: Path) -> None:
+    parameters = "evaluation: {judge: {base_url: 'http://user:password@host/v1'}}"
+    write_report(artifacts, tmp_path / "report", METHODS, RATIOS, parameters)
+    source = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
+    assert "password" not in source and "http://***@host/v1" in source
+
+
 def test_same_records_give_the_same_bytes(artifacts: Path, tmp_path: Path) -> None:
     for name in ("first", "second"):
         write_report(artifacts, tmp_path / name, METHODS, RATIOS)
