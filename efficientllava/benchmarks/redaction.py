@@ -113,7 +113,9 @@ class _SecretsTakenOut:
         record.msg, record.args = without_secrets(record.getMessage(), self.secrets), None
         if record.exc_info:
             trace = record.exc_text or logging.Formatter().formatException(record.exc_info)
-            record.exc_text, record.exc_info = without_secrets(trace, self.secrets), None
+            record.exc_text, record.exc_info = trace, None
+        if record.exc_text:  # also where another judge's filter came first
+            record.exc_text = without_secrets(record.exc_text, self.secrets)
         return True
 
 

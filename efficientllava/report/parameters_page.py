@@ -21,7 +21,9 @@ from efficientllava.report.comparison import markdown_table
 
 _OPENING = """# Parameters
 
-All parameters live in `params.yaml`; a parameter that is left out has the default shown here.
+All parameters live in `params.yaml`; a parameter that is left out has the default shown here, under
+plain `dvc repro` too. Two lists must stand there, because DVC makes stages of them: `methods` and
+`ratios`.
 An unknown name or a value out of bounds is refused before any work begins, with the nearest
 known name. This page is made from the descriptions in `efficientllava/parameters.py` by
 `python -m efficientllava.report.parameters_page docs/parameters.md`; a test keeps it current.

@@ -14,6 +14,7 @@ from dvc.repo import Repo
 from dvc.repo.reproduce import plan_repro
 
 from efficientllava.errors import UserError, without_users
+from efficientllava.parameters import Parameters
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def read_graph(root: Path, until: Collection[str] = ()) -> list[Node]:
         try:
             graph = repo.index.graph
         except DvcException as error:
-            raise UserError(_messages(error), where="dvc.yaml") from error
+            raise _unreadable(error) from error
         nodes = [
             Node(stage.addressing, tuple(sorted(other.addressing for other in graph[stage])))
             for stage in plan_repro(graph, repo.stage.collect(PROJECT_FILE))
@@ -82,6 +83,15 @@ def read_graph(root: Path, until: Collection[str] = ()) -> list[Node]:
         if node.name in wanted:
             wanted.update(node.depends_on)
     return [node for node in nodes if node.name in wanted]
+
+
+def _unreadable(error: DvcException) -> UserError:
+    """The graph's error; says what to do where a list is left out that DVC makes stages of."""
+    what, remedy = _messages(error), ""
+    for name, values in (("methods", Parameters().methods), ("ratios", Parameters().ratios)):
+        if f"Could not find '{name}'" in what:
+            remedy = f"write into params.yaml, e.g. `{name}: [{', '.join(map(str, values))}]`"
+    return UserError(what, where="dvc.yaml", remedy=remedy)
 
 
 def _load(repo: Repo, stage: str) -> Any:

@@ -27,8 +27,7 @@ PATHS = ("model.source", "proxy.text", "proxy.pairs_source")
 def changed(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """The content of params.yaml with some parameters changed.
 
-    What the file leaves out stays left out: DVC compares sections as they are written, and so
-    finds again what the pipeline itself has made.
+    What the file leaves out stays left out and has its default, as in the pipeline itself.
 
     Args:
         values: of params.yaml.

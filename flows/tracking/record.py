@@ -99,15 +99,18 @@ def read_record(root: Path, nodes: list[Node], cell: str) -> ModelRecord:
         if node.name in made_by:
             made_by.update(node.depends_on)
     with open_repo(root) as repo:
-        for node in nodes:
-            if node.name not in made_by:
-                continue
-            [stage] = repo.stage.collect(node.name)
+        parameter_files: set[str] = set()  # logged as parameters: of a file only what a stage uses
+        stages = {node: repo.stage.collect(node.name)[0] for node in nodes if node.name in made_by}
+        for stage in stages.values():
             for dependency in stage.deps:
                 if isinstance(dependency, ParamsDependency):
+                    parameter_files.add(dependency.fs_path)
                     record.parameters.update(flatten(dependency.hash_info.value or {}))
+        for node, stage in stages.items():
             base = node.base.removesuffix(f"_{DENSE}")
             for out in stage.outs:
+                if out.fs_path in parameter_files:
+                    continue
                 path = Path(out.fs_path)
                 pinned = Pinned(
                     node.name, path.relative_to(root).as_posix(), out.hash_info.value or ""

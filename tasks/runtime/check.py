@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from efficientllava.allocation.policy import check_band
 from efficientllava.errors import UserError
@@ -22,6 +24,26 @@ def check_parameters(parameters: Parameters) -> None:
     for ratio in parameters.ratios:
         if any("database" in METHODS[name].needs for name in parameters.methods):
             check_band(parameters.levels(ratio), ratio, parameters.search.band)
+
+
+def check_spelling(ratios: Sequence[Any]) -> None:
+    """Check that ratios are spelt as the folders and stages of their models are.
+
+    Args:
+        ratios: as params.yaml has them; DVC makes names of them without reading them as numbers.
+
+    Raises:
+        UserError: one is text, or a number that is written otherwise in a name.
+    """
+    for ratio in ratios:
+        if isinstance(ratio, bool | str):
+            raise UserError(f"{ratio!r} is no number", where="params.yaml, ratios")
+        if str(ratio) != f"{ratio:g}":
+            raise UserError(
+                f"ratio {ratio} would be called {ratio:g} in the names of folders",
+                where="params.yaml, ratios",
+                remedy=f"write {ratio:g}",
+            )
 
 
 def check_cell(parameters: Parameters, method: str, ratio: float) -> None:

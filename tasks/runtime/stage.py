@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import argparse
 import errno
+import json
 import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from efficientllava.errors import UserError
 from efficientllava.parameters import Parameters, parse_parameters
 from efficientllava.progress import Progress
-from tasks.runtime.check import check_cell, check_device, check_parameters
+from tasks.runtime.check import check_cell, check_device, check_parameters, check_spelling
 from tasks.runtime.environment import DASK_SCHEDULER, use_threads
 from tasks.runtime.progress import reporter
 from tasks.runtime.workspace import end_with_starter, workspace_lock
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 PARAMETERS = Path("params.yaml")
 ARTIFACTS = Path("artifacts")
 WORK = Path(".work")
+EFFECTIVE = ARTIFACTS / "parameters.json"
+"""All parameters, defaults included, as DVC compares them; the stage `parameters` writes it."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,9 @@ def read_parameters(path: Path = PARAMETERS) -> Parameters:
     Raises:
         UserError: as `read_values`, or it says something that cannot work.
     """
-    parameters = parse_parameters(read_values(path), where=str(path))
+    values = read_values(path)
+    parameters = parse_parameters(values, where=str(path))
+    check_spelling(values.get("ratios", []))
     check_parameters(parameters)
     return parameters
 
@@ -111,12 +117,13 @@ def run_stage(work: Callable[[Stage], None], per_model: bool = False) -> None:
 
     Args:
         work: the stage; imports whatever is heavy itself, so that bad parameters are told at once.
-        per_model: the stage takes `--method` and `--ratio`.
+        per_model: the stage is for one model: that of `--method` and `--ratio`, or the cell of
+            the matrix that DVC runs.
     """
     parser = argparse.ArgumentParser(description=sys.modules[work.__module__].__doc__)
     if per_model:
-        parser.add_argument("--method", required=True)
-        parser.add_argument("--ratio", required=True, type=float)
+        parser.add_argument("--method")
+        parser.add_argument("--ratio", type=float)
     sys.exit(guarded(lambda: _run(work, parser.parse_args())))
 
 
@@ -126,14 +133,52 @@ def _run(work: Callable[[Stage], None], arguments: argparse.Namespace) -> None:
         name = Path(sys.argv[0]).stem
     end_with_starter()
     parameters = read_parameters()
-    if "method" in arguments:
-        check_cell(parameters, arguments.method, arguments.ratio)
+    chosen = _model(parameters, arguments) if "method" in arguments else {}
+    _check_effective(parameters, name)
     use_threads(parameters.machine.threads)
     check_device(parameters)
-    chosen = dict(vars(arguments))
     label = " ".join([name, *map(str, chosen.values())])
     with workspace_lock(f"stage {label}"), reporter(label) as progress:
         work(Stage(parameters, progress, **chosen))
+
+
+def _model(parameters: Parameters, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Method and ratio: as given, or those of the cell in the name of the stage that DVC runs.
+
+    DVC gives a stage's command to a shell, so no parameter's value may stand in it.
+
+    Raises:
+        UserError: the cell is none of params.yaml's, or the method and the ratio cannot be.
+    """
+    if arguments.method is not None and arguments.ratio is not None:
+        check_cell(parameters, arguments.method, arguments.ratio)
+        return {"method": arguments.method, "ratio": arguments.ratio}
+    cell = os.environ.get("DVC_STAGE", "").rpartition("@")[2]
+    if arguments.method is None and arguments.ratio is None:
+        for method, ratio in product(parameters.methods, parameters.ratios):
+            if cell == f"{method}-{ratio:g}":
+                return {"method": method, "ratio": ratio}
+    raise UserError(
+        f"{cell!r} is no model of params.yaml" if cell else "which model is not said",
+        where="params.yaml, methods and ratios",
+        remedy="give --method and --ratio, or start the stage by `dvc repro STAGE@METHOD-RATIO`",
+    )
+
+
+def _check_effective(parameters: Parameters, stage: str) -> None:
+    """Under DVC, params.yaml must say what DVC compares and writes down in dvc.lock.
+
+    Raises:
+        UserError: params.yaml has been changed since the stage `parameters` ran.
+    """
+    if "DVC_STAGE" not in os.environ or stage == "parameters" or not EFFECTIVE.is_file():
+        return
+    if json.loads(EFFECTIVE.read_text("utf-8")) != parameters.model_dump(mode="json"):
+        raise UserError(
+            "has changed since the stage `parameters` read it",
+            where=str(PARAMETERS),
+            remedy="run `dvc repro parameters` first, or all of `dvc repro`",
+        )
 
 
 def guarded(run: Callable[[], None]) -> int:

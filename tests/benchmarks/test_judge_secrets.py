@@ -18,7 +18,7 @@ from urllib.parse import quote
 import pytest
 
 from efficientllava.benchmarks.judge import Judge, JudgeSettings, Reply, require_key
-from efficientllava.benchmarks.redaction import secrets_of, shown, without_secrets
+from efficientllava.benchmarks.redaction import guard_loggers, secrets_of, shown, without_secrets
 from efficientllava.errors import UserError, without_users
 from efficientllava.parameters import parse_parameters
 from flows.tracking.record import ModelRecord
@@ -204,6 +204,8 @@ def test_the_clients_logs_hold_no_secret(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, trouble: Any
 ) -> None:
     caplog.set_level(logging.DEBUG)
+    logging.getLogger("openai._base_client")  # another judge in this process has its own key
+    guard_loggers((KEY[:PIECE],))
     with judge_server(lambda request: trouble) as served:
         judge = judge_at(served.url.replace("://", f"://user:{PASSWORD}@"), tmp_path)
         try:

@@ -14,9 +14,17 @@ from efficientllava.parameters import Parameters
 from tests.tasks.conftest import ROOT
 
 STAGES: dict[str, Any] = load_yaml(str(ROOT / "dvc.yaml"))["stages"]
+EFFECTIVE = "artifacts/parameters.json"
 FOLLOWED = "efficientllava"
 # what everything stands on; it decides no result
 GROUND = {"errors", "files", "finite", "progress", "parameters", "registry", "terminal", "__init__"}
+
+
+def parameters_of(stage: str) -> list[str]:
+    """Dotted names of the parameters that a stage depends on."""
+    entries = STAGES[stage].get("params", [])
+    assert all(list(entry) == [EFFECTIVE] for entry in entries), "defaults count too"
+    return [name for entry in entries for name in entry[EFFECTIVE]]
 
 
 def imported(path: Path) -> Iterator[Path]:
@@ -62,7 +70,7 @@ def test_stage_lists_the_code_it_runs(stage: str) -> None:
 def test_what_a_stage_lists_exists(stage: str) -> None:
     for dep in STAGES[stage]["deps"]:
         assert dep.startswith("artifacts/") or (ROOT / dep).exists(), dep
-    for name in STAGES[stage].get("params", []):
+    for name in parameters_of(stage):
         section: Any = Parameters()
         for part in name.split("."):
             section = getattr(section, part)
@@ -70,17 +78,22 @@ def test_what_a_stage_lists_exists(stage: str) -> None:
     assert f"{module}.py" in STAGES[stage]["deps"]
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_no_parameter_stands_in_a_command(stage: str) -> None:
+    """DVC gives a command to a shell."""
+    assert "$" not in STAGES[stage]["cmd"]
+
+
 @pytest.mark.parametrize("file", ["params.yaml", "tests/smallest_params.yaml"])
-def test_parameter_files_name_what_dvc_asks_for(file: str) -> None:
-    """DVC refuses a parameter that is listed in dvc.yaml and missing in params.yaml."""
-    values = load_yaml(str(ROOT / file))
-    for stage in STAGES.values():
-        for name in stage.get("params", []):
-            found: Any = values
-            for part in name.split("."):
-                assert part in found, name
-                found = found[part]
+def test_parameter_files_have_the_lists_that_dvc_makes_stages_of(file: str) -> None:
+    assert {"methods", "ratios"} <= set(load_yaml(str(ROOT / file)))
 
 
 def test_proxy_depends_on_no_parameter_of_the_search() -> None:
-    assert "search" not in STAGES["proxy"]["params"]
+    assert "search" not in parameters_of("proxy")
+
+
+def test_a_change_of_eta_runs_searches_only() -> None:
+    """Workers and other things that change no result are nobody's dependency."""
+    assert [name for name in STAGES if "search" in parameters_of(name)] == ["search"]
+    assert not any("machine" in parameters_of(name) for name in STAGES)

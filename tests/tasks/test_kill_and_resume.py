@@ -37,10 +37,12 @@ MOMENTS: list[tuple[Moment, bool]] = [
 
 
 def hashes(folder: Path) -> dict[str, Any]:
-    """Output hashes of every stage in dvc.lock."""
+    """Output hashes of every stage in dvc.lock but the one that writes down the parameters."""
     lock = load_yaml(str(folder / "dvc.lock"))["stages"]
     return {
-        name: {out["path"]: out["md5"] for out in stage["outs"]} for name, stage in lock.items()
+        name: {out["path"]: out["md5"] for out in stage["outs"]}
+        for name, stage in lock.items()
+        if name != "parameters"
     }
 
 
@@ -168,5 +170,5 @@ def test_another_clone_gives_the_same_bytes(undisturbed: dict[str, Any], tmp_pat
     made.set_parameters({"search": {"workers": 2}})
     assert made.run("dvc", "repro", LAST, timeout=1800).status == 0
     assert hashes(made.folder) == undisturbed
-    assert made.run("dvc", "repro", LAST).output.count("didn't change, skipping") == 6
+    assert made.run("dvc", "repro", LAST).output.count("didn't change, skipping") == 7
     shutil.rmtree(made.folder)
