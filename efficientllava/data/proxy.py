@@ -169,6 +169,8 @@ def save_proxy(folder: Path, proxy: ProxyData, manifest: dict[str, Any]) -> None
     """Write segments.safetensors, pairs.safetensors (if any) and manifest.json."""
     folder = Path(folder)
     save_tensors(folder / "segments.safetensors", {"input_ids": proxy.segments})
+    if proxy.pairs is None:  # those of an earlier draw are not this one's
+        (folder / "pairs.safetensors").unlink(missing_ok=True)
     if proxy.pairs is not None:
         rows = {f"{ROWS}{name}": counts for name, counts in proxy.pairs.rows.items()}
         tensors = {**proxy.pairs.inputs, "labels": proxy.pairs.labels, **rows}

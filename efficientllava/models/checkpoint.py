@@ -11,18 +11,21 @@ from typing import Any
 import torch
 from transformers import (
     AutoConfig,
+    AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoProcessor,
+    AutoTokenizer,
     PreTrainedModel,
     ProcessorMixin,
 )
 
 from efficientllava.errors import UserError
 from efficientllava.files import read_json, replacing, write_json
-from efficientllava.models.families import require_family
+from efficientllava.models.families import FAMILIES, Family, require_family
 from efficientllava.models.image_tokens import check_image_size, fit_image_tokens
 from efficientllava.models.llava_images import use_original_images
 from efficientllava.models.still_images import processor_class
+from efficientllava.models.text_processor import TextProcessor
 from efficientllava.models.weight_files import INDEX, check_finite, weight_files
 
 SHARD_BYTES = 5 * 10**9
@@ -34,20 +37,23 @@ WEIGHTS_AND_RECORDS = ("config.json", "generation_config.json", INDEX, "training
 PROCESSOR_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
 
 
-def check_checkpoint(folder: Path) -> None:
+def check_checkpoint(folder: Path) -> Family:
     """Check a checkpoint without loading its weights.
+
+    Returns:
+        The entry of its model's family.
 
     Raises:
         UserError: as `weight_files`, or the model's family is unknown to us.
     """
     weight_files(folder)
-    require_family(str(read_json(Path(folder) / "config.json").get("model_type")))
+    return require_family(str(read_json(Path(folder) / "config.json").get("model_type")))
 
 
 def load_model(
     folder: Path, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
 ) -> PreTrainedModel:
-    """Load a vision-language model in evaluation mode.
+    """Load a vision-language or a text-only language model in evaluation mode.
 
     On the CPU, weights in their own dtype are mapped from the files: they take no memory before
     they are used, and no more than the files after that.
@@ -61,9 +67,10 @@ def load_model(
             configuration says; NaN or inf in a weight (named).
     """
     folder = Path(folder)
-    check_checkpoint(folder)
+    family = check_checkpoint(folder)
+    loader = AutoModelForImageTextToText if family.takes_images else AutoModelForCausalLM
     try:
-        model, loading = AutoModelForImageTextToText.from_pretrained(
+        model, loading = loader.from_pretrained(
             folder,
             dtype="auto" if dtype is None else dtype,
             use_safetensors=True,
@@ -88,8 +95,10 @@ def load_model(
     return loaded
 
 
-def load_processor(folder: Path) -> ProcessorMixin:
+def load_processor(folder: Path) -> ProcessorMixin | TextProcessor:
     """Load a checkpoint's processor (tokenizer and image processor; PIL, no torchvision).
+
+    Of a text-only model it is its tokenizer in a `TextProcessor`.
 
     The one place that decides how images are prepared: LLaVA-1.5's are padded as in its training
     (`llava_images`), and the number of image tokens is made to fit the vision tower.
@@ -99,11 +108,17 @@ def load_processor(folder: Path) -> ProcessorMixin:
     """
     folder = Path(folder)
     try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        if config.model_type in FAMILIES and not FAMILIES[config.model_type].takes_images:
+            return TextProcessor(
+                AutoTokenizer.from_pretrained(
+                    folder, local_files_only=True, trust_remote_code=False
+                )
+            )
         loader = processor_class(folder) or AutoProcessor
         processor: ProcessorMixin = loader.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False, backend="pil"
         )
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError, json.JSONDecodeError) as error:
         first = str(error).strip().splitlines()[0]
         raise UserError(
@@ -134,8 +149,10 @@ def check_tokenizer(processor: ProcessorMixin, model: PreTrainedModel, where: st
             remedy="use the tokenizer that was saved with the model",
         )
     image_token = getattr(model.config, "image_token_id", None)
+    if image_token is None:
+        return
     known = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
-    if image_token is not None and known != image_token:
+    if known != image_token:
         raise UserError(
             f"the tokenizer does not fit the model: the image token {processor.image_token!r} is "
             f"{known} for the tokenizer, {image_token} for the model",

@@ -68,7 +68,7 @@ def prune_finally(
     # remembers the dense model with its own projector, before either changes
     losses = {name: ProxyLoss(adapter, proxy, name, data) for name in ("kl", "nll")}
     if projector:
-        adapter.projector.load_state_dict(dict(projector))
+        adapter.load_projector(projector)
         for loss in losses.values():
             loss.projector_moved()
 
