@@ -22,8 +22,8 @@ from typing import Any
 from efficientllava.allocation.context import Allocation, Context
 from efficientllava.allocation.policy import check_band
 from efficientllava.allocation.unfinished import code_digest
-from efficientllava.data.calibration import CalibrationData, calibration_data
-from efficientllava.data.proxy import save_proxy
+from efficientllava.calibration.data import calibration_data
+from efficientllava.data.proxy import ProxyData, save_proxy
 from efficientllava.errors import UserError
 from efficientllava.files import read_json, replacing, value_digest, write_json
 from efficientllava.models.loading import VisionLanguageModel
@@ -108,7 +108,7 @@ def holds(folder: Path, record: Mapping[str, Any]) -> bool:
 
 def prune(
     vlm: VisionLanguageModel,
-    data: CalibrationData | None = None,
+    data: ProxyData | None = None,
     method: str = "efficientllava",
     sparsity: float = 0.5,
     work: str | Path = "work",
@@ -198,7 +198,7 @@ def settings(
 
 def context_of(
     vlm: VisionLanguageModel,
-    data: CalibrationData,
+    data: ProxyData,
     sparsity: float,
     parameters: Parameters,
     work: Path,
@@ -207,7 +207,7 @@ def context_of(
     """What a method works with; the proxy data is written to the work folder."""
     proxy = work / "proxy" / data.digest[:16]
     if not (proxy / "manifest.json").is_file():
-        save_proxy(proxy, data.proxy, {"description": data.description})
+        save_proxy(proxy, data, {"description": data.description})
     return Context(vlm.folder, proxy, sparsity, parameters, work, progress)
 
 

@@ -79,7 +79,7 @@ def ask(
         return
     import torch
 
-    from efficientllava.export.parity import reference_answer
+    from efficientllava.export.reference import checkpoint_answer
     from efficientllava.models.checkpoint import load_model, load_processor
     from efficientllava.models.families import require_family
 
@@ -88,8 +88,7 @@ def ask(
     image_token = require_family(model.config.model_type).image_token
     if picture is not None and image_token not in text:
         text = f"{image_token}\n{text}"
-    tokens = reference_answer(model, processor, Prompt(text, picture), new_tokens).tokens
-    typer.echo(processor.tokenizer.decode(tokens, skip_special_tokens=True).strip())
+    typer.echo(checkpoint_answer(model, processor, Prompt(text, picture), new_tokens))
 
 
 @commands.command()

@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from efficientllava.api import context_of, held, holds, prune, settings
-from efficientllava.data.calibration import CalibrationData, calibration_data
+from efficientllava.calibration.data import calibration_data
+from efficientllava.data.proxy import ProxyData
 from efficientllava.errors import UserError
 from efficientllava.estimate import estimate
 from efficientllava.files import read_json
@@ -63,7 +64,7 @@ class Request:
             values.setdefault("search", {})["max_seconds"] = self.max_seconds
         return values
 
-    def opened(self) -> tuple[VisionLanguageModel, CalibrationData]:
+    def opened(self) -> tuple[VisionLanguageModel, ProxyData]:
         """The model and the data; parameters are checked before either is read."""
         vlm = load(self.model, revision=self.revision)
         settings(vlm, self.method, self.sparsity, self.parameters, self.device)

@@ -109,12 +109,16 @@ def _measure(stage: Stage, model: Any, checkpoint: Path, folder: Path) -> None:
 
 
 def _embedded(stage: Stage, model: Any, processor: Any) -> tuple[dict[str, Any], list[str]]:
-    """The embedded questions: the most likely choice of each."""
+    """The likeliest choice of each embedded question; a text-only model gets those in words."""
     from efficientllava.benchmarks.multiple_choice import answer_questions, scores
     from efficientllava.data.questions import read_questions
+    from efficientllava.models.families import require_family
 
     wanted = stage.parameters.evaluation
-    questions = read_questions(ARTIFACTS / "questions", "test")[: wanted.questions]
+    questions = read_questions(ARTIFACTS / "questions", "test")
+    if not require_family(model.config.model_type).takes_images:
+        questions = [question for question in questions if question.image is None]
+    questions = questions[: wanted.questions]
     predictions = answer_questions(model, processor, questions, wanted.batch_size, stage.progress)
     lines = [json.dumps(asdict(prediction), sort_keys=True) for prediction in predictions]
     return scores(questions, predictions), lines

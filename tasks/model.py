@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from efficientllava.errors import UserError
+from efficientllava.models.source import hub_snapshot
 from tasks.runtime.check import model_folder
 from tasks.runtime.stage import ARTIFACTS, WORK, Stage, run_stage
 
@@ -28,8 +28,12 @@ def model(stage: Stage) -> None:
             folder, stage.parameters.model.embedded, ARTIFACTS / "questions", stage.progress
         )
         return
-    given = model_folder(stage.parameters) or _download(source, stage.parameters.model.revision)
-    take(given, folder)
+    take(model_folder(stage.parameters) or _fetched(stage), folder)
+
+
+def _fetched(stage: Stage) -> Path:
+    wanted = stage.parameters.model
+    return hub_snapshot(wanted.source, wanted.revision, "params.yaml, model.source", WORK / "hub")
 
 
 def take(given: Path, folder: Path) -> None:
@@ -58,24 +62,6 @@ def take(given: Path, folder: Path) -> None:
             temporary / "training.json",
             {"prunable_matrices": len(matrices), "prunable_weights": sum(m.size for m in matrices)},
         )
-
-
-def _download(name: str, revision: str | None) -> Path:
-    """Fetch the safetensors, configuration and tokenizer of a pinned hub revision."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        folder = snapshot_download(
-            name, revision=revision, allow_patterns=list(PATTERNS), cache_dir=WORK / "hub"
-        )
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise UserError(
-            f"the hub does not give it: {str(error).strip().splitlines()[0]}",
-            where=f"params.yaml, model.source: {name} at {revision}",
-            remedy="check name, revision and network, or download it and give the folder",
-        ) from error
-    return Path(folder)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
 """Stage `proxy`: draw the text segments and image-text pairs that stand in for training data.
 
+A model that takes no images gets no pairs.
+
 In:  params proxy; artifacts/model (tokenizer, processor), artifacts/questions
 Out: artifacts/proxy/ (segments.safetensors, pairs.safetensors, manifest.json)
 """
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from tasks.runtime.stage import ARTIFACTS, Stage, run_stage
@@ -27,18 +30,21 @@ def proxy(stage: Stage) -> None:
         processor.tokenizer, text, wanted.segments, wanted.segment_length, wanted.seed
     )
     pairs = None
-    if wanted.pairs:
+    family = require_family(read_json(ARTIFACTS / "model" / "config.json")["model_type"])
+    manifest = {**wanted.model_dump(mode="json"), "text_digest": value_digest(text)}
+    if wanted.pairs and not family.takes_images:
+        manifest["pairs"] = 0
+        print("no image-text pairs: the model takes no images", file=sys.stderr)
+    elif wanted.pairs:
         own = wanted.pairs_source != "embedded"
         folder = Path(wanted.pairs_source).expanduser() if own else ARTIFACTS / "questions"
-        model_type = read_json(ARTIFACTS / "model" / "config.json")["model_type"]
         pairs = build_pairs(
             read_questions(folder, "train"),
             processor,
             wanted.pairs,
             wanted.seed,
-            require_family(model_type).image_token,
+            family.image_token,
         )
-    manifest = {**wanted.model_dump(mode="json"), "text_digest": value_digest(text)}
     save_proxy(ARTIFACTS / "proxy", ProxyData(segments, pairs), manifest)
 
 

@@ -99,7 +99,9 @@ class ProjectorEvolution:
         batch: int,
         checkpointing: bool = False,
     ) -> None:
-        self.adapter, self.pairs, self.stitch, self.loss = adapter, pairs, stitch, loss
+        assert adapter.projector is not None, "there is nothing to move"
+        self.adapter, self.projector = adapter, adapter.projector
+        self.pairs, self.stitch, self.loss = pairs, stitch, loss
         counts = pairs.answer_positions().sum(dim=1)
         # which rows of `dense` belong to which pair
         self.dense, self.rows = dense, torch.arange(int(counts.sum())).split(counts.tolist())
@@ -115,7 +117,7 @@ class ProjectorEvolution:
         The projector's weights are changed in place only if the weighted loss on held-out pairs
         falls.
         """
-        projector = self.adapter.projector
+        projector = self.projector
         original = {name: value.clone() for name, value in projector.state_dict().items()}
         before = self._weighted_loss(weights)
         blocks = self.adapter.blocks if self.checkpointing else []
@@ -128,7 +130,7 @@ class ProjectorEvolution:
         return ProjectorStep(before, after, kept)
 
     def _train(self, weights: Sequence[float], random: Random) -> None:
-        projector = self.adapter.projector
+        projector = self.projector
         trained = list(projector.parameters())
         # steps are smaller than what half precision resolves: float32 weights gather them
         masters = [p if p.dtype == torch.float32 else p.detach().float() for p in trained]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -38,6 +39,10 @@ from efficientllava.offload.blocks_on_disk import BlocksOnDisk
 from efficientllava.parameters import SearchParameters
 from efficientllava.progress import Event, Progress, silent
 
+logger = logging.getLogger(__name__)
+
+NO_PROJECTOR = "off: the model has no projector"
+
 PROJECTOR_STREAM = -1
 """Index of the projector's random numbers in a round."""
 
@@ -58,7 +63,7 @@ class SearchResult:
 
     Attributes:
         policy: ratio per prunable matrix, by name.
-        projector: the evolved projector's state.
+        projector: the evolved projector's state; empty where the model has none.
         history: every evaluated candidate, in order.
         rounds: what each round came to.
         summary: best and uniform risks and counts; no times.
@@ -75,7 +80,8 @@ class Search:
     """One search at one target ratio.
 
     Args:
-        adapter: of the dense model; its language model and projector are changed in place.
+        adapter: of the dense model; its language model and projector are changed in place. A model
+            without a projector is searched without projector evolution, and the summary says so.
         levels: ratios a matrix may take (C of the paper).
         work: folder of unfinished searches; rounds found there under the same key are not run
             again.
@@ -104,6 +110,9 @@ class Search:
         blocks: BlocksOnDisk | None = None,
     ) -> None:
         self.make_evaluator, self.blocks = make_evaluator, blocks
+        if adapter.projector is None and parameters.evolve_projector:
+            logger.warning("search.evolve_projector is %s", NO_PROJECTOR)
+            parameters = parameters.model_copy(update={"evolve_projector": False})
         if parameters.evolve_projector:
             require_pairs(0 if proxy.pairs is None else len(proxy.pairs))
         self.adapter, self.proxy, self.database = adapter, proxy, database
@@ -155,7 +164,7 @@ class Search:
             for number in range(1, parameters.rounds + 1):
                 if not self._resume(number):
                     self._round(number)
-                    self.state.keep(self.work, number, self.adapter.projector.state_dict())
+                    self.state.keep(self.work, number, self.adapter.projector_state)
                 self._tell(number)
                 if self._should_stop():
                     break
@@ -247,7 +256,7 @@ class Search:
         step = self.evolution.step(weights, random)
         if step.kept:
             self.state.projector += 1
-            self.evaluator.projector_moved(self.adapter.projector.state_dict())
+            self.evaluator.projector_moved(self.adapter.projector_state)
         return step
 
     def _complexity(self, policy: Sequence[float]) -> float:
@@ -321,8 +330,8 @@ class Search:
         """Take over a finished round, if it is there."""
         found, moved = self.state.resume(self.work, number)
         if moved is not None:
-            self.adapter.projector.load_state_dict(moved)
-            self.evaluator.projector_moved(self.adapter.projector.state_dict())
+            self.adapter.load_projector(moved)
+            self.evaluator.projector_moved(self.adapter.projector_state)
         return found
 
     def _tell(self, number: int) -> None:
@@ -351,10 +360,8 @@ class Search:
             matrix.name: level
             for matrix, level in zip(self.adapter.matrices, self._ratios(best.genes), strict=True)
         }
-        projector = {
-            name: tensor.clone() for name, tensor in self.adapter.projector.state_dict().items()
-        }
-        summary = {
+        projector = {name: value.clone() for name, value in self.adapter.projector_state.items()}
+        summary: dict[str, Any] = {
             "best_risk": best.risk,
             "best_loss": best.loss,
             "best_complexity": best.complexity,
@@ -369,6 +376,8 @@ class Search:
             "candidates": len(state.history),
             "projector_rounds_kept": state.projector,
         }
+        if self.adapter.projector is None:
+            summary["projector_evolution"] = NO_PROJECTOR
         return SearchResult(policy, projector, state.history, state.rounds, summary)
 
 

@@ -94,7 +94,7 @@ def evaluate(
             _let_go()
             held = _open(work)
         else:
-            held.adapter.projector.load_state_dict(load_tensors(Path(projector)))
+            held.adapter.load_projector(load_tensors(Path(projector)))
             held.loss.projector_moved()
             held.projector = projector
     held.stitched.stitch(policy)

@@ -198,10 +198,10 @@ def _joined(parts: Sequence[Distribution]) -> Distribution:
 
 
 @torch.no_grad()
-def mean_loss(
+def loss_sum(
     language_model: nn.Module, head: Head, batches: Sequence[LossBatch], fitness: Fitness
-) -> float:
-    """Mean loss over the scored positions of batches, accumulated in float64."""
+) -> tuple[float, int]:
+    """Sum of the losses at all scored positions of batches, in float64, and their number."""
     total, count = 0.0, 0
     for batch in batches:
         hidden = hidden_states(language_model, batch.inputs)[batch.positions]
@@ -215,6 +215,14 @@ def mean_loss(
                 losses = negative_log_likelihood(functional.log_softmax(logits, -1), wanted)
                 count += int((wanted != IGNORED).sum())
             total += float(losses.sum(dtype=torch.float64))
+    return total, count
+
+
+def mean_loss(
+    language_model: nn.Module, head: Head, batches: Sequence[LossBatch], fitness: Fitness
+) -> float:
+    """Mean loss over the scored positions of batches."""
+    total, count = loss_sum(language_model, head, batches, fitness)
     return total / max(count, 1)
 
 

@@ -5,6 +5,7 @@ They say what is held at the same time, not what an allocator makes of it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from efficientllava.calibration.proxy_loss import CHUNK, OTHER_CHUNK
@@ -101,3 +102,10 @@ def calibration_bytes(
         groups.append(4 * (stack + 4 * columns**2))
     solutions = 2 * levels * shape.item * shape.prunable
     return activations + hessians + max(groups) + solutions + tokens.batch * shape.activations
+
+
+def database_bytes(weights: int, ratios: Sequence[float], item: int, compact: bool) -> int:
+    """Bytes of a database: per weight and level its value, or a bit and the values that stay."""
+    if not compact:
+        return weights * len(ratios) * item
+    return round(sum(weights * (1 / 8 + (1 - ratio) * item) for ratio in ratios))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,7 @@ from efficientllava.files import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from PIL.Image import Image
     from transformers import ProcessorMixin
 
 IGNORED = -100
@@ -98,12 +100,14 @@ class ProxyData:
     Attributes:
         segments: [n, length] int64, token ids of text.
         pairs: image-text pairs, or None.
-        digest: of the stored files; "" before they are stored.
+        digest: of the stored files, or of the tensors (`tensors_digest`); "" before that.
+        description: where text and pairs come from, in words; "" where nobody says.
     """
 
     segments: torch.Tensor
     pairs: Pairs | None
     digest: str = ""
+    description: str = ""
 
 
 def batches(count: int, tokens: int) -> Iterator[slice]:
@@ -142,6 +146,11 @@ def build_pairs(
     generator = torch.Generator().manual_seed(seed)
     drawn = [pictured[i] for i in torch.randperm(len(pictured), generator=generator)[:count]]
     samples = [_encoded(processor, question, image_token) for question in drawn]
+    return join_pairs(samples, processor)
+
+
+def join_pairs(samples: Sequence[Encoded], processor: ProcessorMixin) -> Pairs:
+    """Pairs of samples that were encoded one at a time, with their answers labelled."""
     inputs, rows = join(samples, processor.tokenizer.pad_token_id)
     labels = torch.full_like(inputs["input_ids"], IGNORED)
     for row, sample in enumerate(samples):
@@ -155,24 +164,53 @@ def _encoded(processor: ProcessorMixin, question: Question, image_token: str) ->
     image = question.open_image()
     assert image is not None
     prompt = question_prompt(question, image_token)
+    return encode_pair(processor, prompt, answer_text(question), image, str(question.image))
+
+
+def encode_pair(
+    processor: ProcessorMixin, prompt: str, answer: str, image: Image, where: str
+) -> Encoded:
+    """One image-text pair.
+
+    Args:
+        where: what messages call the image.
+
+    Raises:
+        UserError: the processor refuses the image.
+    """
     try:
-        return encode_answered(processor, prompt, answer_text(question), image)
+        return encode_answered(processor, prompt, answer, image)
     except ValueError as error:
         raise UserError(
             f"the model's processor refuses it: {str(error).strip().splitlines()[0]}",
-            where=f"{question.image} ({image.width} x {image.height})",
+            where=f"{where} ({image.width} x {image.height})",
             remedy="leave the question out, or resize the image",
         ) from error
+
+
+def tensors_digest(segments: torch.Tensor, pairs: Pairs | None) -> str:
+    """sha256 over the names, types, shapes and numbers of proxy data."""
+    digest = hashlib.sha256()
+    named = {"segments": segments, **({} if pairs is None else _stored(pairs))}
+    for name, tensor in sorted(named.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\0".encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _stored(pairs: Pairs) -> dict[str, torch.Tensor]:
+    rows = {f"{ROWS}{name}": counts for name, counts in pairs.rows.items()}
+    return {**pairs.inputs, "labels": pairs.labels, **rows}
 
 
 def save_proxy(folder: Path, proxy: ProxyData, manifest: dict[str, Any]) -> None:
     """Write segments.safetensors, pairs.safetensors (if any) and manifest.json."""
     folder = Path(folder)
     save_tensors(folder / "segments.safetensors", {"input_ids": proxy.segments})
+    if proxy.pairs is None:  # those of an earlier draw are not this one's
+        (folder / "pairs.safetensors").unlink(missing_ok=True)
     if proxy.pairs is not None:
-        rows = {f"{ROWS}{name}": counts for name, counts in proxy.pairs.rows.items()}
-        tensors = {**proxy.pairs.inputs, "labels": proxy.pairs.labels, **rows}
-        save_tensors(folder / "pairs.safetensors", tensors)
+        save_tensors(folder / "pairs.safetensors", _stored(proxy.pairs))
     write_json(folder / "manifest.json", manifest)
 
 

@@ -6,18 +6,15 @@ same bits come back.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Literal
 
-import numba
 import numpy as np
 import torch
 from torch.nn import functional
 
 Storage = Literal["dense", "compact"]
 MASK, KEPT = ":mask", ":kept"
-
-compiled: Callable[..., Any] = numba.njit(nogil=True, cache=True)
 
 
 def stored(key: str, solution: torch.Tensor, form: Storage) -> dict[str, torch.Tensor]:
@@ -74,25 +71,12 @@ def restore_into(tensors: Mapping[str, torch.Tensor], key: str, weight: torch.Te
     mask, kept = tensors[key + MASK], tensors[key + KEPT]
     if weight.device.type == "cpu" and weight.dtype == kept.dtype == torch.float32:
         if weight.is_contiguous():
-            _decode(mask.numpy(), kept.numpy(), weight.numpy())
+            from efficientllava.database.decode import decode  # needs numba, which loads slowly
+
+            decode(mask.numpy(), kept.numpy(), weight.numpy())
             return
     chosen = unpacked(mask.to(weight.device, non_blocking=True), weight.shape[1])
     decoded = torch.zeros(weight.shape, dtype=kept.dtype, device=weight.device)
     # not decoded[chosen] = ...: that would ask the device how many there are, and wait
     decoded.masked_scatter_(chosen, kept.to(weight.device, non_blocking=True))
     weight.copy_(decoded)
-
-
-@compiled
-def _decode(mask, kept, weight):  # type: ignore[no-untyped-def]
-    rows, columns = weight.shape
-    taken = 0
-    for row in range(rows):
-        for byte in range(mask.shape[1]):
-            bits = mask[row, byte]
-            for bit in range(min(8, columns - 8 * byte)):
-                value = np.float32(0.0)
-                if (bits >> bit) & 1:
-                    value = kept[taken]
-                    taken += 1
-                weight[row, 8 * byte + bit] = value

@@ -18,14 +18,8 @@ from transformers import GenerationConfig, PreTrainedModel
 from efficientllava.errors import UserError
 from efficientllava.export.assistant import GRAPHS, Assistant, Prompt
 from efficientllava.export.graphs import IR_VERSION, OPSET, export_graphs, not_exportable
-from efficientllava.export.parity import (
-    TOLERANCE,
-    Reference,
-    parity,
-    reference_answer,
-    require_parity,
-    sparsity,
-)
+from efficientllava.export.parity import TOLERANCE, parity, require_parity, sparsity
+from efficientllava.export.reference import Reference, reference_answer
 from efficientllava.export.runtimes import open_graph, unavailable, version
 from efficientllava.export.speed import (
     COVERAGE,

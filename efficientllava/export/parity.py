@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -13,60 +11,13 @@ from onnx import numpy_helper
 from transformers import PreTrainedModel
 
 from efficientllava.errors import UserError
-from efficientllava.export.assistant import Assistant, Prompt, processed, require_length
+from efficientllava.export.assistant import Assistant, processed
 from efficientllava.export.heads import with_padded_heads
+from efficientllava.export.reference import Reference
 from efficientllava.models.families import adapter_for
 
 # largest absolute difference that is still called the same
 TOLERANCE = 1e-3
-
-
-@dataclass(frozen=True)
-class Reference:
-    """PyTorch's greedy answer to one prompt.
-
-    Attributes:
-        features: image features [image tokens, width]; None without an image.
-        tokens: the new token ids, an end token included when one came.
-        logits: [new tokens, vocabulary], each row what its token was chosen from.
-    """
-
-    prompt: Prompt
-    features: np.ndarray | None
-    tokens: list[int]
-    logits: np.ndarray
-
-
-@torch.no_grad()
-def reference_answer(
-    model: PreTrainedModel,
-    processor: Any,
-    prompt: Prompt,
-    new_tokens: int,
-    prompt_tokens: int | None = None,
-) -> Reference:
-    """Answer a prompt with `model.generate`, greedily, and keep what it computed.
-
-    Raises:
-        UserError: the prompt cannot be read, or has more than `prompt_tokens` tokens.
-    """
-    inputs = processed(processor, prompt, "pt")
-    if prompt_tokens is not None:
-        require_length(inputs["input_ids"].shape[1], prompt_tokens)
-    features = None
-    if "pixel_values" in inputs:
-        output = model.get_image_features(pixel_values=inputs["pixel_values"], return_dict=True)
-        features = torch.cat(list(output.pooler_output)).numpy()
-    generated = model.generate(
-        **{name: inputs[name] for name in inputs if name != "token_type_ids"},
-        do_sample=False,
-        num_beams=1,
-        max_new_tokens=new_tokens,
-        output_logits=True,
-        return_dict_in_generate=True,
-    )
-    tokens = generated.sequences[0, inputs["input_ids"].shape[1] :].tolist()
-    return Reference(prompt, features, tokens, torch.cat(generated.logits).numpy())
 
 
 def parity(assistant: Assistant, references: list[Reference]) -> dict[str, float]:

@@ -18,8 +18,6 @@ from typing import Literal
 import torch
 
 from efficientllava.errors import UserError
-from efficientllava.kernels.cpu.obs_compiled import prune_sections
-from efficientllava.kernels.cpu.sections import Section
 from efficientllava.kernels.hessian import InverseFactor
 from efficientllava.kernels.masks import (
     check_group_size,
@@ -96,6 +94,10 @@ def prune_levels(
     plan = _Plan(rows, starts, quotas, counts, group_size)
     chosen = _kernel_for(kernel, factor.upper, group_size)
     if chosen == "compiled":
+        # needs numba, which loads slowly
+        from efficientllava.kernels.cpu.obs_compiled import prune_sections
+        from efficientllava.kernels.cpu.sections import Section
+
         singles = [weight.float().contiguous() for weight in weights]  # one copy for all levels
         stack = [weight for weight in singles for _ in levels]
         densities = [level for _ in weights for level in levels]

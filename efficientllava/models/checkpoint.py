@@ -11,18 +11,21 @@ from typing import Any
 import torch
 from transformers import (
     AutoConfig,
+    AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoProcessor,
+    AutoTokenizer,
     PreTrainedModel,
     ProcessorMixin,
 )
 
 from efficientllava.errors import UserError
 from efficientllava.files import read_json, replacing, stored_numbers, write_json
-from efficientllava.models.families import require_family
+from efficientllava.models.families import FAMILIES, Family, require_family
 from efficientllava.models.image_tokens import check_image_size, fit_image_tokens
 from efficientllava.models.llava_images import use_original_images
 from efficientllava.models.still_images import processor_class
+from efficientllava.models.text_processor import TextProcessor
 from efficientllava.models.weight_files import (
     INDEX,
     check_finite,
@@ -48,8 +51,11 @@ Up to here transformers allocates and names them; beyond, the configuration is a
 """
 
 
-def check_checkpoint(folder: Path) -> None:
+def check_checkpoint(folder: Path) -> Family:
     """Check a checkpoint without loading its weights.
+
+    Returns:
+        The entry of its model's family.
 
     Raises:
         UserError: as `weight_files`; the model's family is unknown to us; config.json does not
@@ -57,7 +63,7 @@ def check_checkpoint(folder: Path) -> None:
     """
     weight_files(folder)
     config = read_json(Path(folder) / "config.json")
-    require_family(str(config.get("model_type")))
+    family = require_family(str(config.get("model_type")))
     # transformers would take the defaults, a model of 7 billion weights
     if not isinstance(config.get("text_config"), dict) and "hidden_size" not in config:
         raise UserError(
@@ -65,12 +71,13 @@ def check_checkpoint(folder: Path) -> None:
             where=str(Path(folder) / "config.json"),
             remedy="take config.json from where the weights come from",
         )
+    return family
 
 
 def load_model(
     folder: Path, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
 ) -> PreTrainedModel:
-    """Load a vision-language model in evaluation mode.
+    """Load a vision-language or a text-only language model in evaluation mode.
 
     On the CPU, weights in their own dtype are mapped from the files: they take no memory before
     they are used, and no more than the files after that.
@@ -84,10 +91,11 @@ def load_model(
             configuration says; NaN or inf in a weight (named).
     """
     folder = Path(folder)
-    check_checkpoint(folder)
+    family = check_checkpoint(folder)
+    loader = _loader(family)
     try:
-        _check_size(folder)
-        model, loading = AutoModelForImageTextToText.from_pretrained(
+        _check_size(folder, family)
+        model, loading = loader.from_pretrained(
             folder,
             dtype="auto" if dtype is None else dtype,
             use_safetensors=True,
@@ -112,7 +120,7 @@ def load_model(
     return loaded
 
 
-def _check_size(folder: Path) -> None:
+def _check_size(folder: Path, family: Family) -> None:
     """Check that the files hold about as many weights as config.json describes.
 
     The model is built without memory for its weights.
@@ -132,7 +140,7 @@ def _check_size(folder: Path) -> None:
                 raise UserError(
                     f"{layers} is {count}; the files hold {names} tensors", where, remedy
                 )
-    described = _without_weights(folder).num_parameters()
+    described = _without_weights(folder, family).num_parameters()
     share, number = MISSING
     if described - held > max(share * held, number):
         raise UserError(
@@ -146,19 +154,24 @@ def skeleton(folder: Path) -> PreTrainedModel:
     Raises:
         UserError: as `check_checkpoint`.
     """
-    check_checkpoint(folder)
-    return _without_weights(folder)
+    return _without_weights(folder, check_checkpoint(folder))
 
 
-def _without_weights(folder: Path) -> PreTrainedModel:
+def _loader(family: Family) -> Any:
+    return AutoModelForImageTextToText if family.takes_images else AutoModelForCausalLM
+
+
+def _without_weights(folder: Path, family: Family) -> PreTrainedModel:
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForImageTextToText.from_config(config)
+        model: PreTrainedModel = _loader(family).from_config(config)
     return model
 
 
-def load_processor(folder: Path) -> ProcessorMixin:
+def load_processor(folder: Path) -> ProcessorMixin | TextProcessor:
     """Load a checkpoint's processor (tokenizer and image processor; PIL, no torchvision).
+
+    Of a text-only model it is its tokenizer in a `TextProcessor`.
 
     The one place that decides how images are prepared: LLaVA-1.5's are padded as in its training
     (`llava_images`), and the number of image tokens is made to fit the vision tower.
@@ -168,11 +181,17 @@ def load_processor(folder: Path) -> ProcessorMixin:
     """
     folder = Path(folder)
     try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        if config.model_type in FAMILIES and not FAMILIES[config.model_type].takes_images:
+            return TextProcessor(
+                AutoTokenizer.from_pretrained(
+                    folder, local_files_only=True, trust_remote_code=False
+                )
+            )
         loader = processor_class(folder) or AutoProcessor
         processor: ProcessorMixin = loader.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False, backend="pil"
         )
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError, json.JSONDecodeError) as error:
         first = str(error).strip().splitlines()[0]
         raise UserError(
@@ -203,8 +222,10 @@ def check_tokenizer(processor: ProcessorMixin, model: PreTrainedModel, where: st
             remedy="use the tokenizer that was saved with the model",
         )
     image_token = getattr(model.config, "image_token_id", None)
+    if image_token is None:
+        return
     known = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
-    if image_token is not None and known != image_token:
+    if known != image_token:
         raise UserError(
             f"the tokenizer does not fit the model: the image token {processor.image_token!r} is "
             f"{known} for the tokenizer, {image_token} for the model",

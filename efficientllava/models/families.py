@@ -1,8 +1,8 @@
-"""One table: where each model family keeps its decoder blocks, prunable matrices and projector."""
+"""One table: where each family keeps its decoder blocks, prunable matrices and projector."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,16 +29,30 @@ class Family:
         input_groups: prunable matrices inside a block; those in one group read the same input
             and share one Hessian.
         projector: the module (projector, connector, merger) between vision tower and language
-            model.
-        image_token: what stands for an image in a prompt, as the family's processor reads it.
+            model; None for a model that reads text only.
+        image_token: what stands for an image in a prompt, as the family's processor reads it;
+            empty where there are no images.
     """
 
     language_model: str
-    projector: str
+    projector: str | None
     image_token: str = "<image>"
     blocks: str = "layers"
     input_groups: tuple[tuple[str, ...], ...] = LLAMA_GROUPS
 
+    @property
+    def takes_images(self) -> bool:
+        """Whether models of this family read images beside text."""
+        return self.projector is not None
+
+    @property
+    def kind(self) -> str:
+        """What such a model is, in two or three words."""
+        return "vision-language model" if self.takes_images else "text-only language model"
+
+
+TEXT_ONLY = Family("model", None, "")
+"""A causal language model: its decoder is `model`, its head `lm_head`."""
 
 FAMILIES: dict[str, Family] = {
     "llava": Family("model.language_model", "model.multi_modal_projector"),
@@ -52,8 +66,18 @@ FAMILIES: dict[str, Family] = {
     "idefics3": Family("model.text_model", "model.connector"),
     "smolvlm": Family("model.text_model", "model.connector"),
     "internvl": Family("model.language_model", "model.multi_modal_projector", "<IMG_CONTEXT>"),
+    "llama": TEXT_ONLY,  # SmolLM2 too
+    "mistral": TEXT_ONLY,
+    "ministral": TEXT_ONLY,
+    "qwen2": TEXT_ONLY,
+    "qwen3": TEXT_ONLY,
+    "gemma": TEXT_ONLY,
+    "gemma2": TEXT_ONLY,
+    "gemma3_text": TEXT_ONLY,
+    "smollm3": TEXT_ONLY,
 }
-"""The hub's `-hf` layouts; their decoders are Llama, Mistral, Qwen 2 / 2.5 / 3, Gemma, Gemma 2."""
+"""The hub's `-hf` layouts; the decoders of those with a projector are Llama, Mistral, Qwen 2 / 2.5
+/ 3, Gemma, Gemma 2."""
 
 
 def known_families() -> str:
@@ -103,9 +127,25 @@ class Adapter:
 
     model: nn.Module
     language_model: nn.Module
-    projector: nn.Module
+    projector: nn.Module | None
     blocks: list[nn.Module]
     matrices: list[Matrix]
+
+    @property
+    def projector_state(self) -> dict[str, torch.Tensor]:
+        """The projector's weights by name, as they lie in the model; empty where there is none."""
+        return {} if self.projector is None else self.projector.state_dict()
+
+    def load_projector(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Copy weights into the projector; an empty state is that of a model without one.
+
+        Raises:
+            RuntimeError: the names or shapes are not those of the projector.
+        """
+        if self.projector is not None:
+            self.projector.load_state_dict(dict(state))
+        elif state:
+            raise RuntimeError(f"no projector takes {', '.join(state)}")
 
     def of_block(self, block: int) -> list[list[Matrix]]:
         """The matrices of a decoder block, grouped by shared input."""
@@ -152,7 +192,7 @@ def adapter_for(model: nn.Module) -> Adapter:
     family = require_family(model_type)
     try:
         language_model = model.get_submodule(family.language_model)
-        projector = model.get_submodule(family.projector)
+        projector = None if family.projector is None else model.get_submodule(family.projector)
         blocks = list(language_model.get_submodule(family.blocks).children())
         matrices = [
             Matrix(
@@ -188,8 +228,8 @@ def require_family(model_type: str) -> Family:
             f"(known: {known_families()})",
             where="model",
             remedy="add a Family to efficientllava/models/families.py: paths of the language "
-            "model, its list of blocks, the matrices that share an input, the projector, and the "
-            "image token of its prompts (docs/models.md)",
+            "model, its list of blocks, the matrices that share an input, the projector (if it "
+            "has one), and the image token of its prompts (docs/models.md)",
         )
     return FAMILIES[model_type]
 

@@ -103,7 +103,7 @@ class DecoderShape:
         blocks: decoder blocks.
         vocabulary: logits of a position.
         item: bytes of a weight and of an activation.
-        projector: weights of the projector.
+        projector: weights of the projector; 0 without one.
     """
 
     width: int
@@ -129,13 +129,14 @@ def shape_of(adapter: Adapter) -> DecoderShape:
     """The shape of a model's decoder, from its largest matrix."""
     largest = max(adapter.matrices, key=lambda matrix: matrix.size).weight
     head = adapter.model.get_output_embeddings()  # type: ignore[operator]
+    projector = [] if adapter.projector is None else list(adapter.projector.parameters())
     return DecoderShape(
         width=min(largest.shape),
         mlp=max(largest.shape),
         blocks=len(adapter.blocks),
         vocabulary=int(head.weight.shape[0]),
         item=largest.element_size(),
-        projector=sum(parameter.numel() for parameter in adapter.projector.parameters()),
+        projector=sum(parameter.numel() for parameter in projector),
     )
 
 

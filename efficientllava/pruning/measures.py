@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from efficientllava.calibration.proxy_loss import ProxyLoss, running_sums
+from efficientllava.calibration.proxy_loss import ProxyLoss, loss_sum
 from efficientllava.data.proxy import ProxyData
 from efficientllava.models.families import Adapter
 from efficientllava.parameters import SearchParameters
@@ -30,7 +30,7 @@ class ProxyMeasures:
     def move_projector(self, adapter: Adapter, state: Mapping[str, torch.Tensor]) -> None:
         """Give the model an evolved projector; an empty state leaves its own."""
         if state:
-            adapter.projector.load_state_dict(dict(state))
+            adapter.load_projector(state)
             for loss in self._losses.values():
                 loss.projector_moved()
 
@@ -60,7 +60,7 @@ def _losses(loss: ProxyLoss, language_model: nn.Module) -> tuple[float, float]:
     follow the answers' few positions, whose mean varies more than the text's of thousands.
     """
     sums = [
-        list(running_sums(language_model, loss.head, batches, loss.fitness))[-1]
+        loss_sum(language_model, loss.head, batches, loss.fitness)
         for batches in (loss.text, loss.pairs)
         if batches
     ]

@@ -8,6 +8,7 @@ from typing import Any
 
 from efficientllava.allocation.policy import check_band
 from efficientllava.errors import UserError
+from efficientllava.models.source import local_folder, require_source
 from efficientllava.parameters import Parameters
 from efficientllava.registry import METHODS
 
@@ -85,24 +86,13 @@ def model_folder(parameters: Parameters) -> Path | None:
     source = parameters.model.source
     if source == "embedded":
         return None
-    folder = Path(source).expanduser()
-    looks_like_path = source.startswith((".", "/", "~")) or source.count("/") != 1
-    return folder if folder.is_dir() or looks_like_path else None
+    return local_folder(source)
 
 
 def _check_model(parameters: Parameters) -> None:
-    source, revision = parameters.model.source, parameters.model.revision
-    if source == "embedded":
-        return
-    folder = model_folder(parameters)
-    if folder is None and revision is None:
-        raise UserError(
-            f"{source} is no folder here, and a hub id needs its commit in model.revision",
-            where="params.yaml, model.source",
-            remedy="correct the path, or pin the revision: the same weights on every run",
-        )
-    if folder is not None and not folder.is_dir():
-        raise UserError("no such model folder", where=f"params.yaml, model.source: {source}")
+    model = parameters.model
+    if model.source != "embedded":
+        require_source(model.source, model.revision, "params.yaml, model.source", "model.revision")
 
 
 def _check_proxy(parameters: Parameters) -> None:

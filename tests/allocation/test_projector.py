@@ -19,7 +19,7 @@ from efficientllava.data.proxy import Pairs, ProxyData, build_pairs
 from efficientllava.data.questions import Question
 from efficientllava.models.families import FAMILIES, Adapter, adapter_for
 from tests.conftest import random_llava, random_proxy
-from tests.models.families import TINY
+from tests.models.families import PICTURED
 
 
 def evolution(adapter: Adapter, pairs: Pairs, checkpointing: bool) -> ProjectorEvolution:
@@ -50,11 +50,11 @@ def family_pairs(folder: Path, model: Any, processor: Any) -> Pairs:
     return build_pairs(questions, processor, len(questions), 0, image_token)
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", PICTURED)
 def test_checkpointing_moves_the_projector_to_the_same_bits(name: str, tmp_path: Path) -> None:
     moved, repeated = [], []
     for checkpointing in (False, True):
-        model, processor = TINY[name].build()
+        model, processor = PICTURED[name].build()
         adapter = adapter_for(model)
         pairs = family_pairs(tmp_path, model, processor)
         before = [tensor.clone() for tensor in adapter.projector.state_dict().values()]

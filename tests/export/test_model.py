@@ -15,7 +15,8 @@ import pytest
 from efficientllava.errors import UserError
 from efficientllava.export.assistant import Prompt, answer, usable_runtime
 from efficientllava.export.model import export_model
-from efficientllava.export.parity import parity, reference_answer, require_parity
+from efficientllava.export.parity import parity, require_parity
+from efficientllava.export.reference import reference_answer
 from efficientllava.export.runtimes import unavailable
 from efficientllava.export.speed import WARM_UP, interleaved, milliseconds, ratio_quartiles
 from efficientllava.models.checkpoint import load_model, load_processor, save_checkpoint

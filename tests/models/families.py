@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
     CLIPVisionConfig,
     Gemma2Config,
     GemmaConfig,
@@ -36,6 +38,7 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLProcessor,
     Qwen2Config,
+    Qwen2Tokenizer,
     SiglipVisionConfig,
     SmolVLMConfig,
     SmolVLMForConditionalGeneration,
@@ -51,7 +54,9 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
+from efficientllava.models.families import FAMILIES
 from efficientllava.models.still_images import still_image_class
+from efficientllava.models.text_processor import TextProcessor
 
 TEXT = {
     "hidden_size": 24,
@@ -103,11 +108,11 @@ def tokenizer(special: dict[str, str]) -> PreTrainedTokenizerFast:
 class TinyFamily:
     """How to make a model from its processor's tokens, and the processor."""
 
-    processor: Callable[[], ProcessorMixin]
+    processor: Callable[[], ProcessorMixin | TextProcessor]
     config: Callable[[int, dict[str, int]], Any]
-    model: type[PreTrainedModel]
+    model: Callable[[Any], PreTrainedModel]
 
-    def build(self, seed: int = 0) -> tuple[PreTrainedModel, ProcessorMixin]:
+    def build(self, seed: int = 0) -> tuple[PreTrainedModel, ProcessorMixin | TextProcessor]:
         processor = self.processor()
         ids = processor.tokenizer.get_vocab()
         torch.manual_seed(seed)
@@ -264,7 +269,31 @@ def _internvl_processor() -> ProcessorMixin:
     return made(images, tokenizer(special), image_seq_length=4)
 
 
-TINY = {
+def characters() -> PreTrainedTokenizerFast:
+    """Qwen2's tokenizer without merges: transformers loads no other for `qwen2`."""
+    special = ["<pad>", "<unk>", "<s>", "</s>"]
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    return Qwen2Tokenizer(
+        {token: index for index, token in enumerate(special + letters)},
+        merges=[],
+        pad_token="<pad>",
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+    )
+
+
+def _text_only(model_type: str) -> TinyFamily:
+    """A causal language model; heads of 6, where a family's would be as wide as its own models'."""
+    make = characters if model_type == "qwen2" else lambda: tokenizer({})
+
+    def config(size: int, ids: dict[str, int]) -> Any:
+        return AutoConfig.for_model(model_type, **TEXT, vocab_size=size, head_dim=6)
+
+    return TinyFamily(lambda: TextProcessor(make()), config, AutoModelForCausalLM.from_config)
+
+
+PICTURED = {
     "llava": TinyFamily(_llava_processor, _llava, LlavaForConditionalGeneration),
     "llava_next": TinyFamily(_llava_next_processor, _llava_next, LlavaNextForConditionalGeneration),
     "qwen2_5_vl": TinyFamily(_qwen_processor, _qwen, Qwen2_5_VLForConditionalGeneration),
@@ -281,4 +310,9 @@ TINY = {
         _smolvlm_processor, _idefics3(SmolVLMConfig), SmolVLMForConditionalGeneration
     ),
     "internvl": TinyFamily(_internvl_processor, _internvl, InternVLForConditionalGeneration),
+}
+"""Families that take images; two of them share a `model_type`."""
+
+TINY = PICTURED | {
+    name: _text_only(name) for name, family in FAMILIES.items() if not family.takes_images
 }

@@ -11,17 +11,25 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText, PreTrainedModel, ProcessorMixin
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedModel,
+    ProcessorMixin,
+)
+from typer.testing import CliRunner
 
 from efficientllava.allocation.context import Allocation, Risk
-from efficientllava.allocation.search import Search
+from efficientllava.allocation.search import NO_PROJECTOR, Search
 from efficientllava.calibration.block_walk import BlockWalk, calibration_inputs
 from efficientllava.calibration.opened import OpenModel
 from efficientllava.calibration.proxy_loss import ProxyLoss
-from efficientllava.data.proxy import ProxyData, build_pairs, load_proxy, save_proxy
+from efficientllava.cli import commands
+from efficientllava.data.proxy import Pairs, ProxyData, build_pairs, load_proxy, save_proxy
 from efficientllava.data.questions import Question
 from efficientllava.database.build import build_database
 from efficientllava.database.solutions import open_database
+from efficientllava.errors import UserError
 from efficientllava.models.checkpoint import (
     check_tokenizer,
     load_model,
@@ -34,7 +42,8 @@ from efficientllava.offload.blocks_on_disk import blocks_on_disk
 from efficientllava.parameters import Parameters, PruningParameters, SearchParameters
 from efficientllava.pruning.finalize import require_same_logits
 from efficientllava.pruning.masked import prune_masked
-from tests.models.families import TINY
+from efficientllava.pruning.sequential import prune_model
+from tests.models.families import PICTURED, TINY
 from tests.pretend_gpu import GPU, pretend_gpu
 
 LEVELS = [0.4, 0.5, 0.6]
@@ -57,11 +66,24 @@ class Case:
 
 @pytest.fixture(scope="module", params=TINY)
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
-    """A checkpoint on disk, and proxy data that went through its files."""
+    """A checkpoint on disk, and proxy data that went through its files; pairs where it has eyes."""
     folder = tmp_path_factory.mktemp(request.param)
     model, processor = TINY[request.param].build()
     save_checkpoint(model, processor, folder / "model")
     processor = load_processor(folder / "model")
+    pairs = _pairs(folder, model, processor) if request.param in PICTURED else None
+    vocabulary = model.get_input_embeddings().num_embeddings
+    segments = torch.randint(20, vocabulary, (4, 12), generator=torch.Generator().manual_seed(0))
+    image = getattr(model.config, "image_token_id", None)
+    segments = segments if image is None else segments.masked_fill(segments == image, 20)
+    save_proxy(folder / "proxy", ProxyData(segments, pairs), {})
+    return Case(request.param, folder / "model", processor, load_proxy(folder / "proxy"))
+
+
+with_pairs = pytest.mark.parametrize("case", PICTURED, indirect=True, scope="module")
+
+
+def _pairs(folder: Path, model: PreTrainedModel, processor: ProcessorMixin) -> Pairs:
     generator = np.random.default_rng(0)
     questions = []
     for index, (width, height) in enumerate(SIZES):
@@ -73,12 +95,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
             Question(str(index), text, choices, index % 2, "", path, "", "grade1", "train")
         )
     image_token = FAMILIES[model.config.model_type].image_token
-    pairs = build_pairs(questions, processor, len(SIZES), 0, image_token)
-    vocabulary = model.get_input_embeddings().num_embeddings
-    segments = torch.randint(20, vocabulary, (4, 12), generator=torch.Generator().manual_seed(0))
-    image = model.config.image_token_id
-    save_proxy(folder / "proxy", ProxyData(segments.masked_fill(segments == image, 20), pairs), {})
-    return Case(request.param, folder / "model", processor, load_proxy(folder / "proxy"))
+    return build_pairs(questions, processor, len(SIZES), 0, image_token)
 
 
 def test_every_family_is_tested() -> None:
@@ -89,6 +106,7 @@ def test_processor_fits_the_model(case: Case) -> None:
     check_tokenizer(case.processor, case.model(), "here")
 
 
+@with_pairs
 def test_rows_of_a_pair_are_those_of_the_pair_alone(case: Case) -> None:
     """Batches of any pairs give the logits that every pair gives alone."""
     model, pairs = case.model(), case.proxy.pairs
@@ -104,6 +122,7 @@ def test_rows_of_a_pair_are_those_of_the_pair_alone(case: Case) -> None:
     assert all(torch.equal(sliced[name], listed[name]) for name in sliced)
 
 
+@with_pairs
 def test_answers_are_labelled(case: Case) -> None:
     pairs, tokenizer = case.proxy.pairs, case.processor.tokenizer
     assert pairs is not None
@@ -114,10 +133,10 @@ def test_answers_are_labelled(case: Case) -> None:
 def test_hessians_equal_those_of_the_whole_model(case: Case) -> None:
     """Masks, positions and embeddings that a family makes reach every block as they should."""
     adapter, proxy = adapter_for(case.model()), case.proxy
-    assert proxy.pairs is not None
     gathered: dict[str, list[torch.Tensor]] = {}
     mask = [torch.ones_like(proxy.segments, dtype=torch.bool)]
-    mask.append(proxy.pairs.inputs["attention_mask"].bool())
+    if proxy.pairs is not None:
+        mask.append(proxy.pairs.inputs["attention_mask"].bool())
     current, handles = [0], []
     for matrix in adapter.matrices:
 
@@ -128,7 +147,8 @@ def test_hessians_equal_those_of_the_whole_model(case: Case) -> None:
     with torch.no_grad():
         adapter.model(input_ids=proxy.segments)
         current[0] = 1
-        adapter.model(**proxy.pairs.inputs)
+        if proxy.pairs is not None:
+            adapter.model(**proxy.pairs.inputs)
     for handle in handles:
         handle.remove()
     walk = BlockWalk(adapter, calibration_inputs(adapter, proxy, "text_and_pairs"))
@@ -143,20 +163,20 @@ def test_hessians_equal_those_of_the_whole_model(case: Case) -> None:
 
 def test_loss_equals_that_of_a_plain_forward_pass(case: Case) -> None:
     adapter, proxy = adapter_for(case.model()), case.proxy
-    assert proxy.pairs is not None
     with torch.no_grad():
         text = adapter.model(input_ids=proxy.segments).logits[:, :-1].double().log_softmax(-1)
-        nll = -text.gather(2, proxy.segments[:, 1:, None]).mean()
-        answers = adapter.model(**proxy.pairs.inputs).logits[:, :-1].double().log_softmax(-1)
-    wanted = proxy.pairs.labels[:, 1:]
-    picked = answers.gather(2, wanted.clamp(min=0)[..., None])[..., 0][wanted != -100]
+        expected = -float(text.gather(2, proxy.segments[:, 1:, None]).mean())
+        if proxy.pairs is not None:
+            answers = adapter.model(**proxy.pairs.inputs).logits[:, :-1].double().log_softmax(-1)
+            wanted = proxy.pairs.labels[:, 1:]
+            picked = answers.gather(2, wanted.clamp(min=0)[..., None])[..., 0][wanted != -100]
+            expected = (expected - float(picked.mean())) / 2
     loss = ProxyLoss(adapter, proxy, "nll", "text_and_pairs")
-    expected = (float(nll) - float(picked.mean())) / 2
     assert loss(adapter.language_model) == pytest.approx(expected, rel=1e-4)
 
 
 def test_whole_chain(case: Case, tmp_path: Path) -> None:
-    """Database, search with projector evolution, sequential pruning, save, reload, generate."""
+    """Database, search, projector evolution if any, sequential pruning, save, reload, generate."""
     pruning = PruningParameters()
     parameters = SearchParameters(
         candidates=4,
@@ -188,10 +208,16 @@ def test_whole_chain(case: Case, tmp_path: Path) -> None:
         tmp_path / "search",
         {},
     ).run()
-    assert found.rounds[1]["projector_loss_after"] != found.rounds[1]["projector_loss_before"]
+    last = found.rounds[1]
+    if case.name in PICTURED:
+        assert last["projector_loss_after"] != last["projector_loss_before"]
+        assert "projector_evolution" not in found.summary
+    else:
+        assert last["projector_loss_after"] is None and found.projector == {}
+        assert found.summary["projector_evolution"] == NO_PROJECTOR
     model = case.model()
     adapter = adapter_for(model)
-    original = {name: value.clone() for name, value in adapter.projector.state_dict().items()}
+    original = {name: value.clone() for name, value in adapter.projector_state.items()}
     record = prune_masked(
         OpenModel(adapter),
         case.proxy,
@@ -202,10 +228,9 @@ def test_whole_chain(case: Case, tmp_path: Path) -> None:
     )
     assert record["achieved_sparsity"] == pytest.approx(0.5, abs=0.021)
     moved = any(
-        not torch.equal(original[name], value)
-        for name, value in adapter.projector.state_dict().items()
+        not torch.equal(original[name], value) for name, value in adapter.projector_state.items()
     )
-    assert moved == found.rounds[1]["projector_kept"]
+    assert moved == last["projector_kept"]
     save_checkpoint(model, case.folder, tmp_path / "pruned", shard=20_000)
     assert len(weight_files(tmp_path / "pruned")) > 2
     require_same_logits(model, load_model(tmp_path / "pruned"), case.proxy)
@@ -244,11 +269,43 @@ def test_one_block_in_memory_changes_nothing(case: Case, tmp_path: Path) -> None
     assert not list((tmp_path / "work").iterdir())
 
 
+def test_verify_and_ask(case: Case, tmp_path: Path) -> None:
+    """Through the console script; a text-only model refuses an image."""
+    model = case.model()
+    adapter = adapter_for(model)
+    policy = {matrix.name: 0.5 for matrix in adapter.matrices}
+    rows = prune_model(adapter, case.proxy, "magnitude", policy, PruningParameters())
+    record = {"method": "magnitude", "ratio": 0.5, "policy": policy, "matrices": rows}
+    save_checkpoint(model, case.folder, tmp_path / "pruned", {"pruning.json": record})
+    done = CliRunner().invoke(commands, ["verify", str(tmp_path / "pruned")])
+    assert done.exit_code == 0 and "50.0000% of the weights" in done.output, done.output
+    image = tmp_path / "image.png"
+    Image.new("RGB", (16, 16), "red").save(image)
+    asked = ["ask", str(tmp_path / "pruned"), str(image), "w1 w2", "--raw", "--new-tokens", "3"]
+    done = CliRunner().invoke(commands, asked)
+    if case.name in PICTURED:
+        assert done.exit_code == 0, done.exception
+        return
+    assert isinstance(done.exception, UserError)
+    assert "the model takes no images: it is a text-only language model" in str(done.exception)
+    asked[2] = "-"
+    done = CliRunner().invoke(commands, asked)
+    inputs = case.processor(["w1 w2"], return_tensors="pt")
+    length = inputs["input_ids"].shape[1]
+    tokens = model.generate(**inputs, do_sample=False, max_new_tokens=3)[0, length:]
+    expected = case.processor.tokenizer.decode(tokens, skip_special_tokens=True).strip()
+    assert length > 0 and done.output.strip() == expected
+
+
 def _check_reloaded(folder: Path, adapter: Adapter, proxy: ProxyData) -> None:
     """Plain transformers reads the checkpoint, gives the same logits and generates the same."""
-    reloaded = AutoModelForImageTextToText.from_pretrained(folder).eval()
-    assert proxy.pairs is not None
-    inputs = proxy.pairs[2:3].inputs
+    pictures = proxy.pairs is not None
+    loader = AutoModelForImageTextToText if pictures else AutoModelForCausalLM
+    reloaded = loader.from_pretrained(folder).eval()
+    segment = proxy.segments[:1]
+    inputs = {"input_ids": segment, "attention_mask": torch.ones_like(segment)}
+    if proxy.pairs is not None:
+        inputs = proxy.pairs[2:3].inputs
     length = int(inputs["attention_mask"].sum())
     prompt = {
         name: value[:, :length] if value.shape[:2] == inputs["input_ids"].shape else value
@@ -263,18 +320,21 @@ def _check_reloaded(folder: Path, adapter: Adapter, proxy: ProxyData) -> None:
 
 
 def measured(case: Case, folder: Path, device: torch.device | None) -> tuple[Any, ...]:
-    """The proxy loss, the first block's Hessians, and the projector's gradient."""
+    """The proxy loss, the first block's Hessians, and the gradient of the projector or, in a
+    text-only model, of the embeddings."""
     adapter, proxy = adapter_for(case.model()), case.proxy
-    assert proxy.pairs is not None
     with blocks_on_disk(adapter, case.folder, folder, device):
         loss = ProxyLoss(adapter, proxy, "nll", "text_and_pairs")(adapter.language_model)
         walk = BlockWalk(adapter, calibration_inputs(adapter, proxy, "text_and_pairs"))
         hessians = [group.hessian.cpu() for group in walk.hessians(0)]
         adapter.model.requires_grad_(False)
-        adapter.projector.requires_grad_(True)
-        inputs = proxy.pairs.to(adapter.device).inputs
+        trained = adapter.projector or adapter.model.get_input_embeddings()
+        trained.requires_grad_(True)
+        inputs = {"input_ids": proxy.segments.to(adapter.device)}
+        if proxy.pairs is not None:
+            inputs = proxy.pairs.to(adapter.device).inputs
         adapter.model.model(**inputs, use_cache=False).last_hidden_state.sum().backward()  # type: ignore[operator,union-attr]
-        gradients = [p.grad.cpu() for p in adapter.projector.parameters() if p.grad is not None]
+        gradients = [p.grad.cpu() for p in trained.parameters() if p.grad is not None]
     return loss, hessians, gradients
 
 

@@ -12,6 +12,7 @@ from efficientllava.demo.questions.text_questions import clue_ground, table_grou
 
 Weighted = tuple[tuple[Ground, int], ...]
 
+DRAWN_GROUNDS: Weighted = ((scene_ground, 28), (map_ground, 4))
 PICTURE_GROUNDS: Weighted = ((scene_ground, 28), (digit_ground, 10), (map_ground, 4))
 TEXT_GROUNDS: Weighted = (
     (fact_ground, 26),
@@ -28,6 +29,21 @@ def draw_item(draw: random.Random, split: str) -> Item:
         item = _draw_ground(draw, GROUNDS)(draw)
         if split_of(item.key) == split:
             return item
+
+
+def picture_items(count: int, seed: int) -> list[Item]:
+    """Distinct questions about drawn pictures, of the training split; `count` of them.
+
+    Scenes and maps only: the handwritten digits are scikit-learn's, which not everybody has.
+    """
+    draw = random.Random(f"pictures {seed}")
+    items: dict[tuple[str, frozenset[str], bytes], Item] = {}
+    while len(items) < count:
+        item = _draw_ground(draw, DRAWN_GROUNDS)(draw)
+        if item.picture is not None and split_of(item.key) == "train":
+            key = (item.question, frozenset(item.choices), item.picture.pixels.tobytes())
+            items.setdefault(key, item)
+    return list(items.values())
 
 
 def draw_conversation(

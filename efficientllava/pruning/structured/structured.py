@@ -270,7 +270,10 @@ def _configure(adapter: Adapter, parts: Coupled, config: Any, shape: Shape) -> N
         live.head_dim, live.intermediate_size = parts.head_width, shape.channels
     if config.model_type != model.config.get_text_config().model_type:
         config._attn_implementation = language_model.config._attn_implementation
-        model.config.text_config = config
+        if adapter.projector is None:
+            model.config = config
+        else:
+            model.config.text_config = config
 
 
 def removed_share(rows: Sequence[Mapping[str, Any]], structure: Mapping[str, Any]) -> float:

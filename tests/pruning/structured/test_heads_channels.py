@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from efficientllava.data.proxy import ProxyData
 from efficientllava.errors import UserError
@@ -168,6 +169,20 @@ def test_smaller_models_load_with_plain_transformers(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert [json.loads(line) for line in done.stdout.splitlines()] == expected
+
+
+def test_a_smaller_text_only_model_loads_with_plain_transformers(tmp_path: Path) -> None:
+    """Three of four heads: saved as `mistral`, since LLaMA's configuration refuses them."""
+    torch.manual_seed(0)
+    values = {"hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2}
+    model = LlamaForCausalLM(LlamaConfig(**values, vocab_size=64, num_attention_heads=4)).eval()
+    smaller(model, 0.25, random_proxy(pairs=0))
+    assert model.config.model_type == "mistral" and model.config.num_attention_heads == 3
+    model.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    ids = torch.arange(5, 17)[None]
+    with torch.no_grad():
+        assert torch.equal(again(input_ids=ids).logits, model(input_ids=ids).logits)
 
 
 def test_what_is_kept_computes_as_before_where_the_rest_is_zero() -> None:

@@ -1,0 +1,110 @@
+"""The model that is pruned: from a folder, the hub or memory. Weights are read when they are used.
+
+`load` is part of the public API: `from efficientllava import load`.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from efficientllava.errors import UserError
+from efficientllava.files import file_digest, value_digest
+from efficientllava.models.checkpoint import check_checkpoint, load_processor, save_checkpoint
+from efficientllava.models.families import Family, require_family
+from efficientllava.models.source import CHECKPOINT_FILES, hub_snapshot, require_source
+
+WHERE = "load"
+
+
+class VisionLanguageModel:
+    """A checkpoint that can be pruned, or a model in memory that becomes one when it is needed.
+
+    Attributes:
+        family: the entry of its model type.
+        description: where it comes from, in words.
+    """
+
+    def __init__(self, family: Family, description: str, folder: Path | None = None) -> None:
+        self.family, self.description, self._given = family, description, folder
+
+    @cached_property
+    def folder(self) -> Path:
+        """The folder of the checkpoint, which must not be written to."""
+        assert self._given is not None
+        return self._given
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 over the names and contents of the checkpoint's files; reads all of them once."""
+        files = {path for pattern in CHECKPOINT_FILES for path in self.folder.glob(pattern)}
+        return value_digest({path.name: file_digest(path) for path in files})
+
+    @cached_property
+    def processor(self) -> Any:
+        """The processor, or of a text-only model its tokenizer as one: see `load_processor`.
+
+        Raises:
+            UserError: the folder holds none, or one that cannot be used.
+        """
+        return load_processor(self.folder)
+
+    def __repr__(self) -> str:
+        return f"<{self.family.kind}: {self.description}>"
+
+
+class _InMemory(VisionLanguageModel):
+    """Saved to a temporary folder at the first use, which goes when nobody refers to this."""
+
+    def __init__(self, family: Family, model: PreTrainedModel, processor: Any) -> None:
+        super().__init__(family, f"{type(model).__name__} from memory")
+        self._pair = (model, processor)
+
+    @cached_property
+    def folder(self) -> Path:
+        """The temporary folder: the model as it was when this was first asked for."""
+        model, processor = self._pair
+        self._temporary = TemporaryDirectory(prefix="efficientllava-")
+        folder = Path(self._temporary.name) / "model"
+        save_checkpoint(model, processor, folder)
+        return folder
+
+
+def load(
+    model: str | Path | tuple[PreTrainedModel, Any], revision: str | None = None
+) -> VisionLanguageModel:
+    """Name the model that is pruned. Its weights are checked and read later.
+
+    Args:
+        model: a folder that `save_pretrained` wrote, a hub id, or (model, processor) in memory;
+            the processor of a text-only model is its tokenizer.
+        revision: the commit of a hub id. What the hub's cache holds is not fetched again.
+
+    Raises:
+        UserError: no such folder, no safetensors, an unknown model type, a hub id without a
+            commit, or the hub does not give it.
+    """
+    if isinstance(model, (str, Path)):
+        folder = require_source(model, revision, WHERE, "`revision`")
+        if folder is None:
+            folder = hub_snapshot(str(model), revision, WHERE)
+            return VisionLanguageModel(check_checkpoint(folder), f"{model} at {revision}", folder)
+        return VisionLanguageModel(check_checkpoint(folder), str(folder), folder.resolve())
+    if not (isinstance(model, tuple) and len(model) == 2):
+        raise UserError(
+            f"{type(model).__name__} is no model that can be pruned",
+            where=WHERE,
+            remedy="give a folder, a hub id with `revision`, or (model, processor)",
+        )
+    loaded, processor = model
+    if not isinstance(loaded, PreTrainedModel) or not hasattr(processor, "save_pretrained"):
+        raise UserError(
+            f"({type(loaded).__name__}, {type(processor).__name__}) is no model with its processor",
+            where=WHERE,
+            remedy="give a transformers model and the processor or tokenizer that belongs to it",
+        )
+    return _InMemory(require_family(loaded.config.model_type), loaded, processor)
