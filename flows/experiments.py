@@ -113,7 +113,7 @@ EXPERIMENTS = {
         Experiment(
             "searches",
             "The search on its own objective",
-            tuple(name for name, method in METHODS.items() if method.allocation == "search"),
+            tuple(name for name, method in METHODS.items() if "database" in method.needs),
             (0.3, 0.5, 0.7),
         ),
         Experiment(
