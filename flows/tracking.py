@@ -20,6 +20,7 @@ import httpx
 from efficientllava.errors import UserError
 from efficientllava.parameters import TrackingParameters
 from flows.champion import CHAMPION, champion, champion_rule
+from flows.loopback import request
 from flows.graph import flatten
 from flows.record import ModelRecord
 
@@ -264,8 +265,8 @@ def check_server(uri: str) -> None:
     if urlparse(uri).scheme not in ("http", "https"):
         return
     try:
-        httpx.get(f"{uri.rstrip('/')}/health", timeout=10).raise_for_status()
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        request("GET", f"{uri.rstrip('/')}/health", timeout=10).raise_for_status()
+    except (httpx.HTTPError, httpx.InvalidURL, ImportError) as error:
         raise UserError(
             f"the MLflow server does not answer ({error})",
             where=f"tracking.uri {uri}",
