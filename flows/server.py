@@ -38,6 +38,7 @@ from prefect.states import Crashed, State
 from efficientllava.errors import UserError
 from flows.guard import guarded, stop
 from flows.loopback import on_loopback, past_proxies, request
+from flows.recording import RECORDING
 
 LOOPBACK = "127.0.0.1"
 USUAL_PORT = 4200  # Prefect's own: links stay good when a server is started later
@@ -86,13 +87,17 @@ def _own_server() -> Iterator[str]:
         )
     try:
         _wait(process, address, seconds, log_path)
-        with temporary_settings({PREFECT_API_URL: address}):
+        with (
+            temporary_settings({PREFECT_API_URL: address}) as settings,
+            RECORDING.watching(process, log_path, settings),
+        ):
             try:
                 yield address
             finally:
-                # what is still queued has nowhere to go once the server is gone
-                APILogWorker.drain_all(timeout=10)
-                EventsWorker.drain_all(timeout=10)
+                if not RECORDING.gone.is_set():
+                    # what is still queued has nowhere to go once the server is gone
+                    APILogWorker.drain_all(timeout=10)
+                    EventsWorker.drain_all(timeout=10)
     finally:
         stop(process)
         if process.stdin is not None:
