@@ -195,6 +195,12 @@ def _pipeline(root: Path, parameters: Parameters, until: tuple[str, ...]) -> Sta
     page = url_for("flow-run", obj_id=flow_run.id) or ""
     tags = {"prefect.flow_run_id": str(flow_run.id), "prefect.flow_run_url": page}
     tracking = Tracking(parameters.tracking, root, tags)
+    if tracking.unfinished:
+        logger.warning(
+            "MLflow's database was half made, by a process that was killed, and empty: "
+            "there is a new one; the old one is %s",
+            tracking.unfinished,
+        )
     tracking.close_left_open()
     nodes = read_graph(root, until)
     run = Run(root, nodes, tracking)

@@ -22,6 +22,7 @@ from efficientllava.parameters import TrackingParameters
 from flows.champion import CHAMPION, champion, champion_rule
 from flows.loopback import request
 from flows.graph import flatten
+from flows.store import make_whole
 from flows.record import ModelRecord
 
 DIGEST, CELL, WORKSPACE = "pipeline.digest", "pipeline.cell", "pipeline.workspace"
@@ -36,6 +37,9 @@ class Tracking:
     Args:
         parameters: the section `tracking` of params.yaml.
         root: the workspace.
+
+    Attributes:
+        unfinished: where a half-made database was put, in whose place a new one is; None usually.
         tags: put on every run, e.g. the link to the Prefect run.
     """
 
@@ -60,6 +64,7 @@ class Tracking:
         from mlflow.exceptions import MlflowException
         from sqlalchemy.exc import SQLAlchemyError
 
+            self.unfinished = make_whole(uri)
         try:
             self.client = MlflowClient(uri, registry_uri=uri)
             self.experiment = self._experiment(self.parameters.experiment)
