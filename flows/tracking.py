@@ -79,7 +79,15 @@ class Tracking:
     def _experiment(self, name: str) -> str:
         found = self.client.get_experiment_by_name(name)
         if found is not None:
-            return str(found.experiment_id)
+            number = str(found.experiment_id)
+            if found.lifecycle_stage != "active":
+                raise UserError(
+                    "the experiment was deleted, and MLflow keeps its name",
+                    where=f"MLflow, experiment {name} ({number})",
+                    remedy=f"`mlflow experiments restore --experiment-id {number}` with "
+                    f"MLFLOW_TRACKING_URI={self.uri}, or give tracking.experiment another name",
+                )
+            return number
         return str(self.client.create_experiment(name, artifact_location=_artifacts(self.uri)))
 
     def _registered_model(self) -> None:
