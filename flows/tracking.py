@@ -19,11 +19,11 @@ import httpx
 
 from efficientllava.errors import UserError
 from efficientllava.parameters import TrackingParameters
-from flows.champion import CHAMPION, champion, champion_rule
-from flows.loopback import request
 from flows.graph import flatten
-from flows.store import make_whole
+from flows.loopback import request
 from flows.record import ModelRecord
+from flows.registry import Registry, note
+from flows.store import make_whole
 
 DIGEST, CELL, WORKSPACE = "pipeline.digest", "pipeline.cell", "pipeline.workspace"
 ROUND_PREFIX = "search_rounds"
@@ -37,10 +37,10 @@ class Tracking:
     Args:
         parameters: the section `tracking` of params.yaml.
         root: the workspace.
+        tags: put on every run, e.g. the link to the Prefect run.
 
     Attributes:
         unfinished: where a half-made database was put, in whose place a new one is; None usually.
-        tags: put on every run, e.g. the link to the Prefect run.
     """
 
     parameters: TrackingParameters
@@ -64,11 +64,11 @@ class Tracking:
         from mlflow.exceptions import MlflowException
         from sqlalchemy.exc import SQLAlchemyError
 
-            self.unfinished = make_whole(uri)
         try:
+            self.unfinished = make_whole(uri)
             self.client = MlflowClient(uri, registry_uri=uri)
             self.experiment = self._experiment(self.parameters.experiment)
-            self._registered_model()
+            self.registry = Registry(self.client, self.parameters.registered_model)
         except (MlflowException, SQLAlchemyError, OSError) as error:
             raise UserError(
                 f"MLflow cannot be used ({str(error).splitlines()[0]})",
@@ -89,15 +89,6 @@ class Tracking:
                 )
             return number
         return str(self.client.create_experiment(name, artifact_location=_artifacts(self.uri)))
-
-    def _registered_model(self) -> None:
-        name = self.parameters.registered_model
-        if not self.client.search_registered_models(f"name = '{name}'"):
-            self.client.create_registered_model(
-                name,
-                description=f"Pruned models, one version each; `{CHAMPION}` is "
-                f"{champion_rule('the target ratio')}.",
-            )
 
     def close_left_open(self) -> int:
         """End runs as KILLED that an earlier, killed pipeline of this workspace left running."""
@@ -146,7 +137,7 @@ class Tracking:
         """Log a finished model and register it, unless exactly this was logged before.
 
         Returns:
-            The id of its run, and whether it is new.
+            The id of its run, and whether anything in it is new.
         """
         known = self._runs(
             f"attributes.status = 'FINISHED' and tags.`{DIGEST}` = '{record.digest}'"
@@ -155,14 +146,18 @@ class Tracking:
             if repeated := self._open.pop(record.cell, None):
                 self.client.delete_run(repeated)  # ran again, and gave exactly the same
             run = known[0].info.run_id
+            new = not _output_tags(record).items() <= known[0].data.tags.items()
+            if new:
+                self._write(run, record)  # the same model, timed anew
         else:
             self.begin(record.cell)
             run = self._open[record.cell]
             self._write(run, record)
             self.client.set_terminated(run, status="FINISHED")
             del self._open[record.cell]
-        self._version(run, record)
-        return run, not known
+            new = True
+        self.registry.register(run, record)
+        return run, new
 
     def _write(self, run: str, record: ModelRecord) -> None:
         from mlflow.entities import Param
@@ -185,53 +180,19 @@ class Tracking:
         tags = {
             "method": record.method,
             "ratio": f"{record.ratio:g}",
-            "mlflow.note.content": _note(record),
+            "mlflow.note.content": note(record),
             **_output_tags(record),
             DIGEST: record.digest,  # last: it says that all is there
         }
         for name, value in tags.items():
             self.client.set_tag(run, name, value)
 
+    def promote(self, runs: Mapping[str, str], records: Iterable[ModelRecord], ratio: float) -> str:
+        """Choose the champion among a pipeline's models: see `Registry.promote`."""
+        return self.registry.promote(runs, records, ratio)
+
     def _steps(self, run: str, name: str) -> set[int]:
         return {entry.step for entry in self.client.get_metric_history(run, name)}
-
-    def _version(self, run: str, record: ModelRecord) -> None:
-        """Register the run's model as a version that points at the weights."""
-        name = self.parameters.registered_model
-        if self.client.search_model_versions(f"name = '{name}' and run_id = '{run}'"):
-            return
-        tags = {"method": record.method, "ratio": f"{record.ratio:g}"}
-        for tag, metric in (("sparsity", "achieved_sparsity"), ("accuracy", "accuracy")):
-            if (value := record.metric(metric)) is not None:
-                tags[tag] = f"{value:.4f}"
-        source = record.checkpoint.uri if record.checkpoint else f"runs:/{run}"
-        self.client.create_model_version(
-            name, source=source, run_id=run, tags=tags, description=_note(record)
-        )
-
-    def promote(self, runs: Mapping[str, str], records: Iterable[ModelRecord], ratio: float) -> str:
-        """Give the alias `champion` to the best of the pipeline's models, by the stated rule.
-
-        Args:
-            runs: run id of every cell.
-            records: the models of this pipeline.
-            ratio: the target ratio.
-
-        Returns:
-            What was decided, in words.
-        """
-        name = self.parameters.registered_model
-        best = champion(records, ratio)
-        if best is None:
-            return f"no champion: no pruned model at ratio {ratio:g} has an accuracy"
-        [version] = self.client.search_model_versions(
-            f"name = '{name}' and run_id = '{runs[best.cell]}'"
-        )[:1]
-        rule = champion_rule(f"ratio {ratio:g}")
-        self.client.set_registered_model_alias(name, CHAMPION, version.version)
-        self.client.set_registered_model_tag(name, f"{CHAMPION}.rule", rule)
-        self.client.set_model_version_tag(name, version.version, f"{CHAMPION}.rule", rule)
-        return f"{CHAMPION}: version {version.version}, {best.cell} ({rule})"
 
 
 def tracking_uri(parameters: TrackingParameters, root: Path) -> str:
@@ -318,11 +279,3 @@ def _output_tags(record: ModelRecord) -> dict[str, str]:
         for item in record.outputs
         if item.digest
     }
-
-
-def _note(record: ModelRecord) -> str:
-    if record.checkpoint is None:
-        return record.cell
-    return (
-        f"{record.cell}: weights in {record.checkpoint.path} (DVC md5 {record.checkpoint.digest})"
-    )
