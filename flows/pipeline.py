@@ -253,7 +253,7 @@ def _show(parameters: Parameters) -> None:
     from rich.console import Console
 
     from efficientllava.report.comparison import read_rows
-    from efficientllava.report.terminal import rich_table
+    from efficientllava.report.terminal import print_whole, rich_table
 
     console = Console()
     try:
@@ -261,7 +261,7 @@ def _show(parameters: Parameters) -> None:
     except UserError:
         return  # the flow has said so
     console.print()
-    console.print(table)
+    print_whole(console, table)
     console.print(
         f"\nThe same with plots: {ARTIFACTS / 'report' / 'report.html'}\n"
         f"Every run and version: mlflow ui --backend-store-uri {parameters.tracking.uri}\n"
