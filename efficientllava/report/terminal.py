@@ -51,9 +51,15 @@ def print_whole(console: Console, table: Table) -> None:
 
     rich takes 80 columns there and cuts what does not fit.
     """
+    if console.is_terminal:
+        console.print(table)
+        return
+    # without a limit of its own, 80 columns would be the limit of what is measured
+    endless = console.options.update(width=sys.maxsize)
     width = console.width
-    if not console.is_terminal:
-        # without a limit of its own, 80 columns would be the limit of what is measured
-        endless = console.options.update(width=sys.maxsize)
-        width = max(width, Measurement.get(console, endless, table).maximum)
-    console.print(table, width=width, crop=console.is_terminal)
+    # `print(width=...)` takes no more than the console has
+    console.width = max(width, Measurement.get(console, endless, table).maximum)
+    try:
+        console.print(table)
+    finally:
+        console.width = width
