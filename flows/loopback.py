@@ -1,6 +1,6 @@
 """Requests that may go to a server on this machine: no proxy stands between.
 
-`tasks.environment` tells libraries the same by NO_PROXY; these hold whatever the environment says.
+`tasks.runtime.environment` tells libraries the same by NO_PROXY; these hold whatever the environment says.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from tasks.environment import PROXIES, reach_loopback
+from tasks.runtime.environment import PROXIES, reach_loopback
 
 _set_aside: dict[str, str] = {}
 

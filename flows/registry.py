@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from flows.champion import CHAMPION, Standing, champion, champion_rule, obstacle
-from flows.record import ModelRecord, metric_of
+from flows.tracking.champion import CHAMPION, Standing, champion, champion_rule, obstacle
+from flows.tracking.record import ModelRecord, metric_of
 
 QUESTIONS = "questions"
 """Tag of a version: digest of the questions that it was evaluated on."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from efficientllava.errors import UserError
-from flows.graph import why
+from flows.runner.graph import why
 
 COMMAND = "/usr/bin/dvc repro --single-item model"
 

@@ -16,7 +16,7 @@ from efficientllava.files import file_digest
 from efficientllava.parameters import TrackingParameters
 from flows import store
 from flows.store import make_whole
-from flows.tracking import Tracking
+from flows.tracking.tracking import Tracking
 from tests.flows.conftest import ROOT
 
 # Makes FOLDER/N.db for each N given; the maker kills itself, by SIGKILL, before its Nth statement.
