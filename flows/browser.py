@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 
 from efficientllava.errors import UserError
+from flows.runner.loopback import request
 from flows.server.server import LOOPBACK, free_port
 
 # no window, no network of its own, no first-run pages
@@ -33,7 +34,7 @@ class Page:
         self._address = f"{address}/session/{session}"
 
     def _call(self, path: str, **values: Any) -> Any:
-        answer = httpx.post(f"{self._address}/{path}", json=values, timeout=PATIENCE)
+        answer = request("POST", f"{self._address}/{path}", json=values, timeout=PATIENCE)
         answer.raise_for_status()
         return answer.json()["value"]
 
@@ -64,7 +65,7 @@ class Page:
 
     def save(self, path: Path) -> None:
         """Write what the window shows as PNG."""
-        answer = httpx.get(f"{self._address}/screenshot", timeout=PATIENCE)
+        answer = request("GET", f"{self._address}/screenshot", timeout=PATIENCE)
         answer.raise_for_status()
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(base64.b64decode(answer.json()["value"]))
@@ -98,7 +99,8 @@ def browser(width: int = 1800, height: int = 1300) -> Iterator[Page]:
             wait_for_server(f"{address}/status")
             options = [*OPTIONS.split(), f"--user-data-dir={profile}"]
             options.append(f"--window-size={width},{height}")
-            answer = httpx.post(
+            answer = request(
+                "POST",
                 f"{address}/session",
                 json={
                     "capabilities": {
@@ -115,7 +117,7 @@ def browser(width: int = 1800, height: int = 1300) -> Iterator[Page]:
             yield Page(address, session)
         finally:
             if session:
-                httpx.delete(f"{address}/session/{session}", timeout=30)
+                request("DELETE", f"{address}/session/{session}", timeout=30)
             process.terminate()
             process.wait(10)
 
@@ -129,7 +131,7 @@ def wait_for_server(url: str, seconds: float = 180.0) -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         try:
-            if httpx.get(url, timeout=5).status_code == 200:
+            if request("GET", url, timeout=5).status_code == 200:
                 return
         except httpx.HTTPError:
             pass

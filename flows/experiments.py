@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import chdir
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from efficientllava.report.comparison import read_rows
 from efficientllava.report.experiments import write_experiment
 from efficientllava.report.statistics import Measured, Setting, accuracy_of, models_of
 from flows.pipeline import pipeline, run_to_end
+from flows.runner.recording import RECORDING, leave
 from flows.server.workspaces import changed, make_workspace
 from flows.tracking.tracking import log_experiment
 from tasks.runtime.stage import ARTIFACTS, WORK, read_parameters, read_values
@@ -166,15 +166,17 @@ def workspaces(
 @flow(name="experiment", flow_run_name="{name}", persist_result=False)
 def run_experiment(name: str) -> State[Any]:
     """Run the pipeline for every seed and setting, and write the table over all of them."""
+    return RECORDING.ends(_run_experiment(name))
+
+
+def _run_experiment(name: str) -> State[Any]:
     root = Path.cwd()
     experiment, parameters = EXPERIMENTS[name], read_parameters(root / "params.yaml")
     measured: list[Measured] = []
     for seed, setting, folder in workspaces(experiment, parameters, root):
         told = ", ".join([f"seed {seed}", *(f"{key} {value}" for key, value in setting)])
         with chdir(folder):
-            state = pipeline.with_options(flow_run_name=f"{name}, {told}")(
-                experiment.until, return_state=True
-            )
+            state = RECORDING.run(_pipeline_of, f"{name}, {told}", experiment.until)
         if not state.is_completed():
             failure = state.result(raise_on_failure=False)
             return Failed(message=f"{told}: {failure}", data=failure)
@@ -191,8 +193,16 @@ def run_experiment(name: str) -> State[Any]:
         if value is not None
     }
     log_experiment(parameters.tracking, root, name, means, folder)
-    create_markdown_artifact((folder / "table.md").read_text("utf-8"), key=f"experiment-{name}")
+    table = (folder / "table.md").read_text("utf-8")
+    RECORDING.tell(create_markdown_artifact, table, key=f"experiment-{name}")
     return Completed(message=f"{folder / 'table.md'}")
+
+
+def _pipeline_of(name: str, until: tuple[str, ...]) -> State[Any]:
+    """The pipeline as a flow run of its own, or as part of this one where no server takes it."""
+    if RECORDING.gone.is_set():
+        return pipeline.fn(until)
+    return pipeline.with_options(flow_run_name=name)(until, return_state=True)
 
 
 def _lead(name: str, parameters: Parameters) -> str:
@@ -232,4 +242,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

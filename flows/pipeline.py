@@ -26,6 +26,7 @@ from efficientllava.parameters import Parameters
 from flows.runner.console import say_failures_once
 from flows.runner.graph import Node, read_graph
 from flows.runner.live import Values
+from flows.runner.recording import RECORDING, leave
 from flows.runner.stages import USER_ERROR, Call, StageFailure, Watchers, run_stage
 from flows.server.cluster import SearchCluster
 from flows.server.server import mark_crashed, prefect_server
@@ -176,11 +177,12 @@ def pipeline(until: tuple[str, ...] = ()) -> State[Any]:
     say_failures_once()
     try:
         with workspace_lock("the pipeline", root):
-            return _pipeline(root, read_parameters(root / "params.yaml"), until)
+            state = _pipeline(root, read_parameters(root / "params.yaml"), until)
     except UserError as error:
         failure = StageFailure("pipeline", USER_ERROR, str(error))
         get_run_logger().error("%s", error)
-        return Failed(message=str(error), data=PipelineFailure([failure], []))
+        state = Failed(message=str(error), data=PipelineFailure([failure], []))
+    return RECORDING.ends(state)
 
 
 def _pipeline(root: Path, parameters: Parameters, until: tuple[str, ...]) -> State[Any]:
@@ -188,11 +190,17 @@ def _pipeline(root: Path, parameters: Parameters, until: tuple[str, ...]) -> Sta
     context = FlowRunContext.get()
     assert context is not None and context.flow_run is not None
     flow_run = context.flow_run
-    if crashed := mark_crashed(root, flow_run.id):
+    if crashed := RECORDING.tell(mark_crashed, root, flow_run.id):
         logger.warning("marked %d earlier run(s) as Crashed: their process was killed", crashed)
     page = url_for("flow-run", obj_id=flow_run.id) or ""
     tags = {"prefect.flow_run_id": str(flow_run.id), "prefect.flow_run_url": page}
     tracking = Tracking(parameters.tracking, root, tags)
+    if tracking.unfinished:
+        logger.warning(
+            "MLflow's database was half made, by a process that was killed, and empty: "
+            "there is a new one; the old one is %s",
+            tracking.unfinished,
+        )
     tracking.close_left_open()
     nodes = read_graph(root, until)
     run = Run(root, nodes, tracking)
@@ -225,7 +233,12 @@ def _keep_comparison(parameters: Parameters) -> None:
     except UserError as error:
         get_run_logger().warning("no comparison: %s", error)
         return
-    create_markdown_artifact(markdown(rows), key="comparison", description="All models, measured")
+    RECORDING.tell(
+        create_markdown_artifact,
+        markdown(rows),
+        key="comparison",
+        description="All models, measured",
+    )
 
 
 def _warm_up() -> None:
@@ -240,7 +253,7 @@ def _show(parameters: Parameters) -> None:
     from rich.console import Console
 
     from efficientllava.report.comparison import read_rows
-    from efficientllava.report.terminal import rich_table
+    from efficientllava.report.terminal import print_whole, rich_table
 
     console = Console()
     try:
@@ -248,7 +261,7 @@ def _show(parameters: Parameters) -> None:
     except UserError:
         return  # the flow has said so
     console.print()
-    console.print(table)
+    print_whole(console, table)
     console.print(
         f"\nThe same with plots: {ARTIFACTS / 'report' / 'report.html'}\n"
         f"Every run and version: mlflow ui --backend-store-uri {parameters.tracking.uri}\n"
@@ -277,7 +290,7 @@ def run_to_end(
         with workspace_lock(who):
             threading.Thread(target=_warm_up, daemon=True).start()
             with prefect_server():
-                state = start()
+                state = RECORDING.run(start)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR
@@ -298,4 +311,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

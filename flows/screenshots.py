@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import httpx
-
 from efficientllava.errors import UserError
 from efficientllava.parameters import TrackingParameters
 from flows.browser import Page, browser, wait_for_server
 from flows.runner.guard import guarded, stop
+from flows.runner.loopback import request
 from flows.server.server import LOOPBACK, free_port
 from flows.tracking.champion import CHAMPION
 from flows.tracking.tracking import tracking_uri
@@ -121,7 +120,7 @@ def last_flow_run(address: str) -> Mapping[str, Any]:
     """The run of the pipeline that did most of the work lately: cached ones show no rounds."""
     query = {"sort": "START_TIME_DESC", "limit": 20}
     query["flow_runs"] = {"state": {"type": {"any_": ["COMPLETED"]}}}  # type: ignore[assignment]
-    runs = httpx.post(f"{address}/api/flow_runs/filter", json=query, timeout=30).json()
+    runs = request("POST", f"{address}/api/flow_runs/filter", json=query, timeout=30).json()
     if not runs:
         raise UserError("no run was completed", where="Prefect", remedy="make demo")
     return max(runs, key=lambda run: run["total_run_time"])

@@ -17,7 +17,7 @@ def report(stage: Stage) -> None:
     from rich.console import Console
 
     from efficientllava.report.page import write_report
-    from efficientllava.report.terminal import rich_table
+    from efficientllava.report.terminal import print_whole, rich_table
 
     rows = write_report(
         ARTIFACTS,
@@ -27,7 +27,7 @@ def report(stage: Stage) -> None:
         parameters=PARAMETERS.read_text(encoding="utf-8-sig"),
         experiments=EXPERIMENTS,
     )
-    Console().print(rich_table(rows))
+    print_whole(Console(), rich_table(rows))
 
 
 if __name__ == "__main__":

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 from rich import box
+from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from efficientllava.report.comparison import RUNTIMES, Row, number, runtimes_of, timings
@@ -41,3 +44,22 @@ def rich_table(rows: Sequence[Row], title: str = "") -> Table:
         ]
         table.add_row(*line, style="dim" if row.method == "dense" else None)
     return table
+
+
+def print_whole(console: Console, table: Table) -> None:
+    """Print a table; where there is no terminal (a log, a pipe), as wide as its cells need.
+
+    rich takes 80 columns there and cuts what does not fit.
+    """
+    if console.is_terminal:
+        console.print(table)
+        return
+    # without a limit of its own, 80 columns would be the limit of what is measured
+    endless = console.options.update(width=sys.maxsize)
+    width = console.width
+    # `print(width=...)` takes no more than the console has
+    console.width = max(width, Measurement.get(console, endless, table).maximum)
+    try:
+        console.print(table)
+    finally:
+        console.width = width

@@ -15,6 +15,7 @@ from dvc.repo.reproduce import plan_repro
 
 from efficientllava.errors import UserError, without_users
 from efficientllava.parameters import Parameters
+from flows.runner.locks import lock_error
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,8 @@ def why(root: Path, stage: str) -> str | None:
                 return None
             reasons = [*_changed_parameters(found), *_reasons(status)]
         except DvcException as error:
-            raise UserError(_messages(error), where=f"stage {stage}") from error
+            about_locks = lock_error(error, Path(repo.tmp_dir), stage)
+            raise about_locks or UserError(_messages(error), where=f"stage {stage}") from error
     return "it has not run yet" if never_ran else "; ".join(reasons)
 
 

@@ -23,6 +23,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.states import Cancelled, Completed, State
 
 from efficientllava.progress import Event, Progress
+from flows.runner.recording import RECORDING
 
 STARTED = "_started"
 ARTIFACT_SECONDS = 2.0
@@ -92,14 +93,15 @@ class LiveView:
             return
         self._artifact_at = now
         if self._artifact is None:
-            self._artifact = cast(
-                UUID,
-                create_progress_artifact(
-                    share, key=artifact_key(self.stage, "progress"), description=self.stage
-                ),
+            made = RECORDING.tell(
+                create_progress_artifact,
+                share,
+                key=artifact_key(self.stage, "progress"),
+                description=self.stage,
             )
+            self._artifact = cast("UUID | None", made)
         else:
-            update_progress_artifact(self._artifact, share)
+            RECORDING.tell(update_progress_artifact, self._artifact, share)
 
     def _share(self, event: Event) -> float:
         """How much of the stage is done, in percent: what happens in a step counts within it."""
@@ -116,7 +118,8 @@ class LiveView:
 
     def _finish(self) -> None:
         if self.rows:
-            create_table_artifact(
+            RECORDING.tell(
+                create_table_artifact,
                 [dict(row) for row in self.rows],
                 key=artifact_key(self.stage, "steps"),
                 description=f"What the steps of `{self.stage}` ended with",

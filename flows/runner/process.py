@@ -17,6 +17,7 @@ from typing import BinaryIO
 
 from efficientllava.progress import Event
 from flows.runner.guard import guarded, stop
+from flows.runner.loopback import environment_of_stages
 
 # what `dvc repro` says to someone at a terminal; the flow says it in its own words
 _NOISE = re.compile(
@@ -121,7 +122,7 @@ def reproduce(root: Path, stage: str, environment: dict[str, str]) -> Iterator[S
     events.parent.mkdir(parents=True, exist_ok=True)
     events.write_text("")
     env = {
-        **os.environ,
+        **environment_of_stages(),
         # the command says `python`: let it be this one
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
         "PYTHONUNBUFFERED": "1",

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -37,6 +37,8 @@ from prefect.states import Crashed, State
 
 from efficientllava.errors import UserError
 from flows.runner.guard import guarded, stop
+from flows.runner.loopback import on_loopback, past_proxies, request
+from flows.runner.recording import RECORDING
 
 LOOPBACK = "127.0.0.1"
 USUAL_PORT = 4200  # Prefect's own: links stay good when a server is started later
@@ -56,9 +58,15 @@ def prefect_server() -> Iterator[str]:
     """
     configured = PREFECT_API_URL.value()
     if configured:
-        _check(configured)
-        yield configured
+        with past_proxies() if on_loopback(configured) else nullcontext():
+            _check(configured)
+            yield configured
         return
+    with past_proxies():
+        yield from _own_server()
+
+
+def _own_server() -> Iterator[str]:
     port = free_port(USUAL_PORT)
     address = f"http://{LOOPBACK}:{port}/api"
     seconds = get_current_settings().server.ephemeral.startup_timeout_seconds
@@ -79,13 +87,17 @@ def prefect_server() -> Iterator[str]:
         )
     try:
         _wait(process, address, seconds, log_path)
-        with temporary_settings({PREFECT_API_URL: address}):
+        with (
+            temporary_settings({PREFECT_API_URL: address}) as settings,
+            RECORDING.watching(process, log_path, settings),
+        ):
             try:
                 yield address
             finally:
-                # what is still queued has nowhere to go once the server is gone
-                APILogWorker.drain_all(timeout=10)
-                EventsWorker.drain_all(timeout=10)
+                if not RECORDING.gone.is_set():
+                    # what is still queued has nowhere to go once the server is gone
+                    APILogWorker.drain_all(timeout=10)
+                    EventsWorker.drain_all(timeout=10)
     finally:
         stop(process)
         if process.stdin is not None:
@@ -122,7 +134,7 @@ def _wait(process: subprocess.Popen[str], address: str, seconds: float, log: Pat
     end = time.monotonic() + seconds
     while time.monotonic() < end and process.poll() is None:
         try:
-            if httpx.get(f"{address}/health", timeout=5).status_code == 200:
+            if request("GET", f"{address}/health", timeout=5).status_code == 200:
                 return
         except httpx.HTTPError:
             pass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
@@ -11,10 +12,15 @@ from typing import Any
 
 from dvc.dependency.param import ParamsDependency
 
+from efficientllava.files import value_digest
 from efficientllava.report.speedup import is_factor
 from flows.runner.graph import Node, flatten, open_repo
 
 DENSE = "dense"
+WEIGHTS, DENSE_WEIGHTS = "prune", "model"  # the stages that make a pruned and the dense model
+TIMED = "export"  # the stage whose outputs hold times, other ones whenever it runs
+# what says in a line of predictions which question was asked
+ASKED = ("id", "question_id", "prompt")
 READABLE = {".png", ".json", ".jsonl", ".csv", ".md", ".html", ".txt"}
 LARGEST_ARTIFACT = 5_000_000
 
@@ -37,6 +43,11 @@ class Pinned:
     digest: str
 
     @property
+    def is_timed(self) -> bool:
+        """Whether it holds times."""
+        return self.stage.partition("@")[0] == TIMED
+
+    @property
     def uri(self) -> str:
         """A pointer that outlives the workspace: where DVC has it, and which content."""
         return f"dvc://{self.path}?md5={self.digest}"
@@ -54,7 +65,9 @@ class ModelRecord:
         metrics: `STAGE/dotted.name` -> number, from its own stages' metrics files.
         rounds: number of the round -> name -> number, from its search history.
         artifacts: (file, folder in the run) of its plots and readable records.
-        checkpoint: the folder with its weights.
+        checkpoint: the folder with its weights: what stage `prune` wrote.
+        asked: which questions it was evaluated on: what is shared of the evaluation's inputs, as
+            (path, digest), and the questions that its predictions name.
     """
 
     cell: str
@@ -67,18 +80,34 @@ class ModelRecord:
     rounds: dict[int, dict[str, float]] = field(default_factory=dict)
     artifacts: list[tuple[Path, str]] = field(default_factory=list)
     checkpoint: Pinned | None = None
+    asked: list[Any] = field(default_factory=list)
 
     @property
     def digest(self) -> str:
-        """Key of the record: parameters, inputs and outputs decide it, not where or when."""
-        pinned = [[item.path, item.digest] for item in (*self.inputs, *self.outputs)]
+        """Key of the record: parameters, inputs and outputs decide it, not where, when or how fast.
+
+        Times differ whenever they are taken: what holds them does not count.
+        """
+        pinned = [
+            [item.path, item.digest] for item in (*self.inputs, *self.outputs) if not item.is_timed
+        ]
         text = json.dumps([self.cell, self.parameters, sorted(pinned)], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
+    @property
+    def questions(self) -> str:
+        """Digest of the questions that the model was evaluated on."""
+        return value_digest(self.asked)
+
     def metric(self, name: str) -> float | None:
         """The metric of that name, whichever stage measured it."""
-        found = [value for key, value in self.metrics.items() if key.partition("/")[2] == name]
-        return found[0] if found else None
+        return metric_of(self.metrics, name)
+
+
+def metric_of(metrics: Mapping[str, float], name: str) -> float | None:
+    """The value of `STAGE/name`, whichever the stage."""
+    found = [value for key, value in metrics.items() if key.partition("/")[2] == name]
+    return found[0] if found else None
 
 
 def split_cell(cell: str) -> tuple[str, float]:
@@ -120,9 +149,37 @@ def read_record(root: Path, nodes: list[Node], cell: str) -> ModelRecord:
                     _read_output(record, base, path)
                 else:
                     record.inputs.append(pinned)
-                if (path / "config.json").is_file() and any(path.glob("*.safetensors")):
-                    record.checkpoint = pinned  # the last in the order of the stages
+                weights = DENSE_WEIGHTS if cell == DENSE else WEIGHTS
+                if base == weights and not (out.metric or out.plot or record.checkpoint):
+                    record.checkpoint = pinned
+        for node in nodes:
+            if node.name in own and _has_accuracy(record, node):
+                [stage] = repo.stage.collect(node.name)
+                record.asked = _asked(root, stage, record)
     return record
+
+
+def _has_accuracy(record: ModelRecord, node: Node) -> bool:
+    return f"{node.base.removesuffix(f'_{DENSE}')}/accuracy" in record.metrics
+
+
+def _asked(root: Path, stage: Any, record: ModelRecord) -> list[Any]:
+    """The question set that an evaluation read, and the questions that its predictions name."""
+    shared = [item.path for item in record.inputs if item != record.checkpoint]
+    asked: list[Any] = []
+    for dependency in stage.deps:
+        if isinstance(dependency, ParamsDependency):
+            continue
+        path = Path(dependency.fs_path)
+        name = path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
+        if any(name == item or name.startswith(f"{item}/") for item in shared):
+            asked.append([name, dependency.hash_info.value or ""])
+    for out in stage.outs:
+        path = Path(out.fs_path)
+        if path.suffix == ".jsonl" and path.is_file():
+            rows = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line]
+            asked.append([{name: row[name] for name in ASKED if name in row} for row in rows])
+    return asked
 
 
 def _read_output(record: ModelRecord, base: str, path: Path) -> None:

@@ -20,8 +20,10 @@ import httpx
 from efficientllava.errors import UserError, without_users
 from efficientllava.parameters import TrackingParameters
 from flows.runner.graph import flatten
-from flows.tracking.champion import CHAMPION, champion, champion_rule
+from flows.runner.loopback import request
 from flows.tracking.record import ModelRecord
+from flows.tracking.registry import Registry, note
+from flows.tracking.store import make_whole
 
 DIGEST, CELL, WORKSPACE = "pipeline.digest", "pipeline.cell", "pipeline.workspace"
 ROUND_PREFIX = "search_rounds"
@@ -36,6 +38,9 @@ class Tracking:
         parameters: the section `tracking` of params.yaml.
         root: the workspace.
         tags: put on every run, e.g. the link to the Prefect run.
+
+    Attributes:
+        unfinished: where a half-made database was put, in whose place a new one is; None usually.
     """
 
     parameters: TrackingParameters
@@ -60,9 +65,10 @@ class Tracking:
         from sqlalchemy.exc import SQLAlchemyError
 
         try:
+            self.unfinished = make_whole(uri)
             self.client = MlflowClient(uri, registry_uri=uri)
             self.experiment = self._experiment(self.parameters.experiment)
-            self._registered_model()
+            self.registry = Registry(self.client, self.parameters.registered_model)
         except (MlflowException, SQLAlchemyError, OSError) as error:
             raise UserError(
                 f"MLflow cannot be used ({str(error).splitlines()[0]})",
@@ -73,17 +79,16 @@ class Tracking:
     def _experiment(self, name: str) -> str:
         found = self.client.get_experiment_by_name(name)
         if found is not None:
-            return str(found.experiment_id)
+            number = str(found.experiment_id)
+            if found.lifecycle_stage != "active":
+                raise UserError(
+                    "the experiment was deleted, and MLflow keeps its name",
+                    where=f"MLflow, experiment {name} ({number})",
+                    remedy=f"`mlflow experiments restore --experiment-id {number}` with "
+                    f"MLFLOW_TRACKING_URI={self.uri}, or give tracking.experiment another name",
+                )
+            return number
         return str(self.client.create_experiment(name, artifact_location=_artifacts(self.uri)))
-
-    def _registered_model(self) -> None:
-        name = self.parameters.registered_model
-        if not self.client.search_registered_models(f"name = '{name}'"):
-            self.client.create_registered_model(
-                name,
-                description=f"Pruned models, one version each; `{CHAMPION}` is "
-                f"{champion_rule('the target ratio')}.",
-            )
 
     def close_left_open(self) -> int:
         """End runs as KILLED that an earlier, killed pipeline of this workspace left running."""
@@ -132,7 +137,7 @@ class Tracking:
         """Log a finished model and register it, unless exactly this was logged before.
 
         Returns:
-            The id of its run, and whether it is new.
+            The id of its run, and whether anything in it is new.
         """
         known = self._runs(
             f"attributes.status = 'FINISHED' and tags.`{DIGEST}` = '{record.digest}'"
@@ -141,14 +146,18 @@ class Tracking:
             if repeated := self._open.pop(record.cell, None):
                 self.client.delete_run(repeated)  # ran again, and gave exactly the same
             run = known[0].info.run_id
+            new = not _output_tags(record).items() <= known[0].data.tags.items()
+            if new:
+                self._write(run, record)  # the same model, timed anew
         else:
             self.begin(record.cell)
             run = self._open[record.cell]
             self._write(run, record)
             self.client.set_terminated(run, status="FINISHED")
             del self._open[record.cell]
-        self._version(run, record)
-        return run, not known
+            new = True
+        self.registry.register(run, record)
+        return run, new
 
     def _write(self, run: str, record: ModelRecord) -> None:
         from mlflow.entities import Param
@@ -171,53 +180,19 @@ class Tracking:
         tags = {
             "method": record.method,
             "ratio": f"{record.ratio:g}",
-            "mlflow.note.content": _note(record),
+            "mlflow.note.content": note(record),
             **_output_tags(record),
             DIGEST: record.digest,  # last: it says that all is there
         }
         for name, value in tags.items():
             self.client.set_tag(run, name, value)
 
+    def promote(self, runs: Mapping[str, str], records: Iterable[ModelRecord], ratio: float) -> str:
+        """Choose the champion among a pipeline's models: see `Registry.promote`."""
+        return self.registry.promote(runs, records, ratio)
+
     def _steps(self, run: str, name: str) -> set[int]:
         return {entry.step for entry in self.client.get_metric_history(run, name)}
-
-    def _version(self, run: str, record: ModelRecord) -> None:
-        """Register the run's model as a version that points at the weights."""
-        name = self.parameters.registered_model
-        if self.client.search_model_versions(f"name = '{name}' and run_id = '{run}'"):
-            return
-        tags = {"method": record.method, "ratio": f"{record.ratio:g}"}
-        for tag, metric in (("sparsity", "achieved_sparsity"), ("accuracy", "accuracy")):
-            if (value := record.metric(metric)) is not None:
-                tags[tag] = f"{value:.4f}"
-        source = record.checkpoint.uri if record.checkpoint else f"runs:/{run}"
-        self.client.create_model_version(
-            name, source=source, run_id=run, tags=tags, description=_note(record)
-        )
-
-    def promote(self, runs: Mapping[str, str], records: Iterable[ModelRecord], ratio: float) -> str:
-        """Give the alias `champion` to the best of the pipeline's models, by the stated rule.
-
-        Args:
-            runs: run id of every cell.
-            records: the models of this pipeline.
-            ratio: the target ratio.
-
-        Returns:
-            What was decided, in words.
-        """
-        name = self.parameters.registered_model
-        best = champion(records, ratio)
-        if best is None:
-            return f"no champion: no pruned model at ratio {ratio:g} has an accuracy"
-        [version] = self.client.search_model_versions(
-            f"name = '{name}' and run_id = '{runs[best.cell]}'"
-        )[:1]
-        rule = champion_rule(f"ratio {ratio:g}")
-        self.client.set_registered_model_alias(name, CHAMPION, version.version)
-        self.client.set_registered_model_tag(name, f"{CHAMPION}.rule", rule)
-        self.client.set_model_version_tag(name, version.version, f"{CHAMPION}.rule", rule)
-        return f"{CHAMPION}: version {version.version}, {best.cell} ({rule})"
 
 
 def tracking_uri(parameters: TrackingParameters, root: Path) -> str:
@@ -264,8 +239,8 @@ def check_server(uri: str) -> None:
     if urlparse(uri).scheme not in ("http", "https"):
         return
     try:
-        httpx.get(f"{uri.rstrip('/')}/health", timeout=10).raise_for_status()
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        request("GET", f"{uri.rstrip('/')}/health", timeout=10).raise_for_status()
+    except (httpx.HTTPError, httpx.InvalidURL, ImportError) as error:
         raise UserError(
             f"the MLflow server does not answer ({error})",
             where=f"tracking.uri {uri}",
@@ -304,11 +279,3 @@ def _output_tags(record: ModelRecord) -> dict[str, str]:
         for item in record.outputs
         if item.digest
     }
-
-
-def _note(record: ModelRecord) -> str:
-    if record.checkpoint is None:
-        return record.cell
-    return (
-        f"{record.cell}: weights in {record.checkpoint.path} (DVC md5 {record.checkpoint.digest})"
-    )

@@ -93,7 +93,12 @@ def command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     def run(**environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "flows.pipeline"],
-            env={**os.environ, "PREFECT_HOME": str(tmp_path / "prefect"), **environment},
+            env={
+                **os.environ,
+                "PREFECT_HOME": str(tmp_path / "prefect"),
+                "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "300",
+                **environment,
+            },
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

@@ -11,7 +11,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
+from dvc.utils.serialize import dump_yaml, load_yaml
+from mlflow import MlflowClient
 
 from tests.flows.conftest import change
 
@@ -45,6 +48,45 @@ def test_prefect_server_that_does_not_answer(toy: Path, command: Command) -> Non
 def test_mlflow_server_that_does_not_answer(toy: Path, command: Command) -> None:
     result = command(MLFLOW_TRACKING_URI="http://127.0.0.1:9")
     assert_told(result, "http://127.0.0.1:9", "does not answer", "nothing has been run yet")
+
+
+def test_our_own_server_dies_during_a_stage(toy: Path, tmp_path: Path) -> None:
+    # two stages are enough, of which the second waits until the server is dead
+    stages = load_yaml(str(toy / "dvc.yaml"))["stages"]
+    few = {name: stages[name] for name in ("model", "evaluate_dense")}
+    dump_yaml(str(toy / "dvc.yaml"), {"stages": few})
+    log = tmp_path / "log"
+    process = start(tmp_path, log, TOY_WAITS="evaluate dense")
+    try:
+        wait_for(log, "working on evaluate dense")
+        [server] = [
+            child
+            for child in psutil.Process(process.pid).children(recursive=True)
+            if "uvicorn" in child.cmdline() and "guard.py" not in " ".join(child.cmdline())
+        ]
+        server.kill()
+        wait_for(log, "Prefect's server has ended")
+        (toy / "go_on").touch()
+        wait_for(log, "'promote' - Finished")
+        assert process.wait(20) == 0, log.read_text()
+    finally:
+        process.kill()
+    text = log.read_text()
+    assert text.count("Prefect's server has ended") == 1
+    assert "'evaluate_dense' - Finished in state Completed" in text
+    assert "Traceback" not in text and "Error logging" not in text and "events" not in text
+    assert (toy / "artifacts/evaluation/dense/scores.json").is_file()
+    [version] = MlflowClient(f"sqlite:///{toy}/mlflow.db").search_model_versions("name = 'toy'")
+    assert version.tags["accuracy"] == "0.9000"
+
+
+@pytest.mark.slow
+def test_our_own_server_is_found_past_proxies(toy: Path, command: Command) -> None:
+    (toy / "dvc.yaml").write_text("stages: {}\n")  # told as soon as the server answers
+    nowhere = "http://127.0.0.1:9"
+    proxies = {"HTTP_PROXY": nowhere, "https_proxy": nowhere, "ALL_PROXY": "socks5://127.0.0.1:9"}
+    result = command(**proxies, NO_PROXY="example.org", no_proxy="")
+    assert_told(result, "declares no stage")
 
 
 def start(tmp_path: Path, log: Path, **environment: str) -> subprocess.Popen[str]:

@@ -20,7 +20,7 @@ from tests.flows.conftest import change, task_runs
 
 STAGES = ["model", "evaluate_dense", "report"] + [
     f"{stage}@{cell}"
-    for stage in ("search", "prune", "evaluate")
+    for stage in ("search", "prune", "evaluate", "export")
     for cell in ("magnitude-0.5", "sparsegpt-0.5")
 ]
 CELLS = ["dense", "magnitude-0.5", "sparsegpt-0.5"]
@@ -125,7 +125,7 @@ def test_failure_stops_what_depends_on_it(
     )
     runs = settled(state, len(STAGES) - 1)
     assert "search.rounds cannot work" in runs["search@magnitude-0.5"].state.message
-    for name in ("prune@magnitude-0.5", "evaluate@magnitude-0.5", "report"):
+    for name in ("prune@magnitude-0.5", "evaluate@magnitude-0.5", "export@magnitude-0.5", "report"):
         assert runs[name].state_name == "NotRun"
         assert "search@magnitude-0.5" in runs[name].state.message
     assert runs["search@sparsegpt-0.5"].state_name == "Completed"

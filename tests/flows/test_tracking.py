@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from dvc.repo import Repo
+from dvc.utils.serialize import load_yaml
 from mlflow import MlflowClient
 from prefect.client.schemas.objects import State
 
@@ -59,24 +63,145 @@ def test_a_version_points_at_the_weights(
     client: MlflowClient, first_run: tuple[Path, State]
 ) -> None:
     [version] = client.search_model_versions("name = 'toy' and tags.method = 'sparsegpt'")
-    pointer, _, digest = version.source.partition("?md5=")
-    assert pointer == "dvc://artifacts/pruned/sparsegpt-0.5"
-    assert f"md5: {digest}\n" in (first_run[0] / "dvc.lock").read_text()
+    # the output of stage prune, and not of export, which looks like a checkpoint as well
+    digest = locked_digest(first_run[0], "prune@sparsegpt-0.5", "artifacts/pruned/sparsegpt-0.5")
+    assert version.source == f"dvc://artifacts/pruned/sparsegpt-0.5?md5={digest}"
+    assert f"DVC md5 {digest}" in version.description
     assert version.tags["accuracy"] == "0.8500"
     assert version.tags["sparsity"] == "0.5000"
     [dense] = client.search_model_versions("name = 'toy' and tags.method = 'dense'")
-    assert dense.source.startswith("dvc://artifacts/model?md5=")
+    digest = locked_digest(first_run[0], "model", "artifacts/model")
+    assert dense.source == f"dvc://artifacts/model?md5={digest}"
+
+
+def locked_digest(root: Path, stage: str, path: str) -> str:
+    outs = load_yaml(str(root / "dvc.lock"))["stages"][stage]["outs"]
+    [digest] = [out["md5"] for out in outs if out["path"] == path]
+    return digest
+
+
+def test_times_do_not_make_another_model(finished: Path) -> None:
+    nodes = read_graph(finished)
+    tracking = Tracking(TrackingParameters(experiment="toy", registered_model="toy"), finished)
+    before = read_record(finished, nodes, "magnitude-0.5")
+    run, new = tracking.log(before)
+    assert not new
+    force = [sys.executable, "-m", "dvc", "repro", "--single-item", "--force"]
+    subprocess.run([*force, "export@magnitude-0.5"], check=True, stdout=subprocess.DEVNULL)
+    after = read_record(finished, nodes, "magnitude-0.5")
+    assert after.metric("prefill_ms") != before.metric("prefill_ms")
+    assert after.digest == before.digest
+    # the same run and version, with the times of now
+    assert tracking.log(after) == (run, True)
+    assert len(tracking.client.search_model_versions(f"run_id = '{run}'")) == 1
+    metrics = tracking.client.get_run(run).data.metrics
+    assert metrics["export/prefill_ms"] == after.metric("prefill_ms")
+    assert tracking.log(after) == (run, False)
 
 
 def test_champion_is_the_most_accurate_pruned_model(client: MlflowClient) -> None:
     version = client.get_model_version_by_alias("toy", "champion")
     assert version.tags["method"] == "sparsegpt"  # 0.85; dense has 0.90, magnitude 0.80
-    assert "most accurate" in version.tags["champion.rule"]
+    rule = version.tags["champion.rule"]
+    assert "most accurate" in rule and "same ratio" in rule and "same questions" in rule
 
 
-def model(method: str, ratio: float, accuracy: float, loss: float) -> ModelRecord:
-    metrics = {"evaluate/accuracy": accuracy, "evaluate/answer_nll": loss}
-    return ModelRecord(f"{method}-{ratio:g}", method, ratio, metrics=metrics)
+def model(
+    method: str,
+    ratio: float,
+    accuracy: float,
+    loss: float = 0.5,
+    count: int = 100,
+    questions: str = "md5 of the questions",
+) -> ModelRecord:
+    metrics = {
+        "evaluate/accuracy": accuracy,
+        "evaluate/answer_nll": loss,
+        "evaluate/n": count,
+        "evaluate/breakdowns.NAT.n": 7,
+    }
+    asked = [["artifacts/questions", questions]]
+    return ModelRecord(f"{method}-{ratio:g}", method, ratio, metrics=metrics, asked=asked)
+
+
+def test_champion_moves_only_to_what_can_be_compared(finished: Path) -> None:
+    parameters = TrackingParameters(experiment="moves", registered_model="moves")
+    tracking = Tracking(parameters, finished)
+
+    def run(*records: ModelRecord) -> tuple[str, str]:
+        """What a pipeline of these models decides, and who is champion then."""
+        runs = {}
+        for record in records:
+            record.parameters["trial"] = f"{record.metrics} {record.asked}"
+            runs[record.cell], _ = tracking.log(record)
+        said = tracking.promote(runs, records, records[0].ratio)
+        version = tracking.client.get_model_version_by_alias("moves", "champion")
+        tagged = [
+            other.version
+            for other in tracking.client.search_model_versions("name = 'moves'")
+            if any(tag.startswith("champion") for tag in other.tags)
+        ]
+        assert tagged == [version.version]  # and nobody else says that it is
+        return said, f"{version.tags['method']} {version.tags['accuracy']}"
+
+    assert run(model("a", 0.5, 0.7), model("b", 0.5, 0.8))[1] == "b 0.8000"
+    for trial, reason in (
+        (model("trial", 0.3, 0.9), "its ratio is 0.3, the champion's 0.5"),
+        (model("trial", 0.5, 0.9, count=50), "on 50 questions, the champion on 100"),
+        (model("trial", 0.5, 0.9, questions="others"), "on other questions than the champion"),
+        (model("trial", 0.5, 0.75), "its accuracy is 0.7500, the champion's 0.8000"),
+        (model("trial", 0.5, 0.8, loss=0.6), "its answer loss is higher"),
+    ):
+        said, champion_now = run(trial)
+        assert champion_now == "b 0.8000"
+        assert "champion stays version" in said and reason in said and "delete the alias" in said
+    assert run(model("c", 0.5, 0.8, loss=0.4))[1] == "c 0.8000"
+    assert run(model("a", 0.5, 0.85))[1] == "a 0.8500"
+    assert run(model("a", 0.5, 0.85))[1] == "a 0.8500"  # the same again
+    # chosen by hand, and registered before it was noted what it was evaluated on
+    version = tracking.client.get_model_version_by_alias("moves", "champion").version
+    tracking.client.delete_model_version_tag("moves", version, "questions")
+    said, champion_now = run(model("d", 0.5, 0.95))
+    assert champion_now == "a 0.8500" and "not known on which questions" in said
+    # once the alias is gone, the next run chooses anew
+    tracking.client.delete_registered_model_alias("moves", "champion")
+    tracking.client.delete_model_version_tag("moves", version, "champion.rule")
+    assert run(model("trial", 0.3, 0.6))[1] == "trial 0.6000"
+
+
+def test_a_record_knows_which_questions_were_asked(toy: Path) -> None:
+    text = (toy / "dvc.yaml").read_text()
+    text = text.replace(
+        "stages:\n",
+        "stages:\n  questions:\n    cmd: python stage.py questions\n"
+        "    deps: [problems.json]\n    outs: [artifacts/questions]\n",
+    ).replace(
+        '    deps: ["artifacts/pruned/${item.method}-${item.ratio}"]\n    metrics',
+        '    deps: ["artifacts/pruned/${item.method}-${item.ratio}", artifacts/questions]\n'
+        "    metrics",
+    )
+    (toy / "dvc.yaml").write_text(text)
+    found = []
+    for problems in ("{}", '{"1": "another question"}', "{}"):
+        (toy / "problems.json").write_text(problems)
+        with Repo(str(toy)) as repo:
+            repo.reproduce("evaluate@magnitude-0.5")
+            repo.reproduce("evaluate@sparsegpt-0.5")
+        nodes = read_graph(toy, ("evaluate",))
+        records = [read_record(toy, nodes, f"{name}-0.5") for name in ("magnitude", "sparsegpt")]
+        assert records[0].questions == records[1].questions  # not: which model was asked
+        found.append(records[0].questions)
+    assert found[0] == found[2] != found[1]
+
+
+def test_a_deleted_experiment_is_told_at_the_start(finished: Path) -> None:
+    parameters = TrackingParameters(experiment="deleted", registered_model="toy")
+    tracking = Tracking(parameters, finished)
+    tracking.client.delete_experiment(tracking.experiment)
+    with pytest.raises(UserError, match=f"restore --experiment-id {tracking.experiment}"):
+        Tracking(parameters, finished)
+    tracking.client.restore_experiment(tracking.experiment)
+    assert Tracking(parameters, finished).experiment == tracking.experiment
 
 
 def test_champion_rule() -> None:

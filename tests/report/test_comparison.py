@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from efficientllava.report.comparison import (
     read_rows,
 )
 from efficientllava.report.page import write_report
-from efficientllava.report.terminal import rich_table
+from efficientllava.report.terminal import print_whole, rich_table
 from tests.report.conftest import timing
 
 METHODS, RATIOS = ["sparsegpt", "efficientllava"], [0.5, 0.7]
@@ -155,6 +156,25 @@ def test_terminal_table_fits_80_columns(artifacts: Path) -> None:
     assert "3.20 ×1.25" in text and "82.5 ± 0.6" in text
     assert "(1.20–1.30)" in text and "(0.91–0.99)" in text
     assert "no difference" in text and "(0.27–6.23)" in text and "×3.35" not in text
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_log_has_the_whole_table(artifacts: Path, terminal: bool) -> None:
+    for name in ("sparsegpt-0.5", "efficientllava-0.5", "sparsegpt-0.7"):
+        path = artifacts / "export" / name / "export.json"
+        record = read_json(path)
+        for runtime in ("deepsparse", "onnxruntime"):
+            record["runtimes"][runtime] = timing(dense=123456789012345.0, pruned=98765432109876.0)
+        write_json(path, record)
+    rows = read_rows(artifacts, METHODS, RATIOS)
+    console = Console(width=80, file=io.StringIO(), force_terminal=terminal)
+    print_whole(console, rich_table(rows))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    if terminal:
+        assert max(len(line) for line in re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()) <= 80
+    else:
+        assert "…" not in text and text.count("98765432109876") >= 3
+        assert max(map(len, text.splitlines())) > 80
 
 
 def test_no_records_is_told(tmp_path: Path) -> None:

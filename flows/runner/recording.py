@@ -1,0 +1,176 @@
+"""What Prefect's server is told of a run. When the server is gone, the run goes on without it.
+
+The server only shows a run: DVC keeps what was made, MLflow what was measured. So a server that
+ends, or answers no more, is reported once and fails no stage.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn, ParamSpec, TypeVar
+
+import httpx
+from prefect.events.clients import NullEventsClient
+from prefect.events.worker import EventsWorker
+from prefect.exceptions import TerminationSignal
+from prefect.logging import get_logger
+from prefect.logging.handlers import APILogHandler, PrefectConsoleHandler
+from prefect.settings import Settings
+from prefect.states import State
+
+from efficientllava.errors import UserError
+
+POLL_SECONDS = 0.1
+# what ends a run on purpose; raised again where a lost server's error has taken its place
+STOPPED = (KeyboardInterrupt, SystemExit, TerminationSignal)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Recording:
+    """Whether the server still takes what it is told, and how the flow ended.
+
+    Attributes:
+        gone: set when a server that this process started has ended before its time.
+    """
+
+    def __init__(self) -> None:
+        self.gone = threading.Event()
+        self._warned = False
+        self._ended: State[Any] | None = None
+
+    def tell(self, send: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T | None:
+        """Call what sends something to the server; None when it cannot be sent."""
+        if self.gone.is_set():
+            return None
+        try:
+            return send(*arguments, **named)
+        except httpx.HTTPError as error:
+            if not self.gone.wait(2 * POLL_SECONDS):  # ours is told with its cause
+                self._warn(f"Prefect's server cannot be told ({error})")
+            return None
+
+    def ends(self, state: State[Any]) -> State[Any]:
+        """Keep how the flow ends: the server may be unable to take it."""
+        self._ended = state
+        return state
+
+    def run(
+        self, flow: Callable[P, State[Any]], *arguments: P.args, **named: P.kwargs
+    ) -> State[Any]:
+        """Run a flow that calls `ends`; its state is the same whether or not it can be told.
+
+        Raises:
+            UserError: the server was gone before the flow had ended.
+        """
+        try:
+            return flow(*arguments, **named)
+        except Exception as error:
+            causes = list(_causes(error))
+            if not any(isinstance(cause, httpx.HTTPError) for cause in causes):
+                raise
+            for cause in causes:
+                if isinstance(cause, STOPPED):
+                    raise cause from None
+            if self._ended is None:
+                raise UserError(
+                    f"cannot be used ({error})",
+                    where="Prefect's server",
+                    remedy="start again: it goes on from here",
+                ) from error
+            if not self.gone.wait(2 * POLL_SECONDS):
+                self._warn(f"Prefect's server cannot be told how the run ended ({error})")
+            return self._ended
+        finally:
+            self._ended = None
+
+    @contextmanager
+    def watching(
+        self, process: subprocess.Popen[str], log: Path, settings: Settings
+    ) -> Iterator[None]:
+        """Notice when a server of ours ends during the block.
+
+        Args:
+            log: where the server's last words are.
+            settings: those of Prefect's clients in this process.
+        """
+        over = threading.Event()
+
+        def watch() -> None:
+            while not over.wait(POLL_SECONDS):
+                if (status := process.poll()) is not None:
+                    settings.client.max_retries = 0
+                    self._lose(f"exit status {status}; its words are in {log}")
+                    return
+
+        watcher = threading.Thread(target=watch, daemon=True, name="prefect_server")
+        watcher.start()
+        try:
+            yield
+        finally:
+            over.set()
+            watcher.join()
+
+    def _lose(self, how: str) -> None:
+        """Stop telling: clients would go on trying for minutes, each with its own complaint."""
+        self.gone.set()
+        logging.raiseExceptions = False  # else Prefect writes on stderr what it could not send
+        EventsWorker.set_client_override(NullEventsClient)
+        names = list(logging.root.manager.loggerDict)
+        for logger in (logging.getLogger(), *map(logging.getLogger, names)):
+            for handler in list(logger.handlers):
+                if isinstance(handler, APILogHandler):
+                    logger.removeHandler(handler)
+                if isinstance(handler, PrefectConsoleHandler):
+                    handler.addFilter(_complains_of_nothing)
+        self._warn(
+            f"Prefect's server has ended ({how}): "
+            "the stages go on, its pages will not show the rest of this run"
+        )
+
+    def _warn(self, message: str) -> None:
+        if not self._warned:
+            self._warned = True
+            get_logger("pipeline").warning("%s", message)
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An exception and those in whose handling it was raised."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__context__
+
+
+def _complains_of_nothing(record: logging.LogRecord) -> bool:
+    """False for what Prefect's own clients say of the lost server."""
+    if record.name.startswith(("prefect.events", "prefect._internal", "prefect.EventsWorker")):
+        return False
+    if record.getMessage() == "Finished in state Running()":  # the state it could not be told
+        return False
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, httpx.HTTPError)
+
+
+RECORDING = Recording()
+
+
+def leave(status: int) -> NoReturn:
+    """End this process with an exit status.
+
+    Prefect's threads wait at the exit until everything is sent, for minutes when nobody listens:
+    without its server the process ends at once.
+    """
+    if RECORDING.gone.is_set():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
