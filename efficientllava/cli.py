@@ -12,14 +12,30 @@ from typing import Annotated
 
 import typer
 
+from efficientllava import __version__
 from efficientllava.errors import UserError
 
 commands = typer.Typer(
     help=__doc__,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_show_locals=False,  # among them may be a key
 )
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"efficientllava {__version__}")
+        raise typer.Exit
+
+
+@commands.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
+    ] = False,
+) -> None:
+    """Prune vision-language models, ask them, verify checkpoints, score predictions."""
+
 
 Folder = Annotated[Path, typer.Argument(help="a checkpoint or an exported model")]
 
@@ -230,6 +246,23 @@ def parameters() -> None:
     typer.echo(parameters_page())
 
 
+@commands.command()
+def doctor() -> None:
+    """Report versions, processor, devices, memory, disk and servers; exit 2 if one is unusable."""
+    from efficientllava.doctor import findings
+
+    section, bad = "", 0
+    for found in findings():
+        if found.section != section:
+            section = found.section
+            typer.echo(section)
+        mark = {"ok": "  ", "note": "- ", "bad": "x "}[found.state]
+        typer.echo(f"  {mark}{found.name:<16} {found.value}")
+        bad += found.state == "bad"
+    if bad:
+        raise UserError(f"{bad} of these keep it from working", "the lines marked x")
+
+
 def app() -> None:
     """Run the console script: exit code 2 and a message for what the user can mend."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -238,8 +271,18 @@ def app() -> None:
     try:
         commands()
     except UserError as error:
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(2)
+        _end(error)
+    except ModuleNotFoundError as error:
+        from efficientllava.extras import missing_package
+
+        if (told := missing_package(error)) is None:
+            raise
+        _end(told)
+
+
+def _end(error: UserError) -> None:
+    typer.echo(f"error: {error}", err=True)
+    sys.exit(2)
 
 
 if __name__ == "__main__":
