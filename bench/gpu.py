@@ -26,9 +26,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from bench.random_models import LEVELS, DecoderSize, save_random_inputs, size_options
 from tasks.runtime.environment import prepare, use_threads
 
-LEVELS = (0.4, 0.45, 0.5, 0.55, 0.6)
 GB = 10**9
 
 
@@ -252,12 +252,11 @@ def _mode(limit: float) -> str:
 
 def options() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        parents=[size_options(DecoderSize(4096, 11008, 32, 32000))],
+    )
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--width", type=int, default=4096)
-    parser.add_argument("--mlp", type=int, default=11008)
-    parser.add_argument("--blocks", type=int, default=32)
-    parser.add_argument("--vocabulary", type=int, default=32000)
     parser.add_argument("--small-tower", action="store_true", help="no CLIP-L/14 of 336 pixels")
     parser.add_argument("--segments", type=int, default=64)
     parser.add_argument("--length", type=int, default=256)
@@ -285,9 +284,7 @@ def main() -> int:
     prepare()
     use_threads(wanted.threads)
     if wanted.part == "build":
-        from bench.gpu_inputs import build
-
-        build(wanted, wanted.folder)
+        save_random_inputs(wanted)
         return 0
     if wanted.part is not None:
         return Bench(wanted, wanted.folder, float(wanted.part)).run()

@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from bench.random_models import DecoderSize, Tower, random_llava
 from efficientllava.data.proxy import ProxyData
 from efficientllava.files import write_text
 from efficientllava.models.checkpoint import load_model, save_checkpoint
@@ -35,7 +36,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "memory.md"
 SIZES = {"small": (512, 32), "medium": (512, 48), "large": (512, 80)}
 """Width and blocks; LLaVA-1.5-7B has 4096 and 32."""
 
-MLP, VOCABULARY, HEADS = 11008 / 4096, 32064 / 4096, 32
+MLP, VOCABULARY = 11008 / 4096, 32064 / 4096
 SHARDS = 8
 BOUND = 1.3
 MEBIBYTE = 2**20
@@ -44,38 +45,13 @@ MEBIBYTE = 2**20
 def build(folder: Path, width: int, blocks: int) -> None:
     """Write a random checkpoint in bfloat16 and in shards."""
     import torch
-    from transformers import (
-        CLIPVisionConfig,
-        LlamaConfig,
-        LlavaConfig,
-        LlavaForConditionalGeneration,
-    )
 
-    torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)
-    config = LlavaConfig(
-        vision_config=CLIPVisionConfig(
-            hidden_size=width // 4,
-            intermediate_size=width,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            image_size=56,
-            patch_size=14,
-        ),
-        text_config=LlamaConfig(
-            vocab_size=int(VOCABULARY * width),
-            hidden_size=width,
-            intermediate_size=int(MLP * width) // 64 * 64,
-            num_hidden_layers=blocks,
-            num_attention_heads=HEADS // 4,
-            max_position_embeddings=512,
-        ),
-        image_token_index=4,
-    )
-    model = LlavaForConditionalGeneration(config)
-    size = sum(parameter.numel() * 2 for parameter in model.parameters())
+    size = DecoderSize(width, int(MLP * width) // 64 * 64, blocks, int(VOCABULARY * width))
+    model = random_llava(size, 512, Tower(width // 4, width, 4, 4, 56, 14))
+    stored = sum(parameter.numel() * 2 for parameter in model.parameters())
     folder.mkdir(parents=True)
-    model.save_pretrained(folder, max_shard_size=size // SHARDS)
+    model.save_pretrained(folder, max_shard_size=stored // SHARDS)
 
 
 def prune_one(folder: Path, method: str, target: Path) -> dict[str, Any]:

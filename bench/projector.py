@@ -23,7 +23,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench.random_models import DecoderSize, random_llava, size_of, size_options
+from bench.random_models import (
+    ANSWER,
+    DecoderSize,
+    random_llava,
+    random_pairs,
+    size_of,
+    size_options,
+)
 from tasks.runtime.environment import prepare, use_threads
 
 SIZES = (
@@ -32,8 +39,6 @@ SIZES = (
     DecoderSize(1024, 2752, 8, 8000),
 )
 MEBIBYTE = 2**20
-IMAGE_TOKENS = 4  # of the smallest tower
-ANSWER = 3
 
 
 class Peak:
@@ -85,29 +90,18 @@ def measure(wanted: argparse.Namespace) -> dict[str, Any]:
 
     from efficientllava.allocation.projector import ProjectorEvolution
     from efficientllava.calibration.proxy_loss import Distribution
-    from efficientllava.data.proxy import IGNORED, Pairs
     from efficientllava.models.families import adapter_for
 
     torch.set_num_threads(wanted.threads)
     dtype = getattr(torch, wanted.dtype)
     torch.set_default_dtype(dtype)
     with torch.device(wanted.device):
-        model = random_llava(size_of(wanted), wanted.length)
-        adapter = adapter_for(model)
-        ids = torch.randint(5, wanted.vocabulary - 1, (wanted.pairs, wanted.length))
-        image = model.config.image_token_id = wanted.vocabulary - 1
-        ids[:, :IMAGE_TOKENS] = image
-        labels = torch.full_like(ids, IGNORED)
-        labels[:, -ANSWER:] = ids[:, -ANSWER:]
-        inputs = {
-            "input_ids": ids,
-            "attention_mask": torch.ones_like(ids),
-            "pixel_values": torch.randn(wanted.pairs, 3, 32, 32),
-        }
+        adapter = adapter_for(random_llava(size_of(wanted), wanted.length))
+        pairs = random_pairs(wanted.vocabulary, wanted.pairs, wanted.length)
         logits = torch.randn(wanted.pairs * ANSWER, wanted.vocabulary, dtype=torch.float32)
     evolution = ProjectorEvolution(
         adapter,
-        Pairs(inputs, labels),
+        pairs,
         lambda candidate: None,
         "kl",
         Distribution.of(logits.log_softmax(dim=1)),
