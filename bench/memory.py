@@ -1,6 +1,6 @@
 """Peak host memory of pruning against the size of the checkpoint, at three sizes.
 
-Run: python -m bench.memory  (about three minutes on one core, 3 GB of disk; writes docs/memory.md)
+Run: python -m bench memory  (about three minutes on one core, 3 GB of disk; writes docs/memory.md)
 
 Random LLaVA checkpoints of LLaVA-1.5-7B's proportions (bfloat16, in shards) are pruned and saved,
 each method in a process of its own: as the `prune` stage does it. Peak is the largest resident set
@@ -116,7 +116,7 @@ def measure(sizes: dict[str, tuple[int, int]], methods: list[str]) -> list[dict[
 
 
 def _alone(task: str, folder: Path, *arguments: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", "bench.memory", task, str(folder), *arguments]
+    command = [sys.executable, "-m", "bench", "memory", task, str(folder), *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
     record: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -141,7 +141,7 @@ def page(rows: list[dict[str, Any]]) -> str:
     )
     return f"""# Memory
 
-Measured by `python -m bench.memory` on one core: random LLaVA checkpoints of LLaVA-1.5-7B's
+Measured by `python -m bench memory` on one core: random LLaVA checkpoints of LLaVA-1.5-7B's
 proportions, bfloat16, in {SHARDS} shards and more, pruned at 0.5 and saved in shards, each row in
 a process of its own. *Peak* is the largest resident set (`getrusage`; pages of mapped files that
 were read count) less *imports*, what it was when everything had been imported and nothing loaded.
@@ -173,7 +173,3 @@ def main() -> None:
         write_text(PAGE, page(rows))
         if any(row["ratio"] > BOUND for row in rows):
             sys.exit(f"more than {BOUND} times the checkpoint")
-
-
-if __name__ == "__main__":
-    main()

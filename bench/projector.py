@@ -1,7 +1,7 @@
 """One step of the projector with and without gradient checkpointing: time and peak memory.
 
-    python -m bench.projector              # three sizes, about a minute on one core
-    python -m bench.projector --device cuda --dtype bfloat16 --width 4096 --mlp 11008 \\
+    python -m bench projector              # three sizes, about a minute on one core
+    python -m bench projector --device cuda --dtype bfloat16 --width 4096 --mlp 11008 \\
         --blocks 32 --vocabulary 32064 --length 640 --pairs 32
 
 Each row is a fresh process. Its peak is the highest resident set (on CUDA: of torch's allocator)
@@ -23,6 +23,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from bench import options_of, say_conditions
 from bench.random_models import (
     ANSWER,
     DecoderSize,
@@ -31,7 +32,6 @@ from bench.random_models import (
     size_of,
     size_options,
 )
-from tasks.runtime.environment import prepare, use_threads
 
 SIZES = (
     DecoderSize(160, 384, 6, 2560),
@@ -92,7 +92,6 @@ def measure(wanted: argparse.Namespace) -> dict[str, Any]:
     from efficientllava.calibration.proxy_loss import Distribution
     from efficientllava.models.families import adapter_for
 
-    torch.set_num_threads(wanted.threads)
     dtype = getattr(torch, wanted.dtype)
     torch.set_default_dtype(dtype)
     with torch.device(wanted.device):
@@ -151,15 +150,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--alone", action="store_true", help="one row, as JSON, in this process")
     parser.add_argument("--checkpointing", action="store_true", help="of --alone")
-    wanted = parser.parse_args()
-    prepare()
-    use_threads(wanted.threads)
+    wanted = options_of(parser)
     if wanted.alone:
         print(json.dumps(measure(wanted)))
         return
-    from bench.machine import machine
-
-    print(json.dumps({**vars(wanted), "machine": machine(), "load": os.getloadavg()[0]}))
+    say_conditions(wanted)
     chosen = any(option.startswith("--width") for option in sys.argv)
     print(
         "| width / MLP / blocks | checkpointing | s a step | ratio | peak MiB | by formula MiB "
@@ -186,7 +181,7 @@ def main() -> None:
 
 def _alone(wanted: argparse.Namespace, checkpointing: bool) -> dict[str, Any]:
     names = ("width", "mlp", "blocks", "vocabulary", "pairs", "length", "device", "dtype")
-    command = [sys.executable, "-m", "bench.projector", "--alone"]
+    command = [sys.executable, "-m", "bench", "projector", "--alone"]
     for name in (*names, "repetitions", "threads"):
         command += [f"--{name}", str(getattr(wanted, name))]
     command += ["--checkpointing"] if checkpointing else []
@@ -199,7 +194,3 @@ def _alone(wanted: argparse.Namespace, checkpointing: bool) -> dict[str, Any]:
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
     row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return row
-
-
-if __name__ == "__main__":
-    main()
