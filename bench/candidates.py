@@ -1,26 +1,33 @@
 """Candidates of a search against bare forward passes of the same tokens, side by side.
 
-    python -m bench.candidates                     # the embedded model, four times as wide
-    python -m bench.candidates --width 1024 --mlp 2752 --blocks 4 --vocabulary 32000 \\
+    python -m bench candidates                     # the embedded model, four times as wide
+    python -m bench candidates --width 1024 --mlp 2752 --blocks 4 --vocabulary 32000 \\
         --segments 8 --candidates 32
+    python -m bench candidates --workers --segments 16 --candidates 80   # needs the extra `dask`
 
 A candidate: stitch a random policy from the database on disk, then its proxy loss (KL to the
 dense model). A bare pass: the language model, the head and -log softmax of the next token, on the
 dense weights, by the same code (logits in chunks); nothing is stitched and no KL is formed. The
 two alternate, so that whatever else the machine does falls on both. Weights are random.
+
+With --workers: candidates a second with one and with two Dask processes, of one thread each. Both
+clusters live at the same time and take turns, round by round. Efficiency is the time of one
+process over twice the time of two. It means something only where each process has a core to
+itself: the load average is printed.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import tempfile
 import time
 from pathlib import Path
 from statistics import median
+from typing import Any
 
+from bench import options_of, say_conditions
 from bench.random_models import (
     EMBEDDED_TIMES_4,
     LEVELS,
@@ -29,7 +36,9 @@ from bench.random_models import (
     size_of,
     size_options,
 )
-from tasks.runtime.environment import prepare, use_threads
+
+ROUND = 16
+"""Candidates of a round."""
 
 
 def main() -> None:
@@ -43,58 +52,69 @@ def main() -> None:
     parser.add_argument("--storage", choices=("dense", "compact"), default="dense")
     parser.add_argument("--kl-tokens", type=int)
     parser.add_argument("--threads", type=int, default=1)
-    wanted = parser.parse_args()
-    prepare()
-    use_threads(wanted.threads)
+    parser.add_argument("--workers", action="store_true", help="one and two Dask processes")
+    wanted = options_of(parser)
+    say_conditions(wanted)
 
     import torch
 
-    from bench.machine import machine
-    from efficientllava.allocation.evaluation import stitched_models, swap_order
-    from efficientllava.calibration.proxy_loss import ProxyLoss, mean_loss
     from efficientllava.data.proxy import ProxyData
     from efficientllava.models.families import adapter_for
 
-    torch.set_num_threads(wanted.threads)
-    print(json.dumps({**vars(wanted), "machine": machine(), "load": os.getloadavg()[0]}))
     model = random_llava(size_of(wanted), wanted.length)
     adapter = adapter_for(model)
     segments = torch.randint(5, wanted.vocabulary, (wanted.segments, wanted.length))
-    loss = ProxyLoss(adapter, ProxyData(segments, None), "kl", "text", wanted.kl_tokens)
     generator = random.Random(0)
     policies = [
         [generator.choice(LEVELS) for _ in adapter.matrices] for _ in range(wanted.candidates)
     ]
+    rounds = [policies[first : first + ROUND] for first in range(0, len(policies), ROUND)]
     with tempfile.TemporaryDirectory() as temporary:
-        database = magnitude_database(adapter, Path(temporary), wanted.storage)
-        size = sum(file.stat().st_size for file in Path(temporary).glob("*.safetensors"))
-        (stitched,) = stitched_models(adapter, database, 1)
-        language = adapter.language_model
+        folder = Path(temporary)
+        database = magnitude_database(adapter, folder / "database", wanted.storage)
+        proxy = ProxyData(segments, None)
+        if wanted.workers:
+            model.save_pretrained(folder / "model")
+            compare_workers(wanted, proxy, adapter, folder, rounds)
+        else:
+            compare_with_bare(wanted, proxy, adapter, database, rounds)
+        size = sum(file.stat().st_size for file in (folder / "database").glob("*.safetensors"))
+    print(f"database {size / 2**20:.0f} MiB; load average after {os.getloadavg()[0]:.2f}")
 
-        def bare() -> None:
-            mean_loss(language, loss.head, loss.text, "nll")
 
-        times: dict[str, list[float]] = {"bare": [], "candidate": [], "stitch": []}
-        processor = {"bare": 0.0, "candidate": 0.0}
-        stitched.stitch(policies[0])
-        loss(language)
-        bare()
-        # sixteen at a time, a round of the search
-        for first in range(0, len(policies), 16):
-            round_ = policies[first : first + 16]
-            for index in swap_order(round_, adapter.sizes):
-                started, used = time.perf_counter(), time.process_time()
-                stitched.stitch(round_[index])
-                between = time.perf_counter()
-                loss(language)
-                ended, used_after = time.perf_counter(), time.process_time()
-                times["candidate"].append(ended - started)
-                times["stitch"].append(between - started)
-                processor["candidate"] += used_after - used
-                started, used = time.perf_counter(), time.process_time()
-                bare()
-                times["bare"].append(time.perf_counter() - started)
-                processor["bare"] += time.process_time() - used
+def compare_with_bare(
+    wanted: argparse.Namespace, proxy: Any, adapter: Any, database: Any, rounds: list[Any]
+) -> None:
+    """Candidates in turn with bare forward passes."""
+    from efficientllava.allocation.evaluation import stitched_models, swap_order
+    from efficientllava.calibration.proxy_loss import ProxyLoss, mean_loss
+
+    loss = ProxyLoss(adapter, proxy, "kl", "text", wanted.kl_tokens)
+    (stitched,) = stitched_models(adapter, database, 1)
+    language = adapter.language_model
+
+    def bare() -> None:
+        mean_loss(language, loss.head, loss.text, "nll")
+
+    times: dict[str, list[float]] = {"bare": [], "candidate": [], "stitch": []}
+    processor = {"bare": 0.0, "candidate": 0.0}
+    stitched.stitch(rounds[0][0])
+    loss(language)
+    bare()
+    for round_ in rounds:
+        for index in swap_order(round_, adapter.sizes):
+            started, used = time.perf_counter(), time.process_time()
+            stitched.stitch(round_[index])
+            between = time.perf_counter()
+            loss(language)
+            ended, used_after = time.perf_counter(), time.process_time()
+            times["candidate"].append(ended - started)
+            times["stitch"].append(between - started)
+            processor["candidate"] += used_after - used
+            started, used = time.perf_counter(), time.process_time()
+            bare()
+            times["bare"].append(time.perf_counter() - started)
+            processor["bare"] += time.process_time() - used
     ratios = sorted(c / b for c, b in zip(times["candidate"], times["bare"], strict=True))
     quarter = len(ratios) // 4
     print(f"| | median s | all {wanted.candidates} s | processor s |\n|---|---|---|---|")
@@ -107,10 +127,40 @@ def main() -> None:
     print(
         f"ratio of sums {sum(times['candidate']) / sum(times['bare']):.3f}, of processor time "
         f"{processor['candidate'] / processor['bare']:.3f}, median of pairs {median(ratios):.3f} "
-        f"(quartiles {ratios[quarter]:.3f}-{ratios[-1 - quarter]:.3f}); database "
-        f"{size / 2**20:.0f} MiB; load average after {os.getloadavg()[0]:.2f}"
+        f"(quartiles {ratios[quarter]:.3f}-{ratios[-1 - quarter]:.3f})"
     )
 
 
-if __name__ == "__main__":
-    main()
+def compare_workers(
+    wanted: argparse.Namespace, proxy: Any, adapter: Any, folder: Path, rounds: list[Any]
+) -> None:
+    """Rounds by one and by two Dask processes in turn; their losses are compared bit for bit."""
+    from efficientllava.allocation.executors import dask_executor
+    from efficientllava.allocation.workers import ProcessEvaluator, Work
+    from efficientllava.data.proxy import save_proxy
+    from efficientllava.parameters import SearchParameters
+
+    save_proxy(folder / "proxy", proxy, {})
+    names = [str(folder / name) for name in ("model", "proxy", "database")]
+    work = Work(*names[:2], (names[2],), "kl", "text", wanted.kl_tokens, 1)
+    evaluators = {}
+    for workers in (1, 2):
+        executor = dask_executor(SearchParameters(executor="dask", workers=workers))
+        evaluators[workers] = ProcessEvaluator(work, lambda e=executor: e, folder, adapter.sizes)
+        list(evaluators[workers].losses(rounds[0][:4]))  # opens the model and its database
+    seconds: dict[int, list[float]] = {1: [], 2: []}
+    same = True
+    for policies in rounds:
+        found = {}
+        for workers, evaluator in evaluators.items():
+            started = time.perf_counter()
+            found[workers] = dict(evaluator.losses(policies))
+            seconds[workers].append(time.perf_counter() - started)
+        same &= found[1] == found[2]
+    for evaluator in evaluators.values():
+        evaluator.close()
+    print("| processes | median s a round | candidates a second |\n|---|---|---|")
+    for workers, times in seconds.items():
+        print(f"| {workers} | {median(times):.2f} | {wanted.candidates / sum(times):.2f} |")
+    efficiency = median(seconds[1]) / (2 * median(seconds[2]))
+    print(f"efficiency {efficiency:.2f}; losses equal bit for bit: {same}")

@@ -1,7 +1,7 @@
 """The database of OBS solutions, built on the CPU: where its time goes.
 
-    python -m bench.database                       # 1024 wide, MLP 2752, two blocks, 5 levels
-    python -m bench.database --width 4096 --mlp 11008 --blocks 1 --segments 64 --repetitions 1
+    python -m bench database                       # 1024 wide, MLP 2752, two blocks, 5 levels
+    python -m bench database --width 4096 --mlp 11008 --blocks 1 --segments 64 --repetitions 1
 
 Each storage is built in turn, with the compiled kernel and (with --eager) the eager one. Files are
 written beside the next block's work: *writing* is the writer's own time, and only what the build
@@ -11,7 +11,6 @@ had to wait for is in *all*.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import tempfile
 import time
@@ -23,8 +22,8 @@ from statistics import median
 from typing import Any
 from unittest.mock import patch
 
+from bench import options_of, say_conditions
 from bench.random_models import LEVELS, DecoderSize, random_llava, size_of, size_options
-from tasks.runtime.environment import prepare, use_threads
 
 PHASES = {
     "solve_group": "OBS",
@@ -66,20 +65,16 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--eager", action="store_true", help="the eager kernel as well")
-    wanted = parser.parse_args()
-    prepare()
-    use_threads(wanted.threads)
+    wanted = options_of(parser)
+    say_conditions(wanted)
 
     import torch
 
-    from bench.machine import machine
     from efficientllava.data.proxy import ProxyData
     from efficientllava.database.build import build_database
     from efficientllava.models.families import adapter_for
     from efficientllava.parameters import PruningParameters
 
-    torch.set_num_threads(wanted.threads)
-    print(json.dumps({**vars(wanted), "machine": machine(), "load": os.getloadavg()[0]}))
     adapter = adapter_for(random_llava(size_of(wanted), wanted.length))
     segments = torch.randint(5, wanted.vocabulary, (wanted.segments, wanted.length))
     proxy = ProxyData(segments, None)
@@ -117,7 +112,3 @@ def main() -> None:
             f"| {rest:.2f} | {best['writing']:.2f} | {sizes[way] / 1e6:.0f} |"
         )
     print(f"load average after: {os.getloadavg()[0]:.2f}")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """Dense against pruned latency of one decoder size: random weights, random masks, real graphs.
 
-    python -m bench.export_speed --width 1024 --mlp 2752 --blocks 12 --ratios 0.5 0.7
+    python -m bench export_speed --width 1024 --mlp 2752 --blocks 12 --ratios 0.5 0.7
 
 Every runtime runs the dense graph and all pruned ones in turns; the table gives medians and
 dense / pruned with its interval (docs/export.md). Nothing is trained and nothing is
@@ -10,12 +10,12 @@ kept. Zeros at random are an assumption: a real model's zeros may lie otherwise.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from pathlib import Path
 
 import torch
 
+from bench import options_of, say_conditions
 from bench.random_models import DecoderSize, random_llava, size_of, size_options
 from efficientllava.export.graphs import export_graphs
 from efficientllava.export.runtimes import RUNTIMES, open_graph, unavailable, version
@@ -42,8 +42,8 @@ def main() -> None:
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.5, 0.7])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repetitions", type=int, default=20)
-    wanted = parser.parse_args()
-    torch.set_num_threads(wanted.threads)
+    wanted = options_of(parser)
+    say_conditions(wanted)
 
     with tempfile.TemporaryDirectory() as temporary:
         folders = {}
@@ -55,7 +55,6 @@ def main() -> None:
             folders[ratio].mkdir()
             export_graphs(model, folders[ratio], wanted.prompt_tokens, wanted.context)
             del model
-        print(json.dumps({**vars(wanted), "machine": machine()}, indent=2))
         print("| runtime | graph | ratio | ms | fastest ms | dense / this | share |")
         print("|---|---|---|---|---|---|---|")
         load = 0.0
@@ -84,7 +83,3 @@ def main() -> None:
                 load = max(load, load_average())
         print(f"load average at most: {load}")
         warn_of_load(load, machine()["cores"])
-
-
-if __name__ == "__main__":
-    main()

@@ -1,8 +1,8 @@
 """The pipeline at 7B size on one GPU, with everything there and streamed: one command.
 
-    python -m bench.gpu --folder /dev/shm/bench       # 7B, 80 GB and 22 GB modes: about 95 GB there
-    python -m bench.gpu --profile                     # and where the time of two candidates goes
-    python -m bench.gpu --device cpu --width 64 --mlp 128 --blocks 3 --vocabulary 512 \\
+    python -m bench gpu --folder /dev/shm/bench       # 7B, 80 GB and 22 GB modes: about 95 GB there
+    python -m bench gpu --profile                     # and where the time of two candidates goes
+    python -m bench gpu --device cpu --width 64 --mlp 128 --blocks 3 --vocabulary 512 \\
         --small-tower --segments 4 --length 32 --pairs 8 --rounds 2 --candidates 4 --modes 0
 
 A LLaVA with random bfloat16 weights is made on the device and saved; each mode (GB of the device
@@ -15,7 +15,6 @@ brackets reserved. Goals for 7B: database 60 s, search 5 min, all 12 min, 80 and
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import subprocess
 import sys
@@ -26,9 +25,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from tasks.runtime.environment import prepare, use_threads
+from bench import options_of, say_conditions
+from bench.random_models import LEVELS, DecoderSize, save_random_inputs, size_options
 
-LEVELS = (0.4, 0.45, 0.5, 0.55, 0.6)
 GB = 10**9
 
 
@@ -260,12 +259,11 @@ def _mode(limit: float) -> str:
 
 def options() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        parents=[size_options(DecoderSize(4096, 11008, 32, 32000))],
+    )
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--width", type=int, default=4096)
-    parser.add_argument("--mlp", type=int, default=11008)
-    parser.add_argument("--blocks", type=int, default=32)
-    parser.add_argument("--vocabulary", type=int, default=32000)
     parser.add_argument("--small-tower", action="store_true", help="no CLIP-L/14 of 336 pixels")
     parser.add_argument("--segments", type=int, default=64)
     parser.add_argument("--length", type=int, default=256)
@@ -289,18 +287,13 @@ def options() -> argparse.ArgumentParser:
 
 def main() -> int:
     """Measure each mode in a process of its own."""
-    wanted = options().parse_args()
-    prepare()
-    use_threads(wanted.threads)
+    wanted = options_of(options())
     if wanted.part == "build":
-        from bench.gpu_inputs import build
-
-        build(wanted, wanted.folder)
+        save_random_inputs(wanted)
         return 0
     if wanted.part is not None:
         return Bench(wanted, wanted.folder, float(wanted.part)).run()
 
-    from bench.machine import machine
     from efficientllava.offload.devices import describe, require_device
 
     wanted.folder.mkdir(parents=True, exist_ok=True)
@@ -310,13 +303,11 @@ def main() -> int:
     per_weight = max(2 + solutions, 6.0) if wanted.little_disk else 8 + solutions
     needed = weights * per_weight * 1.05 / GB
     free = shutil.disk_usage(wanted.folder).free / GB
-    told: dict[str, Any] = {key: str(value) for key, value in vars(wanted).items()}
-    told |= {"machine": machine(), "device": describe(require_device(wanted.device))}
-    print(json.dumps(told), flush=True)
+    say_conditions(wanted, device=describe(require_device(wanted.device)))
     if needed > free:
         print(f"{wanted.folder}: {needed:.0f} GB needed, {free:.0f} free: name another --folder")
         return 2
-    command = [sys.executable, "-m", "bench.gpu", *sys.argv[1:]]
+    command = [sys.executable, "-m", "bench", "gpu", *sys.argv[1:]]
     started, status = time.perf_counter(), 0
     try:
         subprocess.run([*command, "--part", "build"], check=True)
@@ -328,7 +319,3 @@ def main() -> int:
     finally:
         shutil.rmtree(wanted.folder, ignore_errors=True)
     return status
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,6 +1,6 @@
 """OBS of one decoder block against its width: seconds, peak memory, fitted exponents.
 
-    python -m bench.growth                          # widths 256, 512, 1024, 2048; 5 levels
+    python -m bench growth                          # widths 256, 512, 1024, 2048; 5 levels
 
 Every size runs in a process of its own (peak resident memory is the process's). Beside what was
 measured stands what the formulas of docs/performance.md say.
@@ -17,8 +17,10 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from bench.obs import LEVELS, Group, block_groups, problem, timed
-from tasks.runtime.environment import prepare, use_threads
+from bench import options_of
+from bench.obs import block_groups, timed
+from bench.obs_accuracy import Group, problem
+from bench.random_models import LEVELS
 
 
 def operations(width: int, mlp: int, levels: int) -> float:
@@ -84,15 +86,13 @@ def main() -> None:
     parser.add_argument("--widths", type=int, nargs="+", default=[256, 512, 1024, 2048])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
-    wanted = parser.parse_args()
-    prepare()
-    use_threads(wanted.threads)
+    wanted = options_of(parser)
     if wanted.one:
         print(json.dumps(measure(wanted.one, _mlp(wanted.one))))
         return
     rows = []
     for width in wanted.widths:
-        command = [sys.executable, "-m", "bench.growth", "--one", str(width)]
+        command = [sys.executable, "-m", "bench", "growth", "--one", str(width)]
         command += ["--threads", str(wanted.threads)]
         told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         rows.append(json.loads(told.splitlines()[-1]))
@@ -113,7 +113,3 @@ def main() -> None:
 def _mlp(width: int) -> int:
     """LLaMA's proportion, 11008 / 4096."""
     return width * 43 // 16
-
-
-if __name__ == "__main__":
-    main()

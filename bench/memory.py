@@ -1,6 +1,6 @@
 """Peak host memory of pruning against the size of the checkpoint, at three sizes.
 
-Run: python -m bench.memory  (about three minutes on one core, 3 GB of disk; writes docs/memory.md)
+Run: python -m bench memory  (about three minutes on one core, 3 GB of disk; writes docs/memory.md)
 
 Random LLaVA checkpoints of LLaVA-1.5-7B's proportions (bfloat16, in shards) are pruned and saved,
 each method in a process of its own: as the `prune` stage does it. Peak is the largest resident set
@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from bench.random_models import DecoderSize, Tower, random_llava
 from efficientllava.allocation.context import Allocation
 from efficientllava.calibration.opened import OpenModel
 from efficientllava.data.proxy import ProxyData
@@ -37,7 +38,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "memory.md"
 SIZES = {"small": (512, 32), "medium": (512, 48), "large": (512, 80)}
 """Width and blocks; LLaVA-1.5-7B has 4096 and 32."""
 
-MLP, VOCABULARY, HEADS = 11008 / 4096, 32064 / 4096, 32
+MLP, VOCABULARY = 11008 / 4096, 32064 / 4096
 SHARDS = 8
 BOUND = 1.3
 MEBIBYTE = 2**20
@@ -46,38 +47,13 @@ MEBIBYTE = 2**20
 def build(folder: Path, width: int, blocks: int) -> None:
     """Write a random checkpoint in bfloat16 and in shards."""
     import torch
-    from transformers import (
-        CLIPVisionConfig,
-        LlamaConfig,
-        LlavaConfig,
-        LlavaForConditionalGeneration,
-    )
 
-    torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)
-    config = LlavaConfig(
-        vision_config=CLIPVisionConfig(
-            hidden_size=width // 4,
-            intermediate_size=width,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            image_size=56,
-            patch_size=14,
-        ),
-        text_config=LlamaConfig(
-            vocab_size=int(VOCABULARY * width),
-            hidden_size=width,
-            intermediate_size=int(MLP * width) // 64 * 64,
-            num_hidden_layers=blocks,
-            num_attention_heads=HEADS // 4,
-            max_position_embeddings=512,
-        ),
-        image_token_index=4,
-    )
-    model = LlavaForConditionalGeneration(config)
-    size = sum(parameter.numel() * 2 for parameter in model.parameters())
+    size = DecoderSize(width, int(MLP * width) // 64 * 64, blocks, int(VOCABULARY * width))
+    model = random_llava(size, 512, Tower(width // 4, width, 4, 4, 56, 14))
+    stored = sum(parameter.numel() * 2 for parameter in model.parameters())
     folder.mkdir(parents=True)
-    model.save_pretrained(folder, max_shard_size=size // SHARDS)
+    model.save_pretrained(folder, max_shard_size=stored // SHARDS)
 
 
 def prune_one(folder: Path, method: str, target: Path) -> dict[str, Any]:
@@ -138,7 +114,7 @@ def measure(sizes: dict[str, tuple[int, int]], methods: list[str]) -> list[dict[
 
 
 def _alone(task: str, folder: Path, *arguments: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", "bench.memory", task, str(folder), *arguments]
+    command = [sys.executable, "-m", "bench", "memory", task, str(folder), *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
     record: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -163,7 +139,7 @@ def page(rows: list[dict[str, Any]]) -> str:
     )
     return f"""# Memory
 
-Measured by `python -m bench.memory` on one core: random LLaVA checkpoints of LLaVA-1.5-7B's
+Measured by `python -m bench memory` on one core: random LLaVA checkpoints of LLaVA-1.5-7B's
 proportions, bfloat16, in {SHARDS} shards and more, pruned at 0.5 and saved in shards, each row in
 a process of its own. *Peak* is the largest resident set (`getrusage`; pages of mapped files that
 were read count) less *imports*, what it was when everything had been imported and nothing loaded.
@@ -195,7 +171,3 @@ def main() -> None:
         write_text(PAGE, page(rows))
         if any(row["ratio"] > BOUND for row in rows):
             sys.exit(f"more than {BOUND} times the checkpoint")
-
-
-if __name__ == "__main__":
-    main()

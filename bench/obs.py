@@ -1,9 +1,9 @@
 """OBS of one decoder block at all levels: this engine against SparseGPT's published procedure.
 
-    python -m bench.obs                                   # 7B: 4096 wide, MLP 11008, 5 levels
-    python -m bench.obs --width 1024 --mlp 2752 --repetitions 3
-    python -m bench.obs --device cuda --repetitions 5     # both on the GPU, without TF32
-    python -m bench.obs --exact                           # whose rounding a difference is
+    python -m bench obs                                   # 7B: 4096 wide, MLP 11008, 5 levels
+    python -m bench obs --width 1024 --mlp 2752 --repetitions 3
+    python -m bench obs --device cuda --repetitions 5     # both on the GPU, without TF32
+    python -m bench obs --exact                           # whose rounding a difference is
 
 The reference runs each matrix at each level by itself; the engine runs the matrices that share
 an input together. Both get the same Hessians. Results are compared as they come, run by run.
@@ -18,29 +18,13 @@ import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from functools import partial
 from statistics import median
 from typing import Any
 
-from tasks.runtime.environment import prepare, use_threads
-
-LEVELS = (0.4, 0.45, 0.5, 0.55, 0.6)
-
-
-@dataclass
-class Group:
-    """Matrices of a decoder block that share an input.
-
-    Attributes:
-        names: their names.
-        rows: [out] of each.
-        columns: the width of their input.
-    """
-
-    names: tuple[str, ...]
-    rows: tuple[int, ...]
-    columns: int
+from bench import options_of, say_conditions
+from bench.obs_accuracy import Group, fasterprune, in_float32, problem
+from bench.random_models import LEVELS
 
 
 def block_groups(width: int, mlp: int) -> list[Group]:
@@ -103,23 +87,10 @@ def floor(groups: list[Group], levels: int, device: str) -> dict[str, float]:
     }
 
 
-def problem(group: Group, seed: int, device: str = "cpu") -> tuple[list[Any], Any]:
-    """Random weights, and the Hessian of inputs with 64 strong directions, noise and scales."""
-    import torch
-
-    generator = torch.Generator().manual_seed(seed)
-    strong = torch.randn(group.columns, 64, generator=generator)
-    scale = torch.rand(group.columns, generator=generator) + 0.5
-    matrix = torch.eye(group.columns).addmm_(strong, strong.T, alpha=0.25)
-    matrix *= 2 * scale[:, None] * scale
-    weights = [torch.randn(rows, group.columns, generator=generator) * 0.02 for rows in group.rows]
-    return [weight.to(device) for weight in weights], matrix.to(device)
-
-
 def compared(ours: Any, theirs: Any, weight: Any, matrix: Any) -> dict[str, float]:
     """Share of equal masks, and the relative output errors of both.
 
-    Float32 products are good enough: their errors are off by 4e-8 at most (bench.obs_accuracy).
+    Float32 products are good enough: their errors are off by 4e-8 at most (bench obs_accuracy).
     """
     from efficientllava.kernels.hessian import relative_error
 
@@ -147,18 +118,14 @@ def main() -> None:
     parser.add_argument(
         "--reference-levels", type=int, help="run the reference at this many levels, extrapolate"
     )
-    wanted = parser.parse_args()
-    prepare()
-    use_threads(wanted.threads)
+    wanted = options_of(parser)
 
     import torch
 
-    from bench.machine import machine
     from efficientllava.kernels.hessian import inverse_factor
     from efficientllava.kernels.obs import prune_levels
     from efficientllava.kernels.precision import full_float32
 
-    torch.set_num_threads(wanted.threads)
     groups = [
         group
         for group in block_groups(wanted.width, wanted.mlp)
@@ -166,9 +133,7 @@ def main() -> None:
     ]
     device = wanted.device
     card = {} if device == "cpu" else {"device": torch.cuda.get_device_name(device)}
-    print(
-        json.dumps({**vars(wanted), "machine": {**machine(), **card}, "load": os.getloadavg()[0]})
-    )
+    say_conditions(wanted, **card)
     small = problem(Group(("w",), (16,), 64), 0, device)
     prune_levels(small[0], inverse_factor(small[1]), [0.5])  # compiled once, kept on disk
     with full_float32():
@@ -178,8 +143,6 @@ def main() -> None:
 
 def measure(groups: list[Group], wanted: argparse.Namespace) -> None:
     """Measure every group and print the tables."""
-    from bench.sparsegpt_reference import fasterprune
-
     device = wanted.device
     bound = floor(groups, len(wanted.levels), device)
     print(json.dumps({key: round(value, 3) for key, value in bound.items()}), flush=True)
@@ -264,11 +227,6 @@ def exact_errors(weights: list[Any], matrix: Any, wanted: argparse.Namespace) ->
     return [relative_errors(each, w, matrix) for each, w in zip(solutions, weights, strict=True)]
 
 
-def in_float32(factor: Any) -> Any:
-    """A factor that was made in float64, rounded."""
-    return replace(factor, upper=factor.upper.float())
-
-
 def run_engine(
     weights: list[Any], matrix: Any, wanted: argparse.Namespace
 ) -> tuple[Any, float, float, float, str]:
@@ -297,7 +255,3 @@ def run_engine(
         processor.append(first_cpu + second_cpu)
     peak = "" if device == "cpu" else f"{torch.cuda.max_memory_allocated(device) / 2**30:.2f}"
     return ours, median(seconds), median(processor), median(factors), peak
-
-
-if __name__ == "__main__":
-    main()

@@ -1,7 +1,7 @@
 """One step of the projector with and without gradient checkpointing: time and peak memory.
 
-    python -m bench.projector              # three sizes, about a minute on one core
-    python -m bench.projector --device cuda --dtype bfloat16 --width 4096 --mlp 11008 \\
+    python -m bench projector              # three sizes, about a minute on one core
+    python -m bench projector --device cuda --dtype bfloat16 --width 4096 --mlp 11008 \\
         --blocks 32 --vocabulary 32064 --length 640 --pairs 32
 
 Each row is a fresh process. Its peak is the highest resident set (on CUDA: of torch's allocator)
@@ -23,8 +23,15 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench.random_models import DecoderSize, random_llava, size_of, size_options
-from tasks.runtime.environment import prepare, use_threads
+from bench import options_of, say_conditions
+from bench.random_models import (
+    ANSWER,
+    DecoderSize,
+    random_llava,
+    random_pairs,
+    size_of,
+    size_options,
+)
 
 SIZES = (
     DecoderSize(160, 384, 6, 2560),
@@ -32,8 +39,6 @@ SIZES = (
     DecoderSize(1024, 2752, 8, 8000),
 )
 MEBIBYTE = 2**20
-IMAGE_TOKENS = 4  # of the smallest tower
-ANSWER = 3
 
 
 class Peak:
@@ -85,29 +90,17 @@ def measure(wanted: argparse.Namespace) -> dict[str, Any]:
 
     from efficientllava.allocation.projector import ProjectorEvolution
     from efficientllava.calibration.proxy_loss import Distribution
-    from efficientllava.data.proxy import IGNORED, Pairs
     from efficientllava.models.families import adapter_for
 
-    torch.set_num_threads(wanted.threads)
     dtype = getattr(torch, wanted.dtype)
     torch.set_default_dtype(dtype)
     with torch.device(wanted.device):
-        model = random_llava(size_of(wanted), wanted.length)
-        adapter = adapter_for(model)
-        ids = torch.randint(5, wanted.vocabulary - 1, (wanted.pairs, wanted.length))
-        image = model.config.image_token_id = wanted.vocabulary - 1
-        ids[:, :IMAGE_TOKENS] = image
-        labels = torch.full_like(ids, IGNORED)
-        labels[:, -ANSWER:] = ids[:, -ANSWER:]
-        inputs = {
-            "input_ids": ids,
-            "attention_mask": torch.ones_like(ids),
-            "pixel_values": torch.randn(wanted.pairs, 3, 32, 32),
-        }
+        adapter = adapter_for(random_llava(size_of(wanted), wanted.length))
+        pairs = random_pairs(wanted.vocabulary, wanted.pairs, wanted.length)
         logits = torch.randn(wanted.pairs * ANSWER, wanted.vocabulary, dtype=torch.float32)
     evolution = ProjectorEvolution(
         adapter,
-        Pairs(inputs, labels),
+        pairs,
         lambda candidate: None,
         "kl",
         Distribution.of(logits.log_softmax(dim=1)),
@@ -157,15 +150,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--alone", action="store_true", help="one row, as JSON, in this process")
     parser.add_argument("--checkpointing", action="store_true", help="of --alone")
-    wanted = parser.parse_args()
-    prepare()
-    use_threads(wanted.threads)
+    wanted = options_of(parser)
     if wanted.alone:
         print(json.dumps(measure(wanted)))
         return
-    from bench.machine import machine
-
-    print(json.dumps({**vars(wanted), "machine": machine(), "load": os.getloadavg()[0]}))
+    say_conditions(wanted)
     chosen = any(option.startswith("--width") for option in sys.argv)
     print(
         "| width / MLP / blocks | checkpointing | s a step | ratio | peak MiB | by formula MiB "
@@ -192,7 +181,7 @@ def main() -> None:
 
 def _alone(wanted: argparse.Namespace, checkpointing: bool) -> dict[str, Any]:
     names = ("width", "mlp", "blocks", "vocabulary", "pairs", "length", "device", "dtype")
-    command = [sys.executable, "-m", "bench.projector", "--alone"]
+    command = [sys.executable, "-m", "bench", "projector", "--alone"]
     for name in (*names, "repetitions", "threads"):
         command += [f"--{name}", str(getattr(wanted, name))]
     command += ["--checkpointing"] if checkpointing else []
@@ -205,7 +194,3 @@ def _alone(wanted: argparse.Namespace, checkpointing: bool) -> dict[str, Any]:
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
     row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return row
-
-
-if __name__ == "__main__":
-    main()

@@ -13,8 +13,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transformers import LlavaForConditionalGeneration
 
+    from efficientllava.data.proxy import Pairs
+
 LEVELS = (0.4, 0.45, 0.5, 0.55, 0.6)
-HEAD_WIDTH = 64
+IMAGE_TOKEN = 4
+ANSWER = 3
+"""Tokens of an answer."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,28 @@ class DecoderSize:
 
 EMBEDDED_TIMES_4 = DecoderSize(160, 384, 6, 2560)
 """The embedded model, four times as wide."""
+
+
+@dataclass(frozen=True)
+class Tower:
+    """The size of a CLIP tower for images of `side` pixels."""
+
+    width: int
+    mlp: int
+    blocks: int
+    heads: int
+    side: int
+    patch: int
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of an image."""
+        return (self.side // self.patch) ** 2
+
+
+SMALLEST = Tower(32, 64, 1, 2, 32, 16)
+CLIP_LARGE = Tower(1024, 4096, 24, 16, 336, 14)
+"""LLaVA-1.5's."""
 
 
 def size_options(default: DecoderSize) -> argparse.ArgumentParser:
@@ -46,8 +72,10 @@ def size_of(wanted: argparse.Namespace) -> DecoderSize:
     return DecoderSize(wanted.width, wanted.mlp, wanted.blocks, wanted.vocabulary)
 
 
-def random_llava(size: DecoderSize, context: int) -> LlavaForConditionalGeneration:
-    """A LLaVA whose decoder has the given size, with random weights and the smallest tower."""
+def random_llava(
+    size: DecoderSize, context: int, tower: Tower = SMALLEST
+) -> LlavaForConditionalGeneration:
+    """A LLaVA of a size with random weights, of torch's default dtype and device."""
     import torch
     from transformers import (
         CLIPVisionConfig,
@@ -57,7 +85,8 @@ def random_llava(size: DecoderSize, context: int) -> LlavaForConditionalGenerati
     )
 
     torch.manual_seed(0)
-    heads = max(size.width // HEAD_WIDTH, 1)
+    # as in LLaMA from 7B on
+    heads = max(size.width // (128 if size.width >= 4096 else 64), 1)
     text = LlamaConfig(
         vocab_size=size.vocabulary,
         hidden_size=size.width,
@@ -68,16 +97,52 @@ def random_llava(size: DecoderSize, context: int) -> LlavaForConditionalGenerati
         max_position_embeddings=context,
     )
     vision = CLIPVisionConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        image_size=32,
-        patch_size=16,
+        hidden_size=tower.width,
+        intermediate_size=tower.mlp,
+        num_hidden_layers=tower.blocks,
+        num_attention_heads=tower.heads,
+        image_size=tower.side,
+        patch_size=tower.patch,
     )
-    return LlavaForConditionalGeneration(
-        LlavaConfig(vision_config=vision, text_config=text, vision_feature_layer=-1)
-    ).eval()
+    config = LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=IMAGE_TOKEN,
+        vision_feature_layer=-1 if tower.blocks == 1 else -2,
+    )
+    return LlavaForConditionalGeneration(config).eval()
+
+
+def random_pairs(vocabulary: int, count: int, length: int, tower: Tower = SMALLEST) -> Pairs:
+    """Image-text pairs of `length` tokens: an image, random words, ANSWER of them the answer."""
+    import torch
+
+    from efficientllava.data.proxy import IGNORED, Pairs
+
+    ids = torch.randint(IMAGE_TOKEN + 1, vocabulary, (count, length))
+    ids[:, : tower.tokens] = IMAGE_TOKEN
+    labels = torch.full_like(ids, IGNORED)
+    labels[:, -ANSWER:] = ids[:, -ANSWER:]
+    pixels = torch.randn(count, 3, tower.side, tower.side)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels}
+    return Pairs(inputs, labels)
+
+
+def save_random_inputs(wanted: argparse.Namespace) -> None:
+    """Write a random bfloat16 checkpoint, made on the device, and random proxy data."""
+    import torch
+
+    from efficientllava.data.proxy import ProxyData, save_proxy
+
+    tower = SMALLEST if wanted.small_tower else CLIP_LARGE
+    torch.set_default_dtype(torch.bfloat16)
+    with torch.device(wanted.device):
+        model = random_llava(size_of(wanted), max(2048, wanted.length), tower)
+    torch.set_default_dtype(torch.float32)
+    model.save_pretrained(wanted.folder / "model")
+    segments = torch.randint(5, wanted.vocabulary, (wanted.segments, wanted.length))
+    pairs = random_pairs(wanted.vocabulary, wanted.pairs, tower.tokens + 32, tower)
+    save_proxy(wanted.folder / "proxy", ProxyData(segments, pairs), {})
 
 
 def magnitude_database(adapter: Any, folder: Path, form: Any) -> Any:

@@ -14,7 +14,7 @@ TINY = (
 
 
 def test_every_phase_is_measured(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "bench.gpu", *TINY, "--folder", str(tmp_path / "bench")]
+    command = [sys.executable, "-m", "bench", "gpu", *TINY, "--folder", str(tmp_path / "bench")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [line.split(" | ") for line in done.stdout.splitlines() if line.startswith("| 2 GB")]

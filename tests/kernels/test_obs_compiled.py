@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.sparsegpt_reference import fasterprune
+from bench.obs_accuracy import fasterprune
 from efficientllava.allocation.search import Search, SearchResult
 from efficientllava.data.proxy import ProxyData
 from efficientllava.database.build import build_database
