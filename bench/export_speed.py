@@ -18,7 +18,7 @@ import torch
 from bench import options_of, say_conditions
 from bench.random_models import DecoderSize, random_llava, size_of, size_options
 from efficientllava.export.graphs import export_graphs
-from efficientllava.export.runtimes import RUNTIMES, open_graph, unavailable, version
+from efficientllava.export.runtimes import open_graph, unavailable, version
 from efficientllava.export.speed import (
     interleaved,
     load_average,
@@ -29,6 +29,7 @@ from efficientllava.export.speed import (
     warn_of_load,
 )
 from efficientllava.models.families import adapter_for
+from efficientllava.registry import RUNTIMES
 from efficientllava.report.speedup import Speedup
 
 

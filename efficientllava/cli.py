@@ -83,8 +83,8 @@ def ask(
     new_tokens: Annotated[int, typer.Option(min=1, help="tokens generated at most")] = 16,
     threads: Annotated[int, typer.Option(min=1, help="threads")] = 1,
 ) -> None:
-    """Answer a question about an image: exported models by DeepSparse or ONNX Runtime, checkpoints
-    by PyTorch."""
+    """Answer a question about an image: exported models by the first runtime that can be used,
+    checkpoints by PyTorch."""
     from efficientllava.data.prompts import format_prompt
     from efficientllava.export.assistant import Prompt, answer
 

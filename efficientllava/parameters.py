@@ -8,20 +8,28 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from efficientllava.errors import UserError
-from efficientllava.registry import METHODS
+from efficientllava.registry import METHODS, RUNTIMES, Registry
 
 Ratio = Annotated[float, Field(ge=0.0, le=1.0)]
-def _known_method(name: str) -> str:
+def _not_dense(name: str) -> str:
     if name == "dense":
         raise ValueError("dense is always measured; name what it is compared with")
-    try:
-        METHODS[name]
-    except UserError as error:
-        raise ValueError(error.what) from error
     return name
 
 
-MethodName = Annotated[str, AfterValidator(_known_method), METHODS]
+def _one_of(registry: Registry) -> AfterValidator:
+    def known(name: str) -> str:
+        try:
+            registry[name]
+        except UserError as error:
+            raise ValueError(error.what) from error
+        return name
+
+    return AfterValidator(known)
+
+
+MethodName = Annotated[str, AfterValidator(_not_dense), _one_of(METHODS), METHODS]
+RuntimeName = Annotated[str, _one_of(RUNTIMES), RUNTIMES]
 BenchmarkName = Literal["scienceqa", "scienceqa_img", "vizwiz", "mmvet", "llava_bench"]
 
 
@@ -361,7 +369,7 @@ class EvaluationParameters(Section):
 class ExportParameters(Section):
     """The exported model and its speed."""
 
-    runtimes: tuple[Literal["deepsparse", "onnxruntime"], ...] = Field(
+    runtimes: tuple[RuntimeName, ...] = Field(
         ("deepsparse", "onnxruntime"), min_length=1, description="runtimes that are measured"
     )
     prompt_tokens: int = Field(128, ge=8, description="length of the prefill graph, in tokens")

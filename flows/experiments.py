@@ -24,8 +24,8 @@ from prefect.states import Completed, Failed, State
 from efficientllava.parameters import Parameters
 from efficientllava.registry import METHODS
 from efficientllava.report.comparison import read_rows
-from efficientllava.report.experiments import write_experiment
-from efficientllava.report.statistics import Measured, Setting, accuracy_of, models_of
+from efficientllava.report.experiments.statistics import Measured, Setting, accuracy_of, models_of
+from efficientllava.report.experiments.tables import write_experiment
 from flows.pipeline import pipeline, run_to_end
 from flows.runner.recording import RECORDING, leave
 from flows.server.workspaces import changed, make_workspace

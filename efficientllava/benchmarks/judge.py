@@ -228,7 +228,9 @@ class Judge:
                 api_key=self._key,
                 base_url=self.settings.base_url,
                 timeout=self.settings.timeout,
-                max_retries=0,  # counted and bounded here
+                # `_answered` retries: the client would take a reply that cannot be used for an
+                # answer, would go on after another request has failed for good, and tells no count
+                max_retries=0,
             )
         except Exception as error:  # the client's libraries have several kinds
             return self._told(error)

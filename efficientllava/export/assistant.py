@@ -20,7 +20,8 @@ from transformers import AutoProcessor
 
 from efficientllava.data.images import read_rgb
 from efficientllava.errors import UserError
-from efficientllava.export.runtimes import RUNTIMES, Arrays, Graph, open_graph, unavailable
+from efficientllava.export.runtimes import Arrays, Runtime, open_graph, unavailable
+from efficientllava.registry import RUNTIMES
 
 # a finite number: -inf gives NaN where a padding row has nothing to attend to
 MASKED = -1e4
@@ -82,7 +83,7 @@ def require_length(tokens: int, prompt_tokens: int) -> None:
 class Decoding:
     """One text in progress: embeddings in, logits out, the cache kept between steps."""
 
-    def __init__(self, prefill: Graph, decode: Graph) -> None:
+    def __init__(self, prefill: Runtime, decode: Runtime) -> None:
         self._prefill, self._decode = prefill, decode
         self.prompt_tokens = prefill.shapes["inputs_embeds"][1]
         self.context = decode.shapes["attention_mask"][-1]
@@ -270,14 +271,15 @@ def _reason_not_exported(folder: Path) -> str | None:
 
 
 def usable_runtime(folder: Path) -> str:
-    """The first runtime that worked when the folder was exported and can be imported here."""
+    """The first runtime that worked when the folder was exported and can be imported here.
+
+    Where there is none, one that worked: to open a graph in it says what is missing.
+    """
     recorded = _recorded_runtimes(folder)
-    for name in RUNTIMES:
-        # DeepSparse crashes on some models: then the export says that it is not available
-        worked = recorded.get(name, {}).get("available", True)
-        if worked and unavailable(name) is None:
-            return name
-    return "onnxruntime"
+    # DeepSparse crashes on some models: then the export says that it is not available
+    worked = [name for name in RUNTIMES if recorded.get(name, {}).get("available", True)]
+    usable = (name for name in worked if unavailable(name) is None)
+    return next(usable, [*RUNTIMES, *worked][-1])
 
 
 def answer(
@@ -294,7 +296,7 @@ def answer(
         folder: what the export stage wrote.
         question: the whole prompt, as the model was trained to read it; an image token is put
             before it when there is an image and the prompt has none.
-        runtime: a name of `RUNTIMES`; when None the first that worked at the export and can be
+        runtime: as in `export.runtimes`; when None the first that worked at the export and can be
             used here.
 
     Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import multiprocessing
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -23,24 +23,21 @@ from efficientllava.export.reference import Reference, reference_answer
 from efficientllava.export.runtimes import open_graph, unavailable, version
 from efficientllava.export.speed import (
     COVERAGE,
-    interleaved,
+    compare_with_best_dense,
     load_average,
     machine,
-    milliseconds,
-    milliseconds_interval,
-    ratio_interval,
-    ratio_quartiles,
-    timing_inputs,
+    time_in_turns,
     warn_of_load,
 )
 from efficientllava.files import replacing, write_json
 from efficientllava.models.checkpoint import load_model, load_processor
 from efficientllava.parameters import ExportParameters
 from efficientllava.progress import Event, Progress, silent
+from efficientllava.registry import RUNTIMES
 
 DENSE, STEP = "dense", ".step"
-# DeepSparse ends the whole process on some shapes: it works in a process of its own
-ISOLATED = {"deepsparse"}
+Done = Callable[..., None]
+"""Reports a finished step: its name, and what was measured in it by keyword."""
 
 
 def export_model(
@@ -87,86 +84,110 @@ def export_model(
     ]
     done("PyTorch answers")
     with replacing(folder) as temporary:
-        temporary.mkdir()
-        export_graphs(model, temporary, parameters.prompt_tokens, parameters.context)
+        _write_graphs(model, dense_checkpoint, temporary, parameters, done)
         _save_settings(model, processor, temporary, parameters.new_tokens)
-        done("graphs")
-        # deleted again below: the exported folder holds the pruned model alone
-        dense = temporary / DENSE
-        dense.mkdir()
-        export_graphs(
-            load_model(dense_checkpoint, torch.float32),
-            dense,
-            parameters.prompt_tokens,
-            parameters.context,
-        )
-        done("dense graphs")
-        record: dict[str, Any] = {
-            "prompt_tokens": parameters.prompt_tokens,
-            "context": parameters.context,
-            "threads": parameters.threads,
-            "repetitions": parameters.repetitions,
-            "machine": machine(),
-            "opset": OPSET,
-            "ir_version": IR_VERSION,
-            "onnx": onnx.__version__,
-            "sparsity": {
-                name: sparsity(model, temporary / f"{name}.onnx") for name in ("prefill", "decode")
-            },
-            "bytes": {
-                **{f"{name}.onnx": _size(temporary / f"{name}.onnx") for name in GRAPHS},
-                "embeddings.safetensors": _size(temporary / "embeddings.safetensors"),
-            },
-            "parity": {"tolerance": TOLERANCE},
-            "speedup_coverage": COVERAGE,
-            "runtimes": {},
-        }
-        answers: list[dict[str, Any]] = [
-            {
-                "prompt": reference.prompt.text,
-                "image": str(reference.prompt.image) if reference.prompt.image else None,
-                "pytorch": reference.tokens,
-                "text": processor.tokenizer.decode(
-                    reference.tokens, skip_special_tokens=True
-                ).strip(),
-            }
-            for reference in references
-        ]
-        for runtime in parameters.runtimes:
-            measure = _isolated if runtime in ISOLATED else measure_runtime
-            row = measure(runtime, temporary, references, parameters)
-            record["runtimes"][runtime] = row
-            if not row["available"]:
-                done(f"{runtime} cannot be used", reason=row["reason"])
-                continue
-            record["parity"][runtime] = row.pop("parity")
-            for answer, tokens in zip(answers, row.pop("tokens"), strict=True):
-                answer[runtime] = tokens
-            done(runtime, **record["parity"][runtime])
-        available = [name for name, row in record["runtimes"].items() if row["available"]]
-        if not available:
-            told = "; ".join(f"{name}: {row['reason']}" for name, row in record["runtimes"].items())
-            raise UserError(
-                f"none of the runtimes can be used here ({told})",
-                where="params.yaml, export.runtimes",
-                remedy="add onnxruntime, which runs everywhere",
-            )
-        load = max(record["runtimes"][name].pop("load_average") for name in available)
-        record["machine"] |= {
-            "load_average_while_timing": load,
-            "load_average_after": load_average(),
-        }
-        if (warning := warn_of_load(load, record["machine"]["cores"])) is not None:
-            record["warning"] = warning
-        record["answers"] = answers
-        record["tokens_match"] = all(
-            row[runtime] == row["pytorch"] for row in answers for runtime in available
-        )
-        _compare_with_best_dense(record["runtimes"])
-        shutil.rmtree(dense)
+        record = _settings_and_sizes(model, temporary, parameters)
+        record["answers"] = [_told(reference, processor) for reference in references]
+        _measure(record, references, temporary, parameters, done)
+        _compare(record)
+        # the exported folder holds the pruned model alone
+        shutil.rmtree(temporary / DENSE)
         (temporary / STEP).unlink(missing_ok=True)
         write_json(temporary / "export.json", record)
     return record
+
+
+def _write_graphs(
+    model: PreTrainedModel, dense: Path, folder: Path, parameters: ExportParameters, done: Done
+) -> None:
+    """The pruned model's graphs in the folder, the dense model's in its folder `dense`."""
+    lengths = parameters.prompt_tokens, parameters.context
+    folder.mkdir()
+    export_graphs(model, folder, *lengths)
+    done("graphs")
+    (folder / DENSE).mkdir()
+    export_graphs(load_model(dense, torch.float32), folder / DENSE, *lengths)
+    done("dense graphs")
+
+
+def _settings_and_sizes(
+    model: PreTrainedModel, folder: Path, parameters: ExportParameters
+) -> dict[str, Any]:
+    """The part of export.json that no runtime is needed for."""
+    files = [*(f"{name}.onnx" for name in GRAPHS), "embeddings.safetensors"]
+    return {
+        "prompt_tokens": parameters.prompt_tokens,
+        "context": parameters.context,
+        "threads": parameters.threads,
+        "repetitions": parameters.repetitions,
+        "machine": machine(),
+        "opset": OPSET,
+        "ir_version": IR_VERSION,
+        "onnx": onnx.__version__,
+        "sparsity": {
+            name: sparsity(model, folder / f"{name}.onnx") for name in ("prefill", "decode")
+        },
+        "bytes": {name: (folder / name).stat().st_size for name in files},
+        "parity": {"tolerance": TOLERANCE},
+        "speedup_coverage": COVERAGE,
+        "runtimes": {},
+    }
+
+
+def _told(reference: Reference, processor: Any) -> dict[str, Any]:
+    """A row of `answers` in export.json; each runtime adds its tokens."""
+    text = processor.tokenizer.decode(reference.tokens, skip_special_tokens=True)
+    return {
+        "prompt": reference.prompt.text,
+        "image": str(reference.prompt.image) if reference.prompt.image else None,
+        "pytorch": reference.tokens,
+        "text": text.strip(),
+    }
+
+
+def _measure(
+    record: dict[str, Any],
+    references: list[Reference],
+    folder: Path,
+    parameters: ExportParameters,
+    done: Done,
+) -> None:
+    """Add each runtime's parity, tokens and times to the record.
+
+    Raises:
+        UserError: no runtime can be used here, or the results of one differ from PyTorch's.
+    """
+    for runtime in parameters.runtimes:
+        measure = _measure_isolated if RUNTIMES[runtime].isolated else measure_runtime
+        row = measure(runtime, folder, references, parameters)
+        record["runtimes"][runtime] = row
+        if not row["available"]:
+            done(f"{runtime} cannot be used", reason=row["reason"])
+            continue
+        record["parity"][runtime] = row.pop("parity")
+        for answer, tokens in zip(record["answers"], row.pop("tokens"), strict=True):
+            answer[runtime] = tokens
+        done(runtime, **record["parity"][runtime])
+    if not any(row["available"] for row in record["runtimes"].values()):
+        told = "; ".join(f"{name}: {row['reason']}" for name, row in record["runtimes"].items())
+        raise UserError(
+            f"none of the runtimes can be used here ({told})",
+            where="params.yaml, export.runtimes",
+            remedy="add onnxruntime, which runs everywhere",
+        )
+
+
+def _compare(record: dict[str, Any]) -> None:
+    """Add to the record what needs all runtimes: agreement, the load, the best dense times."""
+    measured = {name: row for name, row in record["runtimes"].items() if row["available"]}
+    record["tokens_match"] = all(
+        answer[runtime] == answer["pytorch"] for answer in record["answers"] for runtime in measured
+    )
+    load = max(row.pop("load_average") for row in measured.values())
+    record["machine"] |= {"load_average_while_timing": load, "load_average_after": load_average()}
+    if (warning := warn_of_load(load, record["machine"]["cores"])) is not None:
+        record["warning"] = warning
+    compare_with_best_dense(list(measured.values()))
 
 
 def measure_runtime(
@@ -202,15 +223,17 @@ def measure_runtime(
     measured |= {"parity": errors, "tokens": tokens, "dense": {}, "pruned": {}}
     for name in GRAPHS:
         begin(f"timing {name}, dense and pruned")
-        _measure(name, assistant, folder / DENSE / f"{name}.onnx", parameters, measured)
+        dense = open_graph(runtime, folder / DENSE / f"{name}.onnx", parameters.threads)
+        graphs = {"dense": dense, "pruned": assistant.graphs[name]}
+        time_in_turns(name, graphs, parameters.repetitions, measured)
     return measured
 
 
-def _isolated(
+def _measure_isolated(
     runtime: str, folder: Path, references: list[Reference], parameters: ExportParameters
 ) -> dict[str, Any]:
-    """`measure_runtime` in a process of its own; a crash there is recorded, not suffered."""
-    if importlib.util.find_spec(runtime) is None:
+    """`measure_runtime` in a process of its own; a crash there is recorded."""
+    if importlib.util.find_spec(RUNTIMES[runtime].package) is None:
         return {"available": False, "reason": f"{runtime} is not installed"}
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         try:
@@ -244,60 +267,3 @@ def _save_settings(model: PreTrainedModel, processor: Any, folder: Path, new_tok
         eos_token_id=ours.eos_token_id,
         pad_token_id=ours.pad_token_id,
     ).save_pretrained(folder)
-
-
-def _measure(
-    name: str,
-    assistant: Assistant,
-    dense_path: Path,
-    parameters: ExportParameters,
-    measured: dict[str, Any],
-) -> None:
-    """Time one graph, dense and pruned in turns, and write what was found into `measured`."""
-    pruned = assistant.graphs[name]
-    dense = open_graph(assistant.runtime, dense_path, parameters.threads)
-    graphs = {"dense": dense, "pruned": pruned}
-    inputs = {variant: timing_inputs(name, graph) for variant, graph in graphs.items()}
-    seconds = interleaved(graphs, inputs, parameters.repetitions)
-    for variant, graph in graphs.items():
-        row = measured[variant]
-        row |= {f"{name}_{key}": value for key, value in milliseconds(seconds[variant]).items()}
-        row[f"{name}_interval_ms"] = milliseconds_interval(seconds[variant])
-        row[f"{name}_compile_seconds"] = round(graph.compile_seconds, 3)
-        if graph.engine_share is not None:
-            row[f"{name}_engine_share"] = graph.engine_share
-            if name != "vision":
-                # of the language model: the smaller of its two graphs
-                row["engine_share"] = min(row.get("engine_share", 1.0), graph.engine_share)
-    # above 1 the pruned graph is faster, below 1 slower
-    measured[f"{name}_speedup"] = round(
-        measured["dense"][f"{name}_ms"] / measured["pruned"][f"{name}_ms"], 4
-    )
-    measured[f"{name}_speedup_quartiles"] = ratio_quartiles(seconds["dense"], seconds["pruned"])
-    measured[f"{name}_speedup_interval"] = ratio_interval(seconds["dense"], seconds["pruned"])
-    measured["load_average"] = max(load_average(), measured.get("load_average", 0.0))
-
-
-def _compare_with_best_dense(runtimes: dict[str, Any]) -> None:
-    """The honest comparison: each pruned time against the fastest dense time in any runtime."""
-    rows = [row for row in runtimes.values() if row["available"]]
-    for name in GRAPHS:
-        best = min(rows, key=lambda row: float(row["dense"][f"{name}_ms"]))
-        for row in rows:
-            key = f"{name}_speedup_over_best_dense"
-            row[key] = round(best["dense"][f"{name}_ms"] / row["pruned"][f"{name}_ms"], 4)
-            row[f"{key}_interval"] = (
-                row[f"{name}_speedup_interval"] if row is best else _unpaired(name, best, row)
-            )
-
-
-def _unpaired(name: str, best: dict[str, Any], row: dict[str, Any]) -> dict[str, float] | None:
-    """The interval of a ratio of medians that were not measured in turns."""
-    dense, pruned = best["dense"][f"{name}_interval_ms"], row["pruned"][f"{name}_interval_ms"]
-    if dense is None or pruned is None:
-        return None
-    return {"low": round(dense[0] / pruned[1], 4), "high": round(dense[1] / pruned[0], 4)}
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size

@@ -8,14 +8,14 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from efficientllava.export.assistant import decode_inputs, prefill_inputs
-from efficientllava.export.runtimes import Arrays, Graph
+from efficientllava.export.assistant import GRAPHS, decode_inputs, prefill_inputs
+from efficientllava.export.runtimes import Arrays, Runtime
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ INSTRUCTIONS = (
 
 
 def interleaved(
-    graphs: Mapping[str, Graph], inputs: Mapping[str, Arrays], repetitions: int
+    graphs: Mapping[str, Runtime], inputs: Mapping[str, Arrays], repetitions: int
 ) -> dict[str, list[float]]:
     """Seconds of each run of each graph, in turns: what slows the machine slows all alike.
 
@@ -106,7 +106,7 @@ def _median_interval(values: list[float], coverage: float) -> tuple[float, float
     return (ordered[rank - 1], ordered[-rank]) if rank else None
 
 
-def timing_inputs(name: str, graph: Graph) -> Arrays:
+def timing_inputs(name: str, graph: Runtime) -> Arrays:
     """Full-length inputs of random numbers: a whole prompt, or one token after a full cache."""
     generator = np.random.default_rng(0)
 
@@ -125,6 +125,61 @@ def timing_inputs(name: str, graph: Graph) -> Arrays:
         if name.startswith("past_key_values.")
     }
     return {**decode_inputs(normal((width,)), context - 1, context), **cache}
+
+
+def time_in_turns(
+    name: str, graphs: Mapping[str, Runtime], repetitions: int, measured: dict[str, Any]
+) -> None:
+    """Time one graph, dense and pruned in turns, and write what was found into `measured`.
+
+    Args:
+        name: "vision", "prefill" or "decode".
+        graphs: "dense" and "pruned".
+        measured: a runtime's part of export.json; the numbers of the other graphs stay.
+    """
+    inputs = {variant: timing_inputs(name, graph) for variant, graph in graphs.items()}
+    seconds = interleaved(graphs, inputs, repetitions)
+    for variant, graph in graphs.items():
+        row = measured[variant]
+        row |= {f"{name}_{key}": value for key, value in milliseconds(seconds[variant]).items()}
+        row[f"{name}_interval_ms"] = milliseconds_interval(seconds[variant])
+        row[f"{name}_compile_seconds"] = round(graph.compile_seconds, 3)
+        if graph.engine_share is not None:
+            row[f"{name}_engine_share"] = graph.engine_share
+            if name != "vision":
+                # of the language model: the smaller of its two graphs
+                row["engine_share"] = min(row.get("engine_share", 1.0), graph.engine_share)
+    # above 1 the pruned graph is faster, below 1 slower
+    measured[f"{name}_speedup"] = round(
+        measured["dense"][f"{name}_ms"] / measured["pruned"][f"{name}_ms"], 4
+    )
+    measured[f"{name}_speedup_quartiles"] = ratio_quartiles(seconds["dense"], seconds["pruned"])
+    measured[f"{name}_speedup_interval"] = ratio_interval(seconds["dense"], seconds["pruned"])
+    measured["load_average"] = max(load_average(), measured.get("load_average", 0.0))
+
+
+def compare_with_best_dense(rows: Sequence[dict[str, Any]]) -> None:
+    """Add the honest comparison: each pruned time against the fastest dense time in any runtime.
+
+    Args:
+        rows: the parts of export.json of the runtimes that were measured.
+    """
+    for name in GRAPHS:
+        best = min(rows, key=lambda row: float(row["dense"][f"{name}_ms"]))
+        for row in rows:
+            key = f"{name}_speedup_over_best_dense"
+            row[key] = round(best["dense"][f"{name}_ms"] / row["pruned"][f"{name}_ms"], 4)
+            row[f"{key}_interval"] = (
+                row[f"{name}_speedup_interval"] if row is best else _unpaired(name, best, row)
+            )
+
+
+def _unpaired(name: str, best: dict[str, Any], row: dict[str, Any]) -> dict[str, float] | None:
+    """The interval of a ratio of medians that were not measured in turns."""
+    dense, pruned = best["dense"][f"{name}_interval_ms"], row["pruned"][f"{name}_interval_ms"]
+    if dense is None or pruned is None:
+        return None
+    return {"low": round(dense[0] / pruned[1], 4), "high": round(dense[1] / pruned[0], 4)}
 
 
 def machine() -> dict[str, Any]:

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 
-from efficientllava.report.comparison import RUNTIMES, Row
+from efficientllava.report.comparison import Row, headline_runtime, runtime_title
 from efficientllava.report.speedup import Speedup
 from efficientllava.report.theme import LIGHT, Theme, figure, hollow, marker, quiet
 
 
 def accuracy_latency_plot(
-    rows: Sequence[Row], path: Path, runtime: str = "deepsparse", theme: Theme = LIGHT
+    rows: Sequence[Row], path: Path, runtime: str | None = None, theme: Theme = LIGHT
 ) -> None:
     """Accuracy with its standard error over prefill and decode latency, a series per method.
 
@@ -27,10 +27,11 @@ def accuracy_latency_plot(
     Args:
         rows: of the comparison.
         path: PNG to write.
-        runtime: a key of `export.json`'s runtimes.
+        runtime: a key of `export.json`'s runtimes; None for the first that was measured.
     """
+    runtime = runtime or headline_runtime(rows)
     measured = [row for row in rows if row.score is not None and runtime in row.latencies]
-    title = f"Accuracy against latency ({RUNTIMES.get(runtime, runtime)})"
+    title = f"Accuracy against latency ({runtime_title(runtime)})"
     with figure(path, theme, 10.5, 4.2, title) as made:
         if not measured:
             axes = made.subplots()

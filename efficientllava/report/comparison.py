@@ -13,11 +13,11 @@ from typing import Any
 
 from efficientllava.errors import UserError
 from efficientllava.files import read_json, stored_numbers
-from efficientllava.report.speedup import NO_DIFFERENCE
+from efficientllava.registry import RUNTIMES
+from efficientllava.report.speedup import NO_DIFFERENCE, PHASES
 from efficientllava.report.speedup import Latency as Latency  # of a row
 
 BREAKDOWNS = ("NAT", "SOC", "LAN", "TXT", "IMG", "NO", "G1-6", "G7-12")
-RUNTIMES = {"deepsparse": "DeepSparse", "onnxruntime": "ONNX Runtime"}
 
 
 @dataclass(frozen=True)
@@ -172,8 +172,18 @@ def number(value: float | None, form: str) -> str:
 
 
 def runtimes_of(rows: Sequence[Row]) -> list[str]:
-    """The runtimes that at least one row was measured in, in a fixed order."""
+    """The runtimes that at least one row was measured in, in the registry's order."""
     return [name for name in RUNTIMES if any(name in row.latencies for row in rows)]
+
+
+def headline_runtime(rows: Sequence[Row]) -> str:
+    """The runtime of plots and headline numbers: the first that was measured, if any was."""
+    return next(iter([*runtimes_of(rows), *RUNTIMES]))
+
+
+def runtime_title(name: str) -> str:
+    """What tables call a runtime; its name where its package is not installed any more."""
+    return str(RUNTIMES[name].title) if name in RUNTIMES else name
 
 
 def timings(latency: Latency | None, lines: bool = False) -> list[str]:
@@ -185,7 +195,7 @@ def timings(latency: Latency | None, lines: bool = False) -> list[str]:
     if latency is None:
         return ["–", "–"]
     cells = []
-    for phase in ("prefill", "decode"):
+    for phase in PHASES:
         cell, speedup = _short(getattr(latency, f"{phase}_ms")), latency.speedup(phase)
         if speedup is not None and lines:
             factor = " " if speedup.factor is not None else "\n"
@@ -215,7 +225,7 @@ def cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
         "parameters",
     ]
     for runtime in runtimes:
-        headings += [f"{RUNTIMES[runtime]} prefill ms", f"{RUNTIMES[runtime]} decode ms"]
+        headings += [f"{runtime_title(runtime)} {phase} ms" for phase in PHASES]
     body = []
     for row in rows:
         size = None if row.bytes_on_disk is None else row.bytes_on_disk / 1e6
@@ -295,7 +305,7 @@ def _flat(row: Row) -> dict[str, Any]:
     for runtime, timing in row.latencies.items():
         flat[f"{runtime}_prefill_ms"] = timing.prefill_ms
         flat[f"{runtime}_decode_ms"] = timing.decode_ms
-        for phase in ("prefill", "decode"):
+        for phase in PHASES:
             if (speedup := timing.speedup(phase)) is not None:
                 key = f"{runtime}_{phase}_speedup"
                 flat[key] = speedup.factor or NO_DIFFERENCE

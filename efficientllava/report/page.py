@@ -12,11 +12,13 @@ from efficientllava.errors import without_users
 from efficientllava.files import read_json, replacing, write_text
 from efficientllava.report.accuracy_latency import accuracy_latency_plot
 from efficientllava.report.comparison import (
-    RUNTIMES,
     Row,
     comma_separated,
+    headline_runtime,
     markdown,
     read_rows,
+    runtime_title,
+    runtimes_of,
 )
 from efficientllava.report.html import Part, Picture, html_page
 from efficientllava.report.plots import convergence_plot, policy_plot, sparsity_plot
@@ -46,15 +48,15 @@ def write_report(
     """
     artifacts = Path(artifacts)
     rows = read_rows(artifacts, methods, ratios)
-    runtime = next((name for name in RUNTIMES if any(name in row.latencies for row in rows)), None)
     pictures = []
-    if runtime is not None:
+    if runtimes_of(rows):
         caption = (
-            f"Accuracy against {RUNTIMES[runtime]} latency; bars are one standard error of the "
-            "accuracy and the interval of the speed-up; hollow: no difference from dense."
+            f"Accuracy against {runtime_title(headline_runtime(rows))} latency; bars are one "
+            "standard error of the accuracy and the interval of the speed-up; hollow: no "
+            "difference from dense."
         )
         pictures.append(
-            _drawn(caption, lambda path, theme: accuracy_latency_plot(rows, path, runtime, theme))
+            _drawn(caption, lambda path, theme: accuracy_latency_plot(rows, path, theme=theme))
         )
     parts = [part for row in rows if (part := _part(artifacts, row)) is not None]
     if parameters:
@@ -65,9 +67,7 @@ def write_report(
         temporary.mkdir()
         write_text(temporary / "table.md", markdown(rows))
         write_text(temporary / "table.csv", comma_separated(rows))
-        accuracy_latency_plot(
-            rows, temporary / "accuracy_latency.png", runtime or next(iter(RUNTIMES))
-        )
+        accuracy_latency_plot(rows, temporary / "accuracy_latency.png")
         write_text(temporary / "report.html", page)
     return rows
 
@@ -141,7 +141,7 @@ def _facts(artifacts: Path, rows: Sequence[Row]) -> dict[str, str]:
         facts.update({name: str(value) for name, value in record.get("machine", {}).items()})
         for name, row in record["runtimes"].items():
             if not row.get("available") and "reason" in row:
-                facts[RUNTIMES.get(name, name)] = f"not measured: {row['reason']}"
+                facts[runtime_title(name)] = f"not measured: {row['reason']}"
         break
     for path in sorted((artifacts / "export").glob("*/export.json")):
         if (warning := read_json(path).get("warning")) is not None:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
-from efficientllava.report.comparison import RUNTIMES, Row, number, runtimes_of, timings
+from efficientllava.report.comparison import Row, number, runtime_title, runtimes_of, timings
 
 
 def rich_table(rows: Sequence[Row], title: str = "") -> Table:
@@ -27,7 +27,7 @@ def rich_table(rows: Sequence[Row], title: str = "") -> Table:
     table.add_column("method", vertical="middle", min_width=14, max_width=15)
     headings = ["ratio", "zeros", "loss:\nproxy\ntext\nanswer", "accuracy %", "MB"]
     for name in runtimes:
-        headings.append("\n".join([*RUNTIMES[name].split(), "prefill ms", "decode ms"]))
+        headings.append("\n".join([*runtime_title(name).split(), "prefill ms", "decode ms"]))
     for heading in headings:
         table.add_column(heading, justify="right", vertical="middle")
     for row in rows:

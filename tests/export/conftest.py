@@ -23,10 +23,11 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from efficientllava.export.assistant import Assistant, Prompt
 from efficientllava.export.model import export_model
-from efficientllava.export.runtimes import RUNTIMES, unavailable
+from efficientllava.export.runtimes import unavailable
 from efficientllava.models.checkpoint import save_checkpoint
 from efficientllava.models.families import adapter_for
 from efficientllava.parameters import ExportParameters
+from efficientllava.registry import RUNTIMES
 
 PROMPT_TOKENS, CONTEXT, NEW_TOKENS = 24, 32, 6
 PARAMETERS = ExportParameters(

@@ -11,7 +11,9 @@ import pytest
 from PIL import Image
 
 from efficientllava.report.comparison import Latency, Row, Score
-from efficientllava.report.experiments import (
+from efficientllava.report.experiments.paper import PARTS, TABLE1, TABLE3, TABLE4, V15_7B
+from efficientllava.report.experiments.statistics import Measured, accuracy_of, models_of
+from efficientllava.report.experiments.tables import (
     LAYOUTS,
     ablation_table,
     benchmark_table,
@@ -20,8 +22,6 @@ from efficientllava.report.experiments import (
     write_experiment,
 )
 from efficientllava.report.page import _experiments
-from efficientllava.report.paper import PARTS, TABLE1, TABLE3, TABLE4, V15_7B
-from efficientllava.report.statistics import Measured, accuracy_of, models_of
 
 
 def row(method: str, ratio: float, accuracy: float) -> Row:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+import tomllib
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from PIL import Image
 from efficientllava.files import folder_digest, write_json
 from efficientllava.report.page import write_report
 
+ROOT = Path(__file__).parents[2]
 METHODS, RATIOS = ["sparsegpt", "efficientllava"], [0.5, 0.7]
 
 
@@ -61,6 +63,14 @@ def test_page_shows_no_password(artifacts: Path, tmp_path: Path) -> None:
     write_report(artifacts, tmp_path / "report", METHODS, RATIOS, parameters)
     source = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
     assert "password" not in source and "http://***@host/v1" in source
+
+
+def test_templates_are_part_of_the_package() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
+    [pattern] = settings["setuptools"]["package-data"]["efficientllava.report"]
+    report = ROOT / "efficientllava" / "report"
+    files = [path for path in report.rglob("*") if path.suffix in (".html", ".css", ".js")]
+    assert len(files) == 4 and set(files) == set(report.glob(pattern))
 
 
 def test_same_records_give_the_same_bytes(artifacts: Path, tmp_path: Path) -> None:

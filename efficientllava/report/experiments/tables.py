@@ -8,15 +8,28 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from efficientllava.files import replacing, write_text
-from efficientllava.report.comparison import comma_separated, markdown_table, number
-from efficientllava.report.experiment_plots import (
+from efficientllava.registry import RUNTIMES
+from efficientllava.report.comparison import (
+    comma_separated,
+    headline_runtime,
+    markdown_table,
+    number,
+    runtime_title,
+)
+from efficientllava.report.experiments.paper import PARTS, TABLE1, TABLE2, TABLE3, TABLE4, PaperRow
+from efficientllava.report.experiments.plots import (
     accuracy_by_method_plot,
     grid_plot,
     trade_off_plot,
 )
-from efficientllava.report.paper import PARTS, TABLE1, TABLE2, TABLE3, TABLE4, PaperRow
-from efficientllava.report.speedup import Speedup, combined
-from efficientllava.report.statistics import Measured, accuracy_of, mean, models_of, told
+from efficientllava.report.experiments.statistics import (
+    Measured,
+    accuracy_of,
+    mean,
+    models_of,
+    told,
+)
+from efficientllava.report.speedup import PHASES, Speedup, combined
 
 DASH = "–"
 
@@ -115,16 +128,16 @@ def trade_off_table(measured: Sequence[Measured], paper: str) -> str:
     body = []
     for (method, ratio), rows in models_of(measured).items():
         cells = [method, f"{ratio:g}" if ratio else DASH, told(accuracy_of(rows), 2)]
-        for runtime in ("deepsparse", "onnxruntime"):
+        for runtime in RUNTIMES:
             timings = [e.row.latencies[runtime] for e in rows if runtime in e.row.latencies]
-            for phase in ("prefill", "decode"):
+            for phase in PHASES:
                 milliseconds = mean(getattr(timing, f"{phase}_ms") for timing in timings)
                 cells += [told(milliseconds, 2), _told_speedup(rows, runtime, phase)]
         body.append([*cells, str(len(rows))])
     headings = ["method", "ratio", "accuracy %"]
-    for runtime in ("DeepSparse", "ONNX Runtime"):
-        for phase in ("prefill", "decode"):
-            headings += [f"{runtime} {phase} ms", "×"]
+    for runtime in RUNTIMES:
+        for phase in PHASES:
+            headings += [f"{runtime_title(runtime)} {phase} ms", "×"]
     return markdown_table([*headings, "seeds"], body) + f"\n{paper}\n"
 
 
@@ -178,13 +191,13 @@ def overview_table(measured: Sequence[Measured]) -> str:
             *(told(loss, 3) for loss in losses),
             told(accuracy_of(rows), 2),
         ]
-        for runtime in ("deepsparse", "onnxruntime"):
-            cells += [_told_speedup(rows, runtime, phase) for phase in ("prefill", "decode")]
+        for runtime in RUNTIMES:
+            cells += [_told_speedup(rows, runtime, phase) for phase in PHASES]
         body.append([*cells, str(len(rows))])
     headings = ["method", "ratio", "zeros or removed", "MB on disk", "parameters"]
     headings += ["text loss", "answer loss", "accuracy %"]
-    for runtime in ("DeepSparse", "ONNX Runtime"):
-        headings += [f"{runtime} prefill ×", "decode ×"]
+    for runtime in RUNTIMES:
+        headings += [f"{runtime_title(runtime)} prefill ×", "decode ×"]
     return markdown_table([*headings, "seeds"], body)
 
 
@@ -265,24 +278,23 @@ def _plot(name: str, path: Path, title: str, measured: Sequence[Measured]) -> No
     groups = models_of(measured)
     accuracies = {key: value for key, rows in groups.items() if (value := accuracy_of(rows))}
     if name == "figure1":
+        runtime = headline_runtime([each.row for each in measured])
         times = {
             key: milliseconds.value
             for key, rows in groups.items()
             if (
                 milliseconds := mean(
-                    e.row.latencies["deepsparse"].prefill_ms
-                    for e in rows
-                    if "deepsparse" in e.row.latencies
+                    e.row.latencies[runtime].prefill_ms for e in rows if runtime in e.row.latencies
                 )
             )
         }
         same = {
             key
             for key, rows in groups.items()
-            if (speedup := _speedup(rows, "deepsparse", "prefill")) is not None
+            if (speedup := _speedup(rows, runtime, "prefill")) is not None
             and speedup.factor is None
         }
-        trade_off_plot(accuracies, times, path, title, same=same)
+        trade_off_plot(accuracies, times, path, title, runtime_title(runtime), same=same)
     else:
         accuracy_by_method_plot(accuracies, path, title)
 

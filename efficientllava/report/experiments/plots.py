@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from efficientllava.report.statistics import Mean
+from efficientllava.report.experiments.statistics import Mean
 from efficientllava.report.theme import (
     LIGHT,
     Theme,
@@ -71,12 +71,14 @@ def trade_off_plot(
     milliseconds: Mapping[Key, float],
     path: Path,
     title: str,
+    runtime: str,
     theme: Theme = LIGHT,
     same: Collection[Key] = (),
 ) -> None:
-    """Figure 1: accuracy over the prefill latency in DeepSparse, a series per method.
+    """Figure 1: accuracy over the prefill latency in a runtime, a series per method.
 
     Args:
+        runtime: its title.
         same: models that show no difference from dense; their markers are hollow.
     """
     measured = [key for key in accuracies if key in milliseconds]
@@ -112,7 +114,7 @@ def trade_off_plot(
                         fontsize=8,
                         color=theme.soft,
                     )
-        axes.set_xlabel("DeepSparse prefill, median ms (left is faster; hollow: no difference)")
+        axes.set_xlabel(f"{runtime} prefill, median ms (left is faster; hollow: no difference)")
         axes.set_ylabel("accuracy %")
         axes.margins(x=0.12, y=0.12)
         made.legend(loc="outside lower center", ncols=3, fontsize=8.5)
