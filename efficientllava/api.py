@@ -74,6 +74,10 @@ class Result:
                 where=str(target),
                 remedy="name another folder, or remove it",
             )
+        if not self.folder.is_dir():
+            raise UserError(
+                "is gone from the work folder", where=str(self.folder), remedy="prune again"
+            )
         copy_folder(self.folder, target)
         return target
 
@@ -150,17 +154,7 @@ def prune(
     with held(folder), enough_memory(chosen.machine.device):
         named = _Named(progress)
         context = context_of(vlm, data, sparsity, chosen, folder, named)
-        key = value_digest(
-            {
-                **context.digests,
-                **chosen.model_dump(mode="json", include={"pruning", "prune", "search"}),
-                "method": method,
-                "sparsity": sparsity,
-                "threads": chosen.machine.threads,
-                "device": chosen.machine.device,
-                "code": code_digest(),
-            }
-        )[:16]
+        key = _key(method, context)
         result = folder / "pruned" / key
         if not (result / "pruning.json").is_file():
             found = METHODS[method].allocate(context)
@@ -170,6 +164,21 @@ def prune(
             shutil.rmtree(folder / "reloaded", ignore_errors=True)
         history = tuple(read_json(folder / "pruned" / f"{key}.json"))
     return Result(result, read_json(result / "pruning.json"), history, data.description)
+
+
+def _key(method: str, context: Context) -> str:
+    """A digest of everything that decides the bytes of a pruned model."""
+    parameters = context.parameters
+    decisive = {
+        **context.digests,
+        **parameters.model_dump(mode="json", include={"pruning", "prune", "search"}),
+        "method": method,
+        "sparsity": context.ratio,
+        "threads": parameters.machine.threads,
+        "device": parameters.machine.device,
+        "code": code_digest(),
+    }
+    return value_digest(decisive)[:16]
 
 
 @dataclass

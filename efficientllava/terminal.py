@@ -94,15 +94,18 @@ def bar(label: str, console: Console | None = None) -> Iterator[Progress]:
     """
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bars
+    from rich.table import Column
 
+    # in a narrow terminal the measured values are cut first
+    kept, cut = Column(no_wrap=True), Column(no_wrap=True, ratio=1, overflow="ellipsis")
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[told]}"),
+        TextColumn("{task.description}", table_column=kept),
+        BarColumn(bar_width=12, table_column=kept.copy()),
+        MofNCompleteColumn(table_column=kept.copy()),
+        TimeElapsedColumn(table_column=kept.copy()),
+        TextColumn("{task.fields[told]}", table_column=cut),
     )
-    with Bars(*columns, console=console, transient=False) as bars:
+    with Bars(*columns, console=console, transient=False, expand=True) as bars:
         known: dict[str, Any] = {}
 
         def show(event: Event) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -285,3 +286,7 @@ def test_save_destroys_nothing(folder: Path, tmp_path: Path) -> None:
     assert (tmp_path / "mine" / "thesis.tex").read_text() == "..."
     with pytest.raises(UserError, match=r"cannot be written \(Not a directory\)"):
         result.save(tmp_path / "mine" / "thesis.tex" / "out" / "deeper")
+    shutil.rmtree(tmp_path / "work")
+    with pytest.raises(UserError, match="is gone from the work folder"):
+        result.save(tmp_path / "late")
+    assert not (tmp_path / "late").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import io
+import itertools
 import json
 import os
 import re
@@ -21,6 +22,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
 from efficientllava import cli, prune_command
 from efficientllava.errors import UserError
@@ -29,7 +31,7 @@ from efficientllava.files import folder_digest, write_json
 from efficientllava.models.checkpoint import save_checkpoint
 from efficientllava.progress import Event
 from efficientllava.registry import METHODS
-from efficientllava.terminal import print_rows
+from efficientllava.terminal import bar, print_rows
 from efficientllava.work_folder import held
 from tests.models.families import TINY
 
@@ -155,9 +157,8 @@ def test_killed(place: Path, tmp_path: Path, moments: list[list[Any]]) -> None:
     assert not left, "what a killed process left behind is cleared"
     # a log has lines of ours and nothing else, and the table
     first = logs["undisturbed"].splitlines()
-    assert [line.split()[1] for line in first if line.startswith("prune: ")] == [
-        *("database", "database", "round", "round", "final", "final")
-    ]
+    works = [line.split()[1] for line in first if line.startswith("prune: ")]
+    assert [each for each, _ in itertools.groupby(works)] == ["database", "round", "final"]
     table = [line for line in first if not line.startswith("prune: ")]
     assert [line.split("  ")[0] for line in table] == [
         *("method", "zeros in the decoder", "proxy loss (nll), dense", "proxy loss (nll), pruned"),
@@ -379,6 +380,22 @@ def test_table_fits_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     print_rows(rows, log)
     assert log.getvalue().splitlines()[0] == "method       efficientllava at 0.5"
     assert len(log.getvalue().splitlines()) == 2
+
+
+def test_bar_fits_80_columns() -> None:
+    """Names and counts are whole; what was measured is cut."""
+    screen = io.StringIO()
+    values = {"best_risk": 0.443, "best_loss": 0.4598, "best_complexity": -0.03353, "mean": 0.57}
+    with bar("prune", Console(file=screen, width=80, force_terminal=True)) as show:
+        show(Event("final pruning", 1, 32))
+        show(Event("round", 9, 10, {"round": 9, **values}))
+    lines = (
+        re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue()).replace("\r", "\n").splitlines()
+    )
+    assert max(map(len, lines)) <= 80
+    last = [line for line in lines if line.startswith("prune: ")][-2:]
+    assert last[0].startswith("prune: final pruning ") and " 1/32 " in last[0]
+    assert last[1].startswith("prune: round ") and " 9/10 " in last[1] and "risk 0.443" in last[1]
 
 
 def test_transformers_settings_are_restored(place: Path, capfd: pytest.CaptureFixture[str]) -> None:

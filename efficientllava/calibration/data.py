@@ -190,7 +190,7 @@ def _pairs(
         folder = Path(source).expanduser()
         if not str(source).strip() or not folder.is_dir():
             raise UserError(
-                "no such folder",
+                "no such folder of questions",
                 where=f"{IN_PAIRS}: {str(source)[:80]}",
                 remedy="give a folder in ScienceQA's layout, with problems.json in it",
             )
