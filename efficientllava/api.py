@@ -10,30 +10,31 @@ result.save("out")
 
 from __future__ import annotations
 
-import fcntl
-import os
+import difflib
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from efficientllava.allocation.context import Allocation, Context
+from efficientllava.allocation.context import Context
 from efficientllava.allocation.policy import check_band
 from efficientllava.allocation.unfinished import code_digest
 from efficientllava.calibration.data import calibration_data
 from efficientllava.data.proxy import ProxyData, save_proxy
 from efficientllava.errors import UserError
-from efficientllava.files import read_json, replacing, value_digest, write_json
+from efficientllava.files import copy_folder, read_json, require_place, value_digest, write_json
+from efficientllava.models.checkpoint import check_tokenizer, skeleton
 from efficientllava.models.loading import VisionLanguageModel
+from efficientllava.offload.devices import enough_memory, require_device
 from efficientllava.parameters import Parameters, parse_parameters
-from efficientllava.progress import Progress, silent
+from efficientllava.progress import Event, Progress, silent
 from efficientllava.pruning.finalize import finalize
 from efficientllava.registry import METHODS
+from efficientllava.work_folder import held
 
-LAYOUT = 1
-"""Of a work folder; raised when what lies in one changes its meaning."""
+SECTIONS = ("pruning", "prune", "search", "machine")
+"""Of params.yaml: those that pruning one model reads."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class Result:
             UserError: the folder holds something else, or cannot be written.
         """
         target = Path(folder).expanduser()
+        require_place(target, str(target))
         if target.exists():
             if holds(target, self.record):
                 return target
@@ -72,17 +74,21 @@ class Result:
                 where=str(target),
                 remedy="name another folder, or remove it",
             )
-        with replacing(target) as temporary:
-            shutil.copytree(self.folder, temporary)
+        if not self.folder.is_dir():
+            raise UserError(
+                "is gone from the work folder", where=str(self.folder), remedy="prune again"
+            )
+        copy_folder(self.folder, target)
         return target
 
     def rows(self) -> list[tuple[str, str]]:
         """What was done, as names and values: for a table."""
         record = self.record
         size = sum(path.stat().st_size for path in self.folder.glob("*.safetensors"))
+        gone = "removed from the decoder" if "structure" in record else "zeros in the decoder"
         return [
             ("method", f"{record['method']} at {record['ratio']:g}"),
-            ("zeros in the decoder's matrices", f"{record['achieved_sparsity']:.4%}"),
+            (gone, f"{record['achieved_sparsity']:.4%} of the weights"),
             ("proxy loss (nll), dense", f"{record['dense_nll']:.4f}"),
             ("proxy loss (nll), pruned", f"{record['proxy_nll']:.4f}"),
             ("KL to the dense model", f"{record['proxy_kl']:.4f}"),
@@ -113,7 +119,7 @@ def prune(
     sparsity: float = 0.5,
     work: str | Path = "work",
     parameters: Mapping[str, Any] | None = None,
-    device: str = "cpu",
+    device: str | None = None,
     progress: Progress = silent,
 ) -> Result:
     """Prune a model; `vlm` stays as it is.
@@ -130,70 +136,151 @@ def prune(
         work: folder for unfinished work, databases and results.
         parameters: of the sections of params.yaml, those that differ from their defaults, e.g.
             `{"search": {"rounds": 5, "max_seconds": 600}, "pruning": {"pattern": "2:4"}}`.
-        device: "cpu", "cuda" or "cuda:N".
+        device: "cpu", "cuda" or "cuda:N"; that of `parameters`, or the CPU, when None.
+        progress: called with every step (`efficientllava.progress.Event`).
 
     Raises:
         UserError: saying what is wrong, where, and what to do about it.
     """
-    chosen = settings(vlm, method, sparsity, parameters, device)
+    chosen = settings(method, sparsity, parameters, device)
+    sparsity = chosen.ratios[0]
+    _require(vlm, VisionLanguageModel, "vlm", "give what `load` returns")
     data = calibration_data(vlm) if data is None else data
+    require_data(vlm, data, method, chosen)
+    if not vlm.family.takes_images:  # no projector
+        search = chosen.search.model_copy(update={"evolve_projector": False})
+        chosen = chosen.model_copy(update={"search": search})
     folder = Path(work).expanduser()
-    with held(folder):
-        context = context_of(vlm, data, sparsity, chosen, folder, progress)
-        decisive = chosen.model_dump(mode="json", include={"pruning", "prune", "search"})
-        key = value_digest(
-            {
-                **context.digests,
-                **decisive,
-                "method": method,
-                "sparsity": sparsity,
-                "threads": chosen.machine.threads,
-                "device": device,
-                "code": code_digest(),
-            }
-        )[:16]
+    with held(folder), enough_memory(chosen.machine.device):
+        named = _Named(progress)
+        context = context_of(vlm, data, sparsity, chosen, folder, named)
+        key = _key(method, context)
         result = folder / "pruned" / key
         if not (result / "pruning.json").is_file():
             found = METHODS[method].allocate(context)
             write_json(folder / "pruned" / f"{key}.json", list(map(dict, found.history)))
-            _finalize(method, context, found, result)
+            named.work = "final pruning"
+            finalize(METHODS[method], context, found, result)
+            shutil.rmtree(folder / "reloaded", ignore_errors=True)
         history = tuple(read_json(folder / "pruned" / f"{key}.json"))
     return Result(result, read_json(result / "pruning.json"), history, data.description)
 
 
-def _finalize(method: str, context: Context, found: Allocation, folder: Path) -> None:
-    context = replace(context, work=context.work / "open")
-    finalize(METHODS[method], context, found, folder)
-    shutil.rmtree(context.work, ignore_errors=True)
+def _key(method: str, context: Context) -> str:
+    """A digest of everything that decides the bytes of a pruned model."""
+    parameters = context.parameters
+    decisive = {
+        **context.digests,
+        **parameters.model_dump(mode="json", include={"pruning", "prune", "search"}),
+        "method": method,
+        "sparsity": context.ratio,
+        "threads": parameters.machine.threads,
+        "device": parameters.machine.device,
+        "code": code_digest(),
+    }
+    return value_digest(decisive)[:16]
+
+
+@dataclass
+class _Named:
+    """Calls decoder blocks, for whoever watches, by the work that is done on them."""
+
+    progress: Progress
+    work: str = "database"
+
+    def __call__(self, event: Event) -> None:
+        self.progress(replace(event, name=self.work) if event.name == "block" else event)
+
+
+def _require(value: object, kind: type, name: str, remedy: str) -> None:
+    if not isinstance(value, kind):
+        raise UserError(f"{type(value).__name__} is not what is needed here", name, remedy)
 
 
 def settings(
-    vlm: VisionLanguageModel,
     method: str,
     sparsity: float,
-    parameters: Mapping[str, Any] | None,
-    device: str,
+    parameters: Mapping[str, Any] | None = None,
+    device: str | None = None,
 ) -> Parameters:
-    """All parameters of a call, checked against each other.
+    """All parameters of a call, checked against each other, before anything is read.
 
     Raises:
-        UserError: naming what is unknown, out of bounds, or does not go together.
+        UserError: naming what is unknown, out of bounds, or does not go together; the device is
+            not there.
     """
-    METHODS[method]
-    if not 0.0 < sparsity < 1.0:
+    METHODS[str(method)]
+    try:
+        share = float(sparsity)
+    except (TypeError, ValueError):
+        share = -1.0
+    if not 0.0 < share < 1.0:
         raise UserError(
-            f"sparsity {sparsity:g} is not between 0 and 1",
+            f"{sparsity} is not between 0 and 1",
             where="sparsity",
             remedy="0.5 makes half of the decoder's weights zero",
         )
-    values = {name: dict(section) for name, section in (parameters or {}).items()}
-    values.setdefault("machine", {})["device"] = device
+    values = _sections(parameters or {})
+    machine = values.setdefault("machine", {})
+    if device is not None and machine.setdefault("device", device) != device:
+        raise UserError(
+            f"two devices are named, {device} and {machine['device']}",
+            where="device and machine.device",
+            remedy="name one of them",
+        )
     chosen = parse_parameters(
-        {**values, "methods": [method], "ratios": [sparsity]}, where="parameters"
+        {**values, "methods": [method], "ratios": [share]}, where="parameters"
     )
+    require_device(chosen.machine.device)
     if "database" in METHODS[method].needs:
-        check_band(chosen.levels(sparsity), sparsity, chosen.search.band)
+        check_band(chosen.levels(share), share, chosen.search.band)
     return chosen
+
+
+def _sections(parameters: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    _require(parameters, Mapping, "parameters", 'write {"section": {"name": value}}')
+    for name, section in parameters.items():
+        if name not in SECTIONS:
+            near = difflib.get_close_matches(str(name), SECTIONS, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(SECTIONS)}"
+            raise UserError(f"unknown section {name} ({hint})", where="parameters")
+        _require(section, Mapping, f"parameters, {name}", "write {name: value}")
+    return {name: dict(section) for name, section in parameters.items()}
+
+
+def require_data(
+    vlm: VisionLanguageModel, data: ProxyData, method: str, parameters: Parameters
+) -> None:
+    """Check, without reading weights, that a model, its tokenizer and the data go together.
+
+    Raises:
+        UserError: they do not, or the method lacks image-text pairs.
+    """
+    _require(data, ProxyData, "data", "give what `calibration_data` returns")
+    images = vlm.family.takes_images
+    if data.pairs is not None and not images:
+        raise UserError(
+            "holds image-text pairs, but the model takes no images",
+            where="data",
+            remedy="draw it for this model: calibration_data(vlm, ...)",
+        )
+    if data.pairs is None and images and METHODS[method].evolves_projector(parameters.search):
+        raise UserError(
+            "holds no image-text pairs, without which the vision projector cannot evolve",
+            where="data",
+            remedy="give pairs, or set search.evolve_projector to false",
+        )
+    model = skeleton(vlm.folder)
+    check_tokenizer(vlm.processor, model, vlm.description)
+    rows = model.get_input_embeddings().num_embeddings
+    inputs = [data.segments, *([] if data.pairs is None else [data.pairs.inputs["input_ids"]])]
+    largest = max(int(tokens.max()) for tokens in inputs)
+    if largest >= rows:
+        raise UserError(
+            f"holds token {largest}; the model has {rows} embeddings",
+            where="data",
+            remedy="draw it for this model: calibration_data(vlm, ...)",
+        )
 
 
 def context_of(
@@ -209,47 +296,3 @@ def context_of(
     if not (proxy / "manifest.json").is_file():
         save_proxy(proxy, data, {"description": data.description})
     return Context(vlm.folder, proxy, sparsity, parameters, work, progress)
-
-
-@contextmanager
-def held(work: Path) -> Iterator[None]:
-    """Hold a work folder for this process; made where it does not exist.
-
-    Raises:
-        UserError: another process works in it, it was written by another version, it is something
-            else, or it cannot be written.
-    """
-    marker = work / "layout.json"
-    try:
-        work.mkdir(parents=True, exist_ok=True)
-        lock = open(work / "lock", "a", encoding="utf-8")
-    except OSError as error:
-        raise UserError(
-            f"the work folder cannot be written ({os.strerror(error.errno or 0)})",
-            where=str(work),
-            remedy="name a folder that you may write, with --work or work=",
-        ) from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                "another process is pruning in this work folder",
-                where=str(work),
-                remedy="wait for it or end it, or name another folder",
-            ) from None
-        if not marker.is_file():
-            if any(path.name != "lock" for path in work.iterdir()):
-                raise UserError(
-                    "the folder holds something else than unfinished work of ours",
-                    where=str(work),
-                    remedy="name an empty or a new folder",
-                )
-            write_json(marker, {"layout": LAYOUT})
-        elif (layout := read_json(marker).get("layout")) != LAYOUT:
-            raise UserError(
-                f"the work folder is of another version (layout {layout}, this is {LAYOUT})",
-                where=str(work),
-                remedy="name another folder, or remove this one",
-            )
-        yield

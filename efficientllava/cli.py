@@ -52,7 +52,9 @@ def prune(
     output: Annotated[Path, typer.Option(help="where the pruned checkpoint goes")] = Path("pruned"),
     work: Annotated[Path, typer.Option(help="unfinished work")] = Path("work"),
     revision: Annotated[str | None, typer.Option(help="commit of the hub id")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N")] = "cpu",
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda or cuda:N", show_default="cpu")
+    ] = None,
     max_seconds: Annotated[float | None, typer.Option(help="end the search after this")] = None,
     set_: Annotated[
         list[str] | None,
@@ -66,10 +68,14 @@ def prune(
     request = Request(
         model, revision, method, sparsity, text, pairs, work, device, max_seconds, tuple(set_ or ())
     )
-    if dry_run:
-        dry(request)
-    else:
-        run(request, output)
+    try:
+        if dry_run:
+            dry(request)
+        else:
+            run(request, output)
+    except KeyboardInterrupt:
+        typer.echo("interrupted: the same command goes on from here", err=True)
+        raise typer.Exit(130) from None
 
 
 @commands.command()

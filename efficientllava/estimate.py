@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from efficientllava.allocation.context import Context
 from efficientllava.calibration.block_walk import block_walk
-from efficientllava.calibration.opened import OpenModel, block_by_block
+from efficientllava.calibration.opened import OpenModel, block_by_block, whole
 from efficientllava.calibration.proxy_loss import hidden_states, text_loss_batches
 from efficientllava.calibration.working_set import (
     Tokens,
@@ -20,8 +24,10 @@ from efficientllava.calibration.working_set import (
 from efficientllava.data.proxy import ProxyData
 from efficientllava.database.build import solve_group
 from efficientllava.offload.placement import GIB, needs_of, shape_of
-from efficientllava.parameters import Parameters
 from efficientllava.registry import METHODS
+
+MEASURED = 8
+"""Passes over the proxy data that every method takes: losses of the dense and the pruned model."""
 
 
 @dataclass(frozen=True)
@@ -29,30 +35,45 @@ class Estimate:
     """Bytes and seconds; the seconds are a guess from one decoder block and one batch.
 
     Attributes:
-        matrices, weights: that would be pruned.
-        memory: beside what the operating system caches of the checkpoint's files.
-        disk: in the work folder, with the pruned checkpoint.
-        candidates: that would be scored; 0 for methods that do not search.
+        steps: what would be done, in order.
+        matrices, weights: that can be pruned.
+        memory: at the same time, beside the interpreter and its libraries (about 0.5 GiB) and
+            what the operating system caches of the checkpoint's files.
+        disk: that the work folder grows by, the pruned checkpoint included.
     """
 
+    steps: tuple[str, ...]
     matrices: int
     weights: int
     blocks: int
     memory: int
     disk: int
-    candidates: int
     seconds: float
 
     def rows(self) -> list[tuple[str, str]]:
         """Names and values for a table."""
         return [
-            ("prunable matrices", f"{self.matrices} in {self.blocks} decoder blocks"),
-            ("prunable weights", f"{self.weights:,}"),
-            ("candidates to score", f"{self.candidates:,}" if self.candidates else "none"),
-            ("memory, by formula", f"{self.memory / GIB:.2f} GiB"),
-            ("disk in the work folder, by formula", f"{self.disk / GIB:.2f} GiB"),
+            *((f"step {number}", step) for number, step in enumerate(self.steps, 1)),
+            (
+                "prunable",
+                f"{self.weights:,} weights, {self.matrices} matrices, {self.blocks} decoder blocks",
+            ),
+            ("memory, by formula", size(self.memory)),
+            ("disk in the work folder, by formula", size(self.disk)),
             ("time, from a short trial", duration(self.seconds)),
         ]
+
+
+def size(number: float) -> str:
+    """Bytes in the unit that a person would use."""
+    for limit, unit, name in (
+        (2**20, 2**10, "KiB"),
+        (GIB, 2**20, "MiB"),
+        (float("inf"), GIB, "GiB"),
+    ):
+        if number < limit:
+            return f"{number / unit:.3g} {name}"
+    raise AssertionError
 
 
 def duration(seconds: float) -> str:
@@ -63,56 +84,91 @@ def duration(seconds: float) -> str:
     raise AssertionError
 
 
-def estimate(method: str, context: Context) -> Estimate:
-    """What a call of `prune` would take; nothing is changed or kept.
+def estimate(method: str, context: Context, work: Path | None = None) -> Estimate:
+    """What a call of `prune` would take.
+
+    Args:
+        context: `context.work` takes temporary files.
+        work: the work folder of the call, whose databases would be used again; only read.
 
     Raises:
         UserError: the model does not fit on the device.
     """
-    parameters, proxy = context.parameters, context.proxy
-    searches = "database" in METHODS[method].needs
-    levels = context.levels if searches else [context.ratio]
-    with block_by_block(
-        context.model,
-        context.work / "open",
-        proxy,
-        parameters.machine,
-        levels=len(levels),
-        block_size=parameters.pruning.block_size,
-    ) as opened:
+    parameters, chosen = context.parameters, METHODS[method]
+    searches = "database" in chosen.needs
+    there = replace(context, work=work).built_levels() if searches and work is not None else {}
+    missing = [level for level in context.levels if level not in there] if searches else []
+    times = 3 if "gradients" in chosen.needs else 1
+    with _opened(context, times if chosen.structured else None, len(missing) or 1) as opened:
         adapter = opened.adapter
-        shape, tokens = shape_of(adapter), Tokens.of(proxy)
-        needs = needs_of(adapter, 0)
-        working = max(
-            calibration_bytes(shape, tokens, len(levels), parameters.pruning.block_size),
-            search_bytes(shape, tokens, parameters.search.kl_tokens, device=adapter.device.type),
-        )
-        checkpoint = needs.fixed + needs.blocks
-        disk = checkpoint
-        if searches:
-            compact = parameters.pruning.storage == "compact"
-            disk += database_bytes(sum(adapter.sizes), levels, shape.item, compact)
+        shape, needs = shape_of(adapter), needs_of(adapter, 0)
         candidates = parameters.search.candidates * parameters.search.rounds if searches else 0
-        per_block, per_pass = _trial(opened, proxy, parameters, levels)
-        passes = 6 + candidates / parameters.search.workers
-        solved = per_block * len(adapter.blocks) * (2 if searches else 1)
+        blocks = times * needs.blocks if chosen.structured else needs.largest_block
+        disk = needs.fixed + needs.blocks
+        compact = parameters.pruning.storage == "compact"
+        disk += database_bytes(sum(adapter.sizes), missing, shape.item, compact)
+        solve, walk, run = _trial(opened, context, len(missing) or 1)
+        runs = MEASURED + candidates / parameters.search.workers
+        seconds = run * (runs + _passes(chosen, len(adapter.blocks), context.ratio))
+        if "calibration" in chosen.needs and not chosen.structured:
+            seconds += (walk + solve) * len(adapter.blocks) * (2 if missing else 1)
         return Estimate(
+            steps=_steps(chosen, context, missing),
             matrices=len(adapter.matrices),
             weights=sum(adapter.sizes),
             blocks=len(adapter.blocks),
-            memory=needs.fixed + needs.largest_block + working,
+            memory=needs.fixed + blocks + _working(opened, context, len(missing) or 1),
             disk=disk,
-            candidates=candidates,
-            seconds=solved + per_pass * passes,
+            seconds=seconds,
         )
 
 
+def _opened(context: Context, times: int | None, levels: int) -> AbstractContextManager[OpenModel]:
+    machine = context.parameters.machine
+    if times is not None:
+        return nullcontext(whole(context.model, machine, times))
+    block_size = context.parameters.pruning.block_size
+    return block_by_block(
+        context.model, context.work, context.proxy, machine, levels=levels, block_size=block_size
+    )
+
+
+def _steps(method: Any, context: Context, missing: Sequence[float]) -> tuple[str, ...]:
+    search, steps = context.parameters.search, []
+    if "database" in method.needs:
+        there = len(context.levels) - len(missing)
+        found = f" ({there} more are in the work folder)" if there else ""
+        if missing:
+            steps.append(f"database: every matrix at {len(missing)} levels{found}")
+        else:
+            steps.append(f"database: all {there} levels are in the work folder")
+        limit = "" if search.max_seconds is None else f", at most about {search.max_seconds:g} s"
+        steps.append(f"search: {search.rounds} rounds of {search.candidates} candidates{limit}")
+    what = "heads, channels or blocks are removed" if method.structured else "block by block"
+    return (*steps, f"final pruning: {what}; saved, loaded again and compared")
+
+
+def _working(opened: OpenModel, context: Context, levels: int) -> int:
+    """Bytes beside the weights: of calibration, or of the losses, whichever takes more."""
+    shape, tokens = shape_of(opened.adapter), Tokens.of(context.proxy)
+    parameters, device = context.parameters, opened.adapter.device.type
+    return max(
+        calibration_bytes(shape, tokens, levels, parameters.pruning.block_size),
+        search_bytes(shape, tokens, parameters.search.kl_tokens, device=device),
+    )
+
+
+def _passes(method: Any, blocks: int, ratio: float) -> int:
+    """Passes over the proxy data that the choice of what goes takes."""
+    if getattr(method, "removal", "") == "blocks_by_loss":
+        return round(blocks * blocks * ratio)  # every block is left out once for each that goes
+    return 3 if method.structured else 0
+
+
 @torch.no_grad()
-def _trial(
-    opened: OpenModel, proxy: ProxyData, parameters: Parameters, levels: list[float]
-) -> tuple[float, float]:
-    """Seconds of solving the first decoder block, and of one pass over the proxy data."""
-    adapter = opened.adapter
+def _trial(opened: OpenModel, context: Context, levels: int) -> tuple[float, float, float]:
+    """Seconds of solving one decoder block, of walking it, and of a run over all proxy data."""
+    adapter, proxy, pruning = opened.adapter, context.proxy, context.parameters.pruning
     first = ProxyData(proxy.segments[:1], None)
     batch = text_loss_batches(adapter, first.segments)[0]
     hidden_states(adapter.language_model, batch.inputs)  # files are read, kernels compiled
@@ -120,11 +176,14 @@ def _trial(
     hidden_states(adapter.language_model, batch.inputs)
     tokens = Tokens.of(proxy)
     share = first.segments.numel() / (tokens.text + tokens.pairs)
-    per_pass = (time.perf_counter() - started) / share
-    walk = block_walk(adapter, first, parameters.pruning)
-    groups = walk.hessians(0, getattr(torch, parameters.pruning.precision))
-    solve_group(groups[0], levels, parameters.pruning)
+    passed = (time.perf_counter() - started) / share
+    walk = block_walk(adapter, first, pruning)
+    started = time.perf_counter()
+    groups = walk.hessians(0, getattr(torch, pruning.precision))
+    walked = (time.perf_counter() - started) / share
+    ratios = [context.ratio] * levels
+    solve_group(groups[0], ratios, pruning)
     started = time.perf_counter()
     for group in groups:
-        solve_group(group, levels, parameters.pruning)
-    return time.perf_counter() - started + per_pass / len(adapter.blocks), per_pass
+        solve_group(group, ratios, pruning)
+    return time.perf_counter() - started, walked, passed

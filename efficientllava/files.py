@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
@@ -18,6 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from efficientllava.errors import UserError
+
+UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 
 @contextmanager
@@ -60,6 +62,44 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def require_place(path: Path, where: str) -> None:
+    """Check that a file or folder may be written at a path; nothing is made.
+
+    Args:
+        where: what messages call the path.
+
+    Raises:
+        UserError: it lies in a folder that may not be written, or below a file.
+    """
+    remedy, there = "name a place that you may write", Path(path).absolute()
+    try:
+        os.lstat(there)
+    except FileNotFoundError:
+        there = next(parent for parent in there.parents if parent.is_dir())
+    except OSError as error:
+        told = f"cannot be written ({os.strerror(error.errno or 0)})"
+        raise UserError(told, where, remedy) from error
+    effective = os.access in os.supports_effective_ids
+    if not os.access(there, os.W_OK, effective_ids=effective):
+        raise UserError("cannot be written (Permission denied)", where, remedy)
+
+
+def copy_folder(source: Path, target: Path) -> None:
+    """Copy a folder's files to a new folder, whole or not at all.
+
+    Raises:
+        UserError: the disk is full, or the folder cannot be written.
+    """
+    with replacing(target) as temporary:
+        temporary.mkdir()
+        for path in sorted(source.rglob("*")):
+            place = temporary / path.relative_to(source)
+            if path.is_dir():
+                place.mkdir()
+            else:
+                shutil.copyfile(path, place)
+
+
 def bring_file(source: Path, target: Path) -> None:
     """Put a finished file in its place, whole or not at all.
 
@@ -91,8 +131,9 @@ def _disk_error(error: BaseException, path: Path) -> UserError | None:
             where=f"writing {path}",
             remedy="free some space and start again: the run goes on from here",
         )
-    if number in (errno.EACCES, errno.EROFS):
-        return UserError("the folder cannot be written", where=f"writing {path}")
+    if number in UNWRITABLE:
+        told = f"it cannot be written ({os.strerror(number)})"
+        return UserError(told, f"writing {path}", "name a place that you may write")
     return None
 
 
@@ -167,10 +208,11 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def folder_digest(folder: Path) -> str:
-    """sha256 over the relative names and contents of all files below `folder`."""
+def folder_digest(folder: Path, patterns: Sequence[str] = ("**/*",)) -> str:
+    """sha256 over the relative names and contents of files of `folder`, all of them as a rule."""
     digest = hashlib.sha256()
-    for path in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
+    found = {path for pattern in patterns for path in Path(folder).glob(pattern)}
+    for path in sorted(path for path in found if path.is_file()):
         digest.update(f"{path.relative_to(folder).as_posix()}\0{file_digest(path)}\n".encode())
     return digest.hexdigest()
 

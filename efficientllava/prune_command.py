@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
-from efficientllava.api import context_of, held, holds, prune, settings
+from efficientllava.api import context_of, holds, prune, require_data, settings
 from efficientllava.calibration.data import calibration_data
 from efficientllava.data.proxy import ProxyData
 from efficientllava.errors import UserError
 from efficientllava.estimate import estimate
-from efficientllava.files import read_json
+from efficientllava.files import read_json, require_place
 from efficientllava.models.loading import VisionLanguageModel, load
+from efficientllava.offload.devices import enough_memory
+from efficientllava.parameters import Parameters, parse_parameters
 from efficientllava.progress import silent
-from efficientllava.terminal import shown
+from efficientllava.terminal import print_rows, shown
+from efficientllava.work_folder import require_work
+
+DATA = {"segments": "segments", "segment_length": "length", "pairs": "count", "seed": "seed"}
+"""What the command takes of the section `proxy`, and how `calibration_data` calls it."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +38,12 @@ class Request:
     text: str | None
     pairs: str | None
     work: Path
-    device: str
+    device: str | None
     max_seconds: float | None
     set: tuple[str, ...]
 
     @property
-    def parameters(self) -> dict[str, dict[str, Any]]:
+    def values(self) -> dict[str, dict[str, Any]]:
         """`--set section.key=value` and `--max-seconds` as sections of parameters.
 
         Raises:
@@ -49,7 +52,7 @@ class Request:
         values: dict[str, dict[str, Any]] = {}
         for each in self.set:
             name, equals, value = each.partition("=")
-            section, dot, key = name.partition(".")
+            section, dot, key = name.strip().partition(".")
             if not (equals and dot and section and key):
                 raise UserError(
                     f"{each!r} is no parameter",
@@ -64,11 +67,32 @@ class Request:
             values.setdefault("search", {})["max_seconds"] = self.max_seconds
         return values
 
-    def opened(self) -> tuple[VisionLanguageModel, ProxyData]:
-        """The model and the data; parameters are checked before either is read."""
+    @property
+    def parameters(self) -> dict[str, dict[str, Any]]:
+        """The sections that `prune` takes."""
+        return {name: section for name, section in self.values.items() if name != "proxy"}
+
+    def opened(self) -> tuple[VisionLanguageModel, ProxyData, Parameters]:
+        """The model, the data and all parameters, which are checked before the others are read.
+
+        Raises:
+            UserError: see `settings`, `load` and `calibration_data`.
+        """
+        parameters = settings(self.method, self.sparsity, self.parameters, self.device)
+        given = self.values.get("proxy", {})
+        for key in given:
+            if key not in DATA:
+                raise UserError(
+                    f"unknown parameter proxy.{key} (known here: {', '.join(DATA)})",
+                    where="--set",
+                    remedy="give text and pairs with --text and --pairs",
+                )
+        proxy = parse_parameters({"proxy": given}, where="--set").proxy
         vlm = load(self.model, revision=self.revision)
-        settings(vlm, self.method, self.sparsity, self.parameters, self.device)
-        return vlm, calibration_data(vlm, text=self.text, pairs=self.pairs)
+        drawn = {DATA[key]: getattr(proxy, key) for key in given}
+        data = calibration_data(vlm, text=self.text, pairs=self.pairs, **drawn)
+        require_data(vlm, data, self.method, parameters)
+        return vlm, data, parameters
 
 
 def run(request: Request, output: Path) -> None:
@@ -77,56 +101,66 @@ def run(request: Request, output: Path) -> None:
     Raises:
         UserError: see `api.prune`; `output` holds something else.
     """
-    if output.exists() and not (output / "pruning.json").is_file():
-        raise UserError(
-            "the folder exists already and holds something else",
-            where=f"--output {output}",
-            remedy="name another folder, or remove it",
-        )
-    vlm, data = request.opened()
+    output = output.expanduser()
+    work = request.work.expanduser()
+    _require_output(request, output)
+    require_work(work)
+    vlm, data, _ = request.opened()
     with shown("prune", sys.stdout) as progress:
         result = prune(
             vlm,
             data,
             request.method,
             request.sparsity,
-            request.work,
+            work,
             request.parameters,
             request.device,
             progress,
         )
     if output.exists() and not holds(output, result.record):
-        record = read_json(output / "pruning.json")
         raise UserError(
-            f"holds another pruned model ({record['method']} at {record['ratio']:g})",
+            "holds a model that was pruned with other data or parameters",
             where=f"--output {output}",
             remedy=f"name another folder, or remove it; the new model is in {result.folder}",
         )
     result.save(output)
-    Console().print(_table([*result.rows(), ("saved to", str(output))]))
+    print_rows([*result.rows(), ("saved to", str(output))], sys.stdout)
+
+
+def _require_output(request: Request, output: Path) -> None:
+    """Check what can be known of the output folder before hours of work."""
+    where, remedy = f"--output {output}", "name another folder, or remove it"
+    require_place(output, where)
+    here, work = output.resolve(), request.work.expanduser().resolve()
+    if here.is_relative_to(work) or work.is_relative_to(here):
+        raise UserError(
+            f"lies in the work folder {request.work}, or holds it", where, "name another folder"
+        )
+    if not output.exists():
+        return
+    if not (output / "pruning.json").is_file():
+        raise UserError("the folder exists already and holds something else", where, remedy)
+    record = read_json(output / "pruning.json")
+    found = [record.get(name) for name in ("method", "ratio")] if isinstance(record, dict) else []
+    if found != [request.method, request.sparsity]:
+        told = "a pruned model" if len(found) < 2 else f"{found[0]} at {found[1]}"
+        raise UserError(f"holds another pruned model ({told})", where, remedy)
 
 
 def dry(request: Request) -> None:
-    """Print what pruning would take; nothing is pruned.
+    """Print what pruning would take. Nothing is pruned, and the work folder stays as it is.
 
     Raises:
         UserError: as `run` would.
     """
-    vlm, data = request.opened()
-    parameters = settings(vlm, request.method, request.sparsity, request.parameters, request.device)
-    with held(request.work.expanduser()):
-        context = context_of(
-            vlm, data, request.sparsity, parameters, request.work.expanduser(), silent
-        )
-        rows = estimate(request.method, context).rows()
-    told = [("model", vlm.description), ("method", f"{request.method} at {request.sparsity:g}")]
-    Console().print(_table([*told, *rows, ("pruned with", data.description)]))
-
-
-def _table(rows: Sequence[tuple[str, str]]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, show_header=False)
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    return table
+    work = request.work.expanduser()
+    require_work(work)
+    vlm, data, parameters = request.opened()
+    with (
+        TemporaryDirectory(prefix="efficientllava-") as temporary,
+        enough_memory(parameters.machine.device),
+    ):
+        context = context_of(vlm, data, request.sparsity, parameters, Path(temporary), silent)
+        rows = estimate(request.method, context, work).rows()
+    chosen = [("model", vlm.description), ("method", f"{request.method} at {request.sparsity:g}")]
+    print_rows([*chosen, *rows, ("pruned with", data.description)], sys.stdout)

@@ -1,9 +1,10 @@
-"""Events of long work on a terminal: a live bar, or plain lines in a log."""
+"""What a person sees of long work: a live bar, or plain lines in a log, and nothing of others."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -25,6 +26,24 @@ def shown(label: str, stream: TextIO) -> Iterator[Progress]:
 
     with bar(label, Console(file=stream)) as show:
         yield show
+
+
+def print_rows(rows: Sequence[tuple[str, str]], stream: TextIO) -> None:
+    """Print names and values: a table as wide as the terminal, or in a log one line for each."""
+    if not stream.isatty():
+        width = max(len(name) for name, _ in rows)
+        for name, value in rows:
+            print(f"{name:<{width}}  {value}", file=stream, flush=True)
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    Console(file=stream, highlight=False, markup=False).print(table)
 
 
 class Lines:
@@ -75,15 +94,18 @@ def bar(label: str, console: Console | None = None) -> Iterator[Progress]:
     """
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bars
+    from rich.table import Column
 
+    # in a narrow terminal the measured values are cut first
+    kept, cut = Column(no_wrap=True), Column(no_wrap=True, ratio=1, overflow="ellipsis")
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[told]}"),
+        TextColumn("{task.description}", table_column=kept),
+        BarColumn(bar_width=12, table_column=kept.copy()),
+        MofNCompleteColumn(table_column=kept.copy()),
+        TimeElapsedColumn(table_column=kept.copy()),
+        TextColumn("{task.fields[told]}", table_column=cut),
     )
-    with Bars(*columns, console=console, transient=False) as bars:
+    with Bars(*columns, console=console, transient=False, expand=True) as bars:
         known: dict[str, Any] = {}
 
         def show(event: Event) -> None:
@@ -99,3 +121,26 @@ def bar(label: str, console: Console | None = None) -> Iterator[Progress]:
             )
 
         yield show
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers' bars and warnings off the screen while our code loads or saves a model.
+
+    The messages that matter are raised as errors by whoever loads. Afterwards the user's own
+    settings are in force again.
+    """
+    from transformers.utils import logging
+
+    def without_bar(factory: Callable[..., Any], args: Sequence[Any], settings: Any) -> Any:
+        return factory(*args, **{**settings, "disable": True})
+
+    level, hook = logging.get_verbosity(), logging.set_tqdm_hook(without_bar)
+    logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(level)
+        logging.set_tqdm_hook(hook)

@@ -16,6 +16,7 @@ from efficientllava.data.proxy import ProxyData, load_proxy
 from efficientllava.database.build import build_database
 from efficientllava.database.solutions import MANIFEST, Database, open_database
 from efficientllava.files import folder_digest, read_json, value_digest
+from efficientllava.models.source import CHECKPOINT_FILES
 from efficientllava.parameters import Parameters
 from efficientllava.progress import Progress, silent
 
@@ -48,8 +49,12 @@ class Context:
 
     @cached_property
     def digests(self) -> dict[str, str]:
-        """sha256 of the dense checkpoint and of the proxy data."""
-        return {"model": folder_digest(self.model), "proxy": self.proxy.digest}
+        """sha256 of the dense checkpoint and of the proxy data.
+
+        A user's model folder may hold other things beside it, the work folder among them.
+        """
+        model = folder_digest(self.model, CHECKPOINT_FILES)
+        return {"model": model, "proxy": self.proxy.digest}
 
     @property
     def levels(self) -> list[float]:
@@ -69,13 +74,8 @@ class Context:
         Raises:
             UserError: see `build_database`; the model does not fit on the device.
         """
-        parameters = self.parameters
-        root = unfinished(self.work, "database", parameters.machine) / self.database_key
-        at = {
-            level: manifest.parent
-            for manifest in sorted(root.glob(f"*/{MANIFEST}"))
-            for level in read_json(manifest)["levels"]
-        }
+        parameters, root = self.parameters, self._databases
+        at = self.built_levels()
         if any(round(level, 4) not in at for level in levels):
             asked = {level for ratio in parameters.ratios for level in parameters.levels(ratio)}
             missing = sorted({round(level, 4) for level in {*asked, *levels}} - at.keys())
@@ -100,6 +100,18 @@ class Context:
                 )
             at |= dict.fromkeys(missing, folder)
         return sorted({at[round(level, 4)] for level in levels})
+
+    @property
+    def _databases(self) -> Path:
+        return unfinished(self.work, "database", self.parameters.machine) / self.database_key
+
+    def built_levels(self) -> dict[float, Path]:
+        """The folder of every level whose OBS solutions are there already."""
+        return {
+            level: manifest.parent
+            for manifest in sorted(self._databases.glob(f"*/{MANIFEST}"))
+            for level in read_json(manifest)["levels"]
+        }
 
     @property
     def database_key(self) -> str:

@@ -6,6 +6,7 @@ schedules anything.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from multiprocessing import get_context
@@ -55,8 +56,14 @@ def process_pool(devices: Sequence[str]) -> ProcessPoolExecutor:
     for device in devices:
         queue.put(device)
     return ProcessPoolExecutor(
-        len(devices), mp_context=context, initializer=take_device, initargs=(queue,)
+        len(devices), mp_context=context, initializer=_begin, initargs=(queue,)
     )
+
+
+def _begin(queue: Any) -> None:
+    """Ctrl-C reaches all processes of a terminal: the one that started them ends them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    take_device(queue)
 
 
 def dask_executor(parameters: SearchParameters, scheduler: str | None = None) -> Executor:

@@ -120,7 +120,7 @@ def _text(source: Any) -> tuple[str, str]:
         return embedded_text(), "packaged text (prose of Python's documentation)"
     if isinstance(source, (str, Path)):
         path = Path(source).expanduser()
-        if not _exists(path):
+        if not str(source).strip() or not _exists(path):
             raise UserError(
                 "no such text file or folder",
                 where=f"{IN_TEXT}: {str(source)[:80]}",
@@ -188,6 +188,12 @@ def _pairs(
     token = vlm.family.image_token
     if isinstance(source, (str, Path)):
         folder = Path(source).expanduser()
+        if not str(source).strip() or not folder.is_dir():
+            raise UserError(
+                "no such folder of questions",
+                where=f"{IN_PAIRS}: {str(source)[:80]}",
+                remedy="give a folder in ScienceQA's layout, with problems.json in it",
+            )
         questions = [each for each in read_questions(folder, "train") if each.image is not None]
         drawn = _number(count, len(questions), str(folder))
         return build_pairs(questions, vlm.processor, drawn, seed, token), str(folder)

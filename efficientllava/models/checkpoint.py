@@ -32,6 +32,7 @@ from efficientllava.models.weight_files import (
     stored_names,
     weight_files,
 )
+from efficientllava.terminal import quiet_transformers
 
 SHARD_BYTES = 5 * 10**9
 """Larger checkpoints are saved in shards of this size."""
@@ -74,6 +75,7 @@ def check_checkpoint(folder: Path) -> Family:
     return family
 
 
+@quiet_transformers()
 def load_model(
     folder: Path, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
 ) -> PreTrainedModel:
@@ -148,6 +150,7 @@ def _check_size(folder: Path, family: Family) -> None:
         )
 
 
+@quiet_transformers()
 def skeleton(folder: Path) -> PreTrainedModel:
     """A checkpoint's model without weights (on torch's meta device): names and shapes.
 
@@ -168,6 +171,7 @@ def _without_weights(folder: Path, family: Family) -> PreTrainedModel:
     return model
 
 
+@quiet_transformers()
 def load_processor(folder: Path) -> ProcessorMixin | TextProcessor:
     """Load a checkpoint's processor (tokenizer and image processor; PIL, no torchvision).
 
@@ -234,6 +238,7 @@ def check_tokenizer(processor: ProcessorMixin, model: PreTrainedModel, where: st
         )
 
 
+@quiet_transformers()
 def save_checkpoint(
     model: PreTrainedModel,
     processor: ProcessorMixin | Path,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -39,6 +41,31 @@ def require_device(name: str) -> torch.device:
             remedy=f"use cuda:0 to cuda:{count - 1}",
         )
     return torch.device("cuda", index)
+
+
+@contextmanager
+def enough_memory(device: str) -> Iterator[None]:
+    """Report memory that runs out as the user's matter.
+
+    Args:
+        device: the name that the user gave.
+
+    Raises:
+        UserError: an allocation fails, on the device or on the host.
+    """
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        plain = type(error) is RuntimeError
+        if plain and "can't allocate memory" not in str(error):
+            raise
+        host = plain or isinstance(error, MemoryError) or device == "cpu"
+        remedy = "free some, or use fewer segments or pairs, or set search.kl_tokens"
+        raise UserError(
+            "the memory does not suffice; what was finished is kept",
+            where="this machine" if host else f"device {device}",
+            remedy=remedy if host else f"{remedy} or a smaller machine.device_memory",
+        ) from error
 
 
 def open_device(name: str) -> torch.device:

@@ -1,0 +1,483 @@
+"""`efficientllava prune`: killed and resumed, bad input, Ctrl-C, the dry run, its table and log."""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import itertools
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+
+from efficientllava import cli, prune_command
+from efficientllava.errors import UserError
+from efficientllava.estimate import Estimate
+from efficientllava.files import folder_digest, write_json
+from efficientllava.models.checkpoint import save_checkpoint
+from efficientllava.progress import Event
+from efficientllava.registry import METHODS
+from efficientllava.terminal import bar, print_rows
+from efficientllava.work_folder import held
+from tests.models.families import TINY
+
+ROOT = Path(__file__).parents[1]
+WORDS = " ".join(f"w{number % 50}" for number in range(800))
+FAST = [
+    *("--set", "search.candidates=3", "--set", "search.survivors=1", "--set", "search.rounds=2"),
+    *("--set", "search.workers=1", "--set", "search.projector_steps=1"),
+    *("--set", "proxy.segments=3", "--set", "proxy.segment_length=8", "--set", "proxy.pairs=4"),
+]
+KILLED = """
+import json, os, shutil, signal, sys
+from contextlib import contextmanager
+from efficientllava import cli, files, prune_command
+
+def command(arguments, moment, log):
+    'Runs the command in a process of its own, which kills itself at a moment.'
+    if child := os.fork():
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    sys.argv = ["efficientllava", *arguments]
+    output = os.open(log, os.O_WRONLY | os.O_CREAT)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    seen = []
+    def die():
+        os.kill(os.getpid(), signal.SIGKILL)
+    if moment == ["saving"]:
+        def copyfile(source, target):
+            open(target, "wb").write(b"half")
+            die()
+        files.shutil.copyfile = copyfile
+    elif moment:
+        shown = prune_command.shown
+        @contextmanager
+        def killing(*others):
+            with shown(*others) as progress:
+                def see(event):
+                    progress(event)
+                    if [event.name, event.done, event.values.get("round")] == moment:
+                        die()
+                yield see
+        prune_command.shown = killing
+    try:
+        cli.app()
+    except SystemExit as end:
+        os._exit(end.code or 0)
+    os._exit(9)
+
+arguments, other, moments, log = json.loads(sys.argv[1])
+assert command(other, None, log + "-undisturbed") == 0
+for number, moment in enumerate(moments):
+    assert command(arguments, moment, f"{log}-{number}") == -signal.SIGKILL, moment
+assert command(arguments, None, log + "-resumed") == 0
+assert command(arguments, None, log + "-again") == 0
+"""
+MOMENTS: list[list[Any]] = [
+    ["candidate", 1, 2],
+    ["database", 1, None],
+    ["candidate", 2, 1],
+    ["round", 2, 2],
+    ["final pruning", 1, None],
+    ["saving"],
+]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the models `llava` and `llama`, and a text."""
+    made = tmp_path_factory.mktemp("command")
+    for name in ("llava", "llama"):
+        save_checkpoint(*TINY[name].build(), made / name)
+    (made / "words.txt").write_text(WORDS)
+    return made
+
+
+@pytest.fixture
+def command(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Runs the command beside the models; exit status, standard output, standard error."""
+    monkeypatch.chdir(place)
+
+    def run(*arguments: object, model: str = "llava") -> tuple[int, str, str]:
+        given = [str(argument) for argument in arguments]
+        for option, value in (("--text", "words.txt"), ("--work", tmp_path / "work")):
+            if option not in given:
+                given += [option, str(value)]
+        if "--output" not in given:
+            given += ["--output", str(tmp_path / "out")]
+        monkeypatch.setattr(sys, "argv", ["efficientllava", "prune", model, *FAST, *given])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as end:
+            cli.app()
+        captured = capfd.readouterr()
+        return int(end.value.code or 0), captured.out, captured.err
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "moments",
+    [
+        pytest.param(MOMENTS[:1], id="one"),
+        pytest.param(MOMENTS[1:], id="all others", marks=pytest.mark.slow),
+    ],
+)
+def test_killed(place: Path, tmp_path: Path, moments: list[list[Any]]) -> None:
+    """kill -9 in the database, the search, the final pruning and the copy: the same bytes."""
+
+    def arguments(name: str) -> list[str]:
+        folders = ["--work", str(tmp_path / f"work-{name}"), "--output", str(tmp_path / name)]
+        return ["prune", str(place / "llava"), "--text", str(place / "words.txt"), *FAST, *folders]
+
+    told = json.dumps([arguments("killed"), arguments("alone"), moments, str(tmp_path / "log")])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", KILLED, told], cwd=ROOT, env=environment)
+    assert done.returncode == 0
+    logs = {path.name[4:]: path.read_text() for path in tmp_path.glob("log-*")}
+    assert folder_digest(tmp_path / "killed") == folder_digest(tmp_path / "alone")
+    results = [tmp_path / f"work-{name}" / "pruned" for name in ("killed", "alone")]
+    assert folder_digest(results[0]) == folder_digest(results[1])
+    left = [path for path in tmp_path.rglob("*") if path.name.endswith((".tmp", ".old"))]
+    assert not left, "what a killed process left behind is cleared"
+    # a log has lines of ours and nothing else, and the table
+    first = logs["undisturbed"].splitlines()
+    works = [line.split()[1] for line in first if line.startswith("prune: ")]
+    assert [each for each, _ in itertools.groupby(works)] == ["database", "round", "final"]
+    table = [line for line in first if not line.startswith("prune: ")]
+    assert [line.split("  ")[0] for line in table] == [
+        *("method", "zeros in the decoder", "proxy loss (nll), dense", "proxy loss (nll), pruned"),
+        *("KL to the dense model", "checkpoint", "pruned with", "saved to"),
+    ]
+    assert logs["resumed"].endswith(logs["again"]), "after the end only the table is printed"
+    assert logs["again"].splitlines() == [line.replace("/alone", "/killed") for line in table], (
+        "and it is the table of an undisturbed run"
+    )
+
+
+BAD: dict[str, tuple[list[str], str]] = {
+    "no such model": (["--model", "./nowhere"], "no such model folder"),
+    "no model": (["--model", "empty"], "the model folder has no config.json"),
+    "hub id": (["--model", "owner/name"], "a hub id needs its commit"),
+    "no such text": (["--text", "nowhere.txt"], "no such text file"),
+    "text too short": (["--text", "short.txt"], "the text is too short"),
+    "empty text": (["--text", "empty.txt"], "the text is empty"),
+    "text without a name": (["--text", ""], "no such text file"),
+    "binary text": (["--text", "binary.txt"], "is not UTF-8"),
+    "pairs without images": (["--pairs", "pictureless"], "image.png"),
+    "no pairs": (["--pairs", "nowhere"], "pairs: nowhere: no such folder"),
+    "pairs without a name": (["--pairs", ""], "no such folder"),
+    "sparsity 0": (["--sparsity", "0"], "0.0 is not between 0 and 1"),
+    "sparsity nan": (["--sparsity", "nan"], "nan is not between 0 and 1"),
+    "sparsity inf": (["--sparsity", "inf"], "inf is not between 0 and 1"),
+    "sparsity -1": (["--sparsity", "-1"], "-1.0 is not between 0 and 1"),
+    "sparsity in words": (["--sparsity", "half"], "Invalid value for '--sparsity'"),
+    "method": (["--method", "efficentllava"], "did you mean efficientllava?"),
+    "parameter": (["--set", "search.round=3"], "did you mean rounds?"),
+    "section": (["--set", "serch.rounds=3"], "did you mean search?"),
+    "section not read here": (["--set", "evaluation.batch_size=3"], "unknown section evaluation"),
+    "proxy parameter": (["--set", "proxy.text=words.txt"], "unknown parameter proxy.text"),
+    "proxy value": (["--set", "proxy.segments=-1"], "proxy.segments"),
+    "no value": (["--set", "search.rounds"], "is no parameter"),
+    "no YAML": (["--set", "search.offsets=[1"], "is not valid YAML"),
+    "value": (["--set", "search.rounds=ten"], "search.rounds"),
+    "max seconds": (["--max-seconds", "nan"], "search.max_seconds"),
+    "device": (["--device", "gpu"], "machine.device"),
+    "missing GPU": (["--device", "cuda:99"], "machine.device: cuda:99"),
+    "GPU named twice": (["--set", "machine.device=cuda", "--device", "cpu"], "two devices"),
+    "no memory": (["--set", "machine.device_memory=0.00001"], "GiB are missing"),
+    "work of another version": (["--work", "old"], "is of another version (layout 0"),
+    "work that is something else": (["--work", "llama"], "holds something else"),
+    "work that is a file": (["--work", "words.txt"], "holds something else"),
+    "work below a file": (["--work", "words.txt/a/b"], "cannot be written"),
+    "work in use": (["--work", "used"], "another process is pruning in it"),
+    "output that is something else": (["--output", "llama"], "holds something else"),
+    "output that is a file": (["--output", "words.txt"], "holds something else"),
+    "output below a file": (["--output", "words.txt/out"], "cannot be written"),
+    "output of another model": (["--output", "another"], "another pruned model (wanda at 0.7)"),
+    "output in the work folder": (["--work", "w", "--output", "w/out"], "lies in the work folder"),
+    "long name": (["--output", "o" * 300], "File name too long"),
+}
+
+
+def write_pairs(folder: Path, image: bool) -> None:
+    """Four questions in ScienceQA's layout, whose images may be missing."""
+    problems = {}
+    for number in range(4):
+        texts = {"hint": "", "subject": "natural science", "grade": "grade2", "topic": "w1"}
+        problems[str(number)] = {
+            **texts,
+            "question": f"w{number}",
+            "choices": ["w8", "w9"],
+            "answer": number % 2,
+            "image": "image.png",
+            "split": "train",
+        }
+        if image:
+            place = folder / "images" / "train" / str(number) / "image.png"
+            place.parent.mkdir(parents=True)
+            Image.new("RGB", (20, 16), (60 * number, 0, 0)).save(place)
+    write_json(folder / "problems.json", problems)
+    write_json(folder / "pid_splits.json", {"train": list(problems)})
+
+
+@pytest.fixture(scope="module")
+def bad(place: Path) -> Iterator[Path]:
+    """Beside the models: everything that can be wrong."""
+    (place / "empty").mkdir()
+    (place / "short.txt").write_text("w1 w2 w3")
+    (place / "empty.txt").write_text(" \n")
+    (place / "binary.txt").write_bytes(bytes(range(256)))
+    write_json(place / "old" / "layout.json", {"layout": 0})
+    write_json(place / "another" / "pruning.json", {"method": "wanda", "ratio": 0.7})
+    write_pairs(place / "pictureless", image=False)
+    with held(place / "used"):
+        yield place
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input(bad: Path, command: Callable[..., tuple[int, str, str]], case: str) -> None:
+    """Exit status 2, one clear line (with a remedy), no traceback, nothing destroyed."""
+    options, message = BAD[case]
+    before = folder_digest(bad)
+    if options[0] == "--model":
+        status, out, error = command(model=options[1])
+    else:
+        status, out, error = command(*options)
+    plain = " ".join(re.sub(r"[│╭╮╰╯─]", " ", error).split())
+    assert status == 2 and message in plain, error
+    assert "Traceback" not in error and out == ""
+    if error.startswith("error: "):
+        lines = error.splitlines()
+        assert len(lines) <= 2 and all(line.startswith("  -> ") for line in lines[1:]), error
+    assert folder_digest(bad) == before
+
+
+@pytest.fixture
+def nobody() -> Iterator[Path]:
+    """A folder that this process may read and not write."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o555)
+        root = os.geteuid() == 0
+        if root:
+            os.seteuid(65534)
+        try:
+            yield Path(folder)
+        finally:
+            if root:
+                os.seteuid(0)
+
+
+def test_no_write_permission(nobody: Path) -> None:
+    request = prune_command.Request(
+        "llava", None, "magnitude", 0.5, None, None, nobody / "work", None, None, ()
+    )
+    with pytest.raises(UserError, match=r"work folder .*cannot be written \(Permission denied\)"):
+        prune_command.run(request, Path("/tmp/efficientllava-nowhere"))
+    with pytest.raises(UserError, match=r"work folder .*cannot be written \(Permission denied\)"):
+        with held(nobody / "work"):
+            pass
+    with pytest.raises(UserError, match=r"--output .*cannot be written \(Permission denied\)"):
+        prune_command.run(request, nobody / "out")
+
+
+def test_output_is_never_overwritten(
+    command: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    assert command("--method", "magnitude")[0] == 0
+    before = folder_digest(tmp_path / "out")
+    status, _, error = command("--method", "wanda")
+    assert status == 2 and "another pruned model (magnitude at 0.5)" in error
+    # the same method and ratio: known only when it is done, and then it is in the work folder
+    status, _, error = command("--method", "magnitude", model="llama")
+    assert status == 2 and "other data or parameters" in error
+    kept = re.search(r"the new model is in (\S+)", error)
+    assert kept and (Path(kept[1]) / "config.json").is_file()
+    assert folder_digest(tmp_path / "out") == before
+
+
+def test_interrupted(
+    command: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Ctrl-C: exit status 130 and one line."""
+
+    @contextmanager
+    def interrupting(*_: Any) -> Iterator[Callable[[Event], None]]:
+        def see(event: Event) -> None:
+            if event.name == "candidate":
+                os.kill(os.getpid(), signal.SIGINT)
+
+        yield see
+
+    monkeypatch.setattr(prune_command, "shown", interrupting)
+    status, out, error = command()
+    assert (status, out) == (130, "")
+    assert error == "interrupted: the same command goes on from here\n"
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("model", ["llava", "llama"])
+def test_dry_run(command: Callable[..., tuple[int, str, str]], tmp_path: Path, model: str) -> None:
+    """It says everything for every method, and writes nothing."""
+    for method in METHODS:
+        status, out, error = command("--method", method, "--dry-run", model=model)
+        assert (status, error) == (0, ""), method
+        for part in ("model", "step 1", "final pruning", "memory", "disk", "time", "of 8 tokens"):
+            assert part in out, (method, part)
+        builds = "database: every matrix at 5 levels" in out
+        assert builds == ("database" in METHODS[method].needs)
+    assert not any(tmp_path.iterdir()), "no work folder, no output"
+
+
+def test_estimate_fits_a_real_run(
+    command: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Disk within a factor of 2 (headers and records of a tiny model); the candidates exactly."""
+    made: list[Estimate] = []
+    estimate = prune_command.estimate
+    monkeypatch.setattr(
+        prune_command, "estimate", lambda *given: made.append(estimate(*given)) or made[-1]
+    )
+    assert command("--dry-run")[0] == 0
+    assert command()[0] == 0
+    work = tmp_path / "work"
+    disk = sum(path.stat().st_size for path in work.rglob("*.safetensors"))
+    assert made[0].disk / 2 < disk < made[0].disk * 2
+    before = folder_digest(work)
+    assert command("--dry-run")[0] == 0
+    assert folder_digest(work) == before, "the work folder stays as it was"
+    assert "all 5 levels are in the work folder" in made[1].steps[0]
+    assert made[1].disk < made[0].disk and made[1].weights == made[0].weights == 9216
+
+
+def test_table_fits_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "xterm")
+    rows = [("method", "efficientllava at 0.5"), ("pruned with", "64 segments of text; " * 9)]
+    screen, log = Terminal(), io.StringIO()
+    print_rows([*rows, ("saved to", "/a/very/long/path" * 8)], screen)
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", screen.getvalue()).splitlines()
+    assert max(map(len, lines)) <= 80 and len(lines) > 5
+    print_rows(rows, log)
+    assert log.getvalue().splitlines()[0] == "method       efficientllava at 0.5"
+    assert len(log.getvalue().splitlines()) == 2
+
+
+def test_bar_fits_80_columns() -> None:
+    """Names and counts are whole; what was measured is cut."""
+    screen = io.StringIO()
+    values = {"best_risk": 0.443, "best_loss": 0.4598, "best_complexity": -0.03353, "mean": 0.57}
+    with bar("prune", Console(file=screen, width=80, force_terminal=True)) as show:
+        show(Event("final pruning", 1, 32))
+        show(Event("round", 9, 10, {"round": 9, **values}))
+    lines = (
+        re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue()).replace("\r", "\n").splitlines()
+    )
+    assert max(map(len, lines)) <= 80
+    last = [line for line in lines if line.startswith("prune: ")][-2:]
+    assert last[0].startswith("prune: final pruning ") and " 1/32 " in last[0]
+    assert last[1].startswith("prune: round ") and " 9/10 " in last[1] and "risk 0.443" in last[1]
+
+
+def test_transformers_settings_are_restored(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Loading and saving show nothing; the user's own loading shows what it did before."""
+    from transformers import LlavaForConditionalGeneration
+    from transformers.utils import logging
+
+    from efficientllava.models.checkpoint import load_model, load_processor
+
+    logging.enable_progress_bar()
+    capfd.readouterr()
+    level = logging.get_verbosity()
+    model = load_model(place / "llava")
+    with tempfile.TemporaryDirectory() as folder:
+        save_checkpoint(model, load_processor(place / "llava"), Path(folder) / "saved")
+    assert capfd.readouterr() == ("", "")
+    assert logging.get_verbosity() == level and logging.is_progress_bar_enabled()
+    LlavaForConditionalGeneration.from_pretrained(place / "llava")
+    assert "Loading weights" in capfd.readouterr().err
+
+
+def test_memory_of_the_device_that_lacks(place: Path) -> None:
+    from efficientllava.offload.devices import enough_memory
+
+    for error in (
+        torch.OutOfMemoryError("CUDA out of memory"),
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
+    ):
+        with pytest.raises(UserError, match="the memory does not suffice"), enough_memory("cuda"):
+            raise error
+    with pytest.raises(RuntimeError, match="shapes"), enough_memory("cuda"):
+        raise RuntimeError("shapes differ")
+
+
+def test_lock_is_given_back(tmp_path: Path) -> None:
+    """A work folder is free after an error; one that a kill left half made is taken."""
+    with pytest.raises(KeyError), held(tmp_path / "work"):
+        raise KeyError
+    with held(tmp_path / "work"), open(tmp_path / "work" / "lock") as lock:
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    (tmp_path / "half").mkdir()
+    for name in ("lock", ".layout.json.tmp"):
+        (tmp_path / "half" / name).touch()
+    with held(tmp_path / "half"):
+        pass
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").touch()
+    with pytest.raises(UserError, match="holds something else"), held(tmp_path / "mine"):
+        pass
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
+
+
+def test_page_prune_your_model(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Every command and the Python lines of docs/prune.md, on a tiny model in the place of the
+    named one, with few and short samples."""
+    page = (ROOT / "docs" / "prune.md").read_text().replace("<commit>", "0123abc")
+    page = page.replace("\\\n", " ")
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(place / "llava", tmp_path / "llava-hf" / "llava-1.5-7b-hf")
+    (tmp_path / "ptb.train.txt").write_text(WORDS)
+    write_pairs(tmp_path / "scienceqa", image=True)
+    (lines,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    lines = lines.replace('"scienceqa")', '"scienceqa", segments=3, length=8)')
+    fast = {"search": {"candidates": 3, "survivors": 1, "rounds": 1, "workers": 1}}
+    lines = lines.replace('work="work")', f'work="work", parameters={fast})')
+    exec(compile(lines, "docs/prune.md", "exec"), {})
+    assert (tmp_path / "pruned" / "config.json").is_file()
+    shutil.rmtree(tmp_path / "pruned")  # made with other parameters than the command's
+    commands = [
+        shlex.split(line)
+        for block in re.findall(r"```sh\n(.*?)```", page, re.DOTALL)
+        for line in block.splitlines()
+    ]
+    assert len(commands) == 4
+    for words in commands:
+        extra = [*FAST, *([] if "--text" in words else ["--text", "ptb.train.txt"])]
+        monkeypatch.setattr(sys, "argv", [*words, *(extra if words[1] == "prune" else [])])
+        with pytest.raises(SystemExit) as end:
+            cli.app()
+        assert not end.value.code, capfd.readouterr().err
+    assert (tmp_path / "faster" / "pruning.json").is_file()
