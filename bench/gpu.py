@@ -44,7 +44,7 @@ class Bench:
 
         from efficientllava.data.proxy import load_proxy
         from efficientllava.offload.devices import open_device
-        from efficientllava.parameters import PruningParameters, SearchParameters
+        from efficientllava.parameters import MachineParameters, PruningParameters, SearchParameters
 
         self.wanted, self.folder, self.limit = wanted, folder, limit
         self.device = open_device(wanted.device)
@@ -60,10 +60,9 @@ class Bench:
             "rounds": wanted.rounds,
             "survivors": min(4, wanted.candidates),
             "projector_batch": wanted.projector_batch,
-            "workers": 1,
-            "projector_checkpointing": True,
         }
         self.search_parameters = SearchParameters(**changes)
+        self.machine = MachineParameters(workers=1)
         self.found: Any = None
         self.seconds: dict[str, float] = {}
         self.failed = False
@@ -205,7 +204,7 @@ class Bench:
         with self.placed() as found:
             self.found = Search(
                 found.adapter, self.proxy, found.database, LEVELS, 0.5, self.search_parameters,
-                self.folder / "search", {}, progress=tell, blocks=found.blocks,
+                self.machine, self.folder / "search", {}, progress=tell, blocks=found.blocks,
             ).run()  # fmt: skip
         times = [after - before for before, after in zip(rounds, rounds[1:], strict=False)]
         summary = self.found.summary

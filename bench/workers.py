@@ -47,7 +47,7 @@ def main() -> None:
     from efficientllava.allocation.workers import ProcessEvaluator, Work
     from efficientllava.data.proxy import ProxyData, save_proxy
     from efficientllava.models.families import adapter_for
-    from efficientllava.parameters import SearchParameters
+    from efficientllava.parameters import MachineParameters
 
     torch.set_num_threads(1)
     print(json.dumps({**vars(wanted), "machine": machine(), "load": os.getloadavg()[0]}))
@@ -64,8 +64,8 @@ def main() -> None:
         work = Work(model, proxy, (database,), "kl", "text", None, 1)
         evaluators = {}
         for workers in (1, 2):
-            parameters = SearchParameters(executor="dask", workers=workers)
-            executor = dask_executor(parameters)
+            machine = MachineParameters(executor="dask", workers=workers)
+            executor = dask_executor(machine)
             evaluators[workers] = ProcessEvaluator(
                 work, lambda e=executor: e, folder, adapter.sizes
             )

@@ -94,7 +94,7 @@ def estimate(method: str, context: Context) -> Estimate:
             disk += database_bytes(sum(adapter.sizes), levels, shape.item, compact)
         candidates = parameters.search.candidates * parameters.search.rounds if searches else 0
         per_block, per_pass = _trial(opened, proxy, parameters, levels)
-        passes = 6 + candidates / parameters.search.workers
+        passes = 6 + candidates / parameters.machine.workers
         solved = per_block * len(adapter.blocks) * (2 if searches else 1)
         return Estimate(
             matrices=len(adapter.matrices),

@@ -36,7 +36,7 @@ from efficientllava.errors import UserError
 from efficientllava.files import value_digest
 from efficientllava.models.families import Adapter
 from efficientllava.offload.blocks_on_disk import BlocksOnDisk
-from efficientllava.parameters import SearchParameters
+from efficientllava.parameters import MachineParameters, SearchParameters
 from efficientllava.progress import Event, Progress, silent
 
 logger = logging.getLogger(__name__)
@@ -46,14 +46,7 @@ NO_PROJECTOR = "off: the model has no projector"
 PROJECTOR_STREAM = -1
 """Index of the projector's random numbers in a round."""
 
-UNDECISIVE = {
-    "rounds",
-    "workers",
-    "max_seconds",
-    "executor",
-    "dask_address",
-    "projector_checkpointing",
-}
+UNDECISIVE = {"rounds", "max_seconds"}
 """Search parameters that do not change what a round does: work of other values is continued."""
 
 
@@ -83,6 +76,7 @@ class Search:
         adapter: of the dense model; its language model and projector are changed in place. A model
             without a projector is searched without projector evolution, and the summary says so.
         levels: ratios a matrix may take (C of the paper).
+        machine: how many candidates side by side, with how many threads; gradient checkpointing.
         work: folder of unfinished searches; rounds found there under the same key are not run
             again.
         identity: digests (model, proxy, code) that decide whether unfinished work still counts.
@@ -102,6 +96,7 @@ class Search:
         levels: Sequence[float],
         ratio: float,
         parameters: SearchParameters,
+        machine: MachineParameters,
         work: Path,
         identity: dict[str, Any],
         upper_bound: bool = True,
@@ -109,7 +104,7 @@ class Search:
         make_evaluator: Callable[[Path], Evaluator] | None = None,
         blocks: BlocksOnDisk | None = None,
     ) -> None:
-        self.make_evaluator, self.blocks = make_evaluator, blocks
+        self.machine, self.make_evaluator, self.blocks = machine, make_evaluator, blocks
         if adapter.projector is None and parameters.evolve_projector:
             logger.warning("search.evolve_projector is %s", NO_PROJECTOR)
             parameters = parameters.model_copy(update={"evolve_projector": False})
@@ -139,7 +134,7 @@ class Search:
     def run(self) -> SearchResult:
         """Search until the last round, `max_seconds`, or no gain for `patience` rounds."""
         parameters = self.parameters
-        torch.set_num_threads(parameters.threads)
+        torch.set_num_threads(self.machine.threads)
         self.loss = ProxyLoss(
             self.adapter,
             self.proxy,
@@ -149,13 +144,13 @@ class Search:
         )
         # one candidate fills a GPU
         alone = self.make_evaluator is not None or self.adapter.device.type != "cpu"
-        here = 1 if alone else parameters.workers
+        here = 1 if alone else self.machine.workers
         models = stitched_models(self.adapter, self.database, here, self.blocks)
         # the projector is moved through the first worker's model, when the others rest
         self.stitched = models[0]
         self.evolution = self._projector_evolution() if parameters.evolve_projector else None
         self.evaluator: Evaluator = (
-            CandidateEvaluator(models, self.loss, parameters.threads)
+            CandidateEvaluator(models, self.loss, self.machine.threads)
             if self.make_evaluator is None
             else self.make_evaluator(self.work)
         )
@@ -187,7 +182,7 @@ class Search:
             parameters.projector_learning_rate,
             parameters.projector_batch,
             # streamed blocks are computed again in any case: never both
-            parameters.projector_checkpointing and self.blocks is None,
+            self.machine.gradient_checkpointing and self.blocks is None,
         )
 
     def _ratios(self, genes: Genes) -> list[float]:

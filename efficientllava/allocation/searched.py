@@ -29,8 +29,8 @@ def searched(context: Context, parameters: SearchParameters, upper_bound: bool) 
     machine, levels = context.parameters.machine, context.levels
     folders = context.database_folders(levels)
     # beside the worker processes, this one moves the projector on the first device
-    workers = worker_devices(parameters, machine.device) if parameters.executor != "threads" else []
-    here = [] if parameters.dask_address else workers  # others have GPUs of their own
+    workers = worker_devices(machine) if machine.executor != "threads" else []
+    here = [] if machine.dask_address else workers  # others have GPUs of their own
     sharing = 1 + max((here.count(device) for device in here), default=0)
     with placed(
         context.model,
@@ -40,7 +40,7 @@ def searched(context: Context, parameters: SearchParameters, upper_bound: bool) 
         context.work,
         parameters.projector_batch if parameters.evolve_projector else 0,
         parameters.kl_tokens,
-        parameters.projector_checkpointing,
+        machine.gradient_checkpointing,
     ) as found:
         result = Search(
             found.adapter,
@@ -49,6 +49,7 @@ def searched(context: Context, parameters: SearchParameters, upper_bound: bool) 
             levels,
             context.ratio,
             parameters,
+            machine,
             unfinished(context.work, "search", machine),
             {"database": context.database_key},
             upper_bound,
@@ -74,10 +75,10 @@ def _evaluator_maker(
     sharing: int,
 ) -> Callable[[Path], ProcessEvaluator] | None:
     """Scores candidates in other processes, if the parameters ask for that."""
-    make_executor = executor_maker(parameters, devices, context.scheduler)
+    machine = context.parameters.machine
+    make_executor = executor_maker(machine, devices, context.scheduler)
     if make_executor is None:
         return None
-    machine = context.parameters.machine
     work = Work(
         str(context.model.resolve()),
         str(context.proxy_folder.resolve()),
@@ -85,7 +86,7 @@ def _evaluator_maker(
         parameters.fitness,
         parameters.fitness_data,
         parameters.kl_tokens,
-        parameters.threads,
+        machine.threads,
         machine.device,
         machine.device_memory,
         sharing,

@@ -190,7 +190,7 @@ class ProcessEvaluator:
                 if deaths > DEATHS:
                     raise UserError(
                         f"worker processes died {deaths} times before a candidate was scored",
-                        where="search.workers",
+                        where="machine.workers",
                         remedy="look for the kernel's out-of-memory killer; use fewer workers",
                     ) from error
                 self._executor.shutdown(wait=False)

@@ -22,7 +22,7 @@ from efficientllava.database.build import build_database
 from efficientllava.database.solutions import Database, open_database
 from efficientllava.errors import UserError
 from efficientllava.models.families import adapter_for
-from efficientllava.parameters import PruningParameters, SearchParameters
+from efficientllava.parameters import MachineParameters, PruningParameters, SearchParameters
 from efficientllava.progress import Event
 from tests.conftest import random_llava, random_proxy
 
@@ -53,7 +53,7 @@ def search(
     progress: Callable[[Event], None] = lambda event: None,
 ) -> SearchResult:
     parameters = SearchParameters(
-        candidates=6, rounds=3, survivors=2, workers=1, projector_steps=3, projector_batch=4,
+        candidates=6, rounds=3, survivors=2, projector_steps=3, projector_batch=4,
         projector_learning_rate=1e-2, multi_step=0.5, multi_step_keep=3,
     )  # fmt: skip
     adapter = adapter_for(random_llava())
@@ -66,8 +66,9 @@ def search(
 
     database: Database = open_database(folder / "database", LEVELS, check=True)
     return Search(
-        adapter, random_proxy(), database, LEVELS, 0.5, parameters, work, {},
-        progress=progress, make_evaluator=None if make_executor is None else elsewhere,
+        adapter, random_proxy(), database, LEVELS, 0.5, parameters, MachineParameters(workers=1),
+        work, {}, progress=progress,
+        make_evaluator=None if make_executor is None else elsewhere,
     ).run()  # fmt: skip
 
 
@@ -102,7 +103,7 @@ def test_two_processes_one_of_them_killed_change_nothing(folder: Path, tmp_path:
 @pytest.mark.slow
 def test_dask_survives_a_killed_worker_and_changes_nothing(folder: Path, tmp_path: Path) -> None:
     distributed = pytest.importorskip("distributed")
-    parameters = SearchParameters(workers=2, executor="dask")
+    machine = MachineParameters(workers=2, executor="dask")
     alone = search(folder, tmp_path / "alone", None)
     killed: list[int] = []
 
@@ -114,7 +115,7 @@ def test_dask_survives_a_killed_worker_and_changes_nothing(folder: Path, tmp_pat
             killed.append(processes[0])
             os.kill(processes[0], signal.SIGKILL)
 
-    shared = search(folder, tmp_path / "dask", lambda: dask_executor(parameters), kill)
+    shared = search(folder, tmp_path / "dask", lambda: dask_executor(machine), kill)
     assert killed
     assert essence(shared) == essence(alone)
     client = distributed.get_client()

@@ -24,7 +24,7 @@ from efficientllava.kernels.cpu.radix_select import ALL_BITS, FIRST, first_digit
 from efficientllava.kernels.cpu.sections import bundles_of
 from efficientllava.kernels.cpu.vector_kernel import PANEL
 from efficientllava.models.families import Adapter, adapter_for
-from efficientllava.parameters import PruningParameters, SearchParameters
+from efficientllava.parameters import MachineParameters, PruningParameters, SearchParameters
 from tests.conftest import random_llava, random_proxy
 
 
@@ -187,9 +187,19 @@ def searched(
     parameters = PruningParameters(kernel=kernel, block_size=8)
     build_database(adapter, proxy, levels, parameters, folder / "d", folder / "w", {})
     digests = [file_digest(path) for path in sorted((folder / "d").glob("*.safetensors"))]
-    settings = SearchParameters(candidates=4, rounds=2, survivors=2, workers=1, projector_steps=2)
+    settings = SearchParameters(candidates=4, rounds=2, survivors=2, projector_steps=2)
     database = open_database(folder / "d")
-    found = Search(adapter, proxy, database, levels, 0.5, settings, folder / "s", {}).run()
+    found = Search(
+        adapter,
+        proxy,
+        database,
+        levels,
+        0.5,
+        settings,
+        MachineParameters(workers=1),
+        folder / "s",
+        {},
+    ).run()
     return digests, found
 
 

@@ -39,7 +39,12 @@ from efficientllava.models.checkpoint import (
 from efficientllava.models.families import FAMILIES, Adapter, adapter_for
 from efficientllava.models.weight_files import weight_files
 from efficientllava.offload.blocks_on_disk import blocks_on_disk
-from efficientllava.parameters import Parameters, PruningParameters, SearchParameters
+from efficientllava.parameters import (
+    MachineParameters,
+    Parameters,
+    PruningParameters,
+    SearchParameters,
+)
 from efficientllava.pruning.finalize import require_same_logits
 from efficientllava.pruning.masked import prune_masked
 from efficientllava.pruning.sequential import prune_model
@@ -186,7 +191,6 @@ def test_whole_chain(case: Case, tmp_path: Path) -> None:
         band=(-0.02, 0.02),
         projector_steps=3,
         projector_learning_rate=1e-3,
-        workers=1,
     )
     build_database(
         adapter_for(case.model()),
@@ -205,6 +209,7 @@ def test_whole_chain(case: Case, tmp_path: Path) -> None:
         LEVELS,
         0.5,
         parameters,
+        MachineParameters(workers=1),
         tmp_path / "search",
         {},
     ).run()
