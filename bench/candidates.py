@@ -50,7 +50,7 @@ def main() -> None:
     import torch
 
     from bench.machine import machine
-    from efficientllava.allocation.evaluation import stitched_models, swap_order
+    from efficientllava.allocation.scoring.evaluation import stitched_models, swap_order
     from efficientllava.calibration.proxy_loss import ProxyLoss, mean_loss
     from efficientllava.data.proxy import ProxyData
     from efficientllava.models.families import adapter_for

@@ -147,7 +147,7 @@ class Bench:
         """Candidates in turn with bare forward passes of the same tokens."""
         import random
 
-        from efficientllava.allocation.evaluation import stitched_models
+        from efficientllava.allocation.scoring.evaluation import stitched_models
         from efficientllava.calibration.proxy_loss import ProxyLoss, mean_loss
 
         with self.placed() as found:
@@ -192,7 +192,7 @@ class Bench:
 
     def search(self) -> str:
         """The whole search, with projector evolution."""
-        from efficientllava.allocation.search import Search
+        from efficientllava.allocation.search import Search, SearchGoal, SearchInputs
 
         shutil.rmtree(self.folder / "search", ignore_errors=True)
         rounds = [time.perf_counter()]
@@ -203,9 +203,13 @@ class Bench:
 
         with self.placed() as found:
             self.found = Search(
-                found.adapter, self.proxy, found.database, LEVELS, 0.5, self.search_parameters,
-                self.machine, self.folder / "search", {}, progress=tell, blocks=found.blocks,
-            ).run()  # fmt: skip
+                SearchInputs(found.adapter, self.proxy, found.database, found.blocks),
+                SearchGoal(LEVELS, 0.5, self.search_parameters),
+                self.machine,
+                self.folder / "search",
+                {},
+                tell,
+            ).run()
         times = [after - before for before, after in zip(rounds, rounds[1:], strict=False)]
         summary = self.found.summary
         return (

@@ -87,6 +87,7 @@ def measure(wanted: argparse.Namespace) -> dict[str, Any]:
     from efficientllava.calibration.proxy_loss import Distribution
     from efficientllava.data.proxy import IGNORED, Pairs
     from efficientllava.models.families import adapter_for
+    from efficientllava.parameters import SearchParameters
 
     torch.set_num_threads(wanted.threads)
     dtype = getattr(torch, wanted.dtype)
@@ -109,11 +110,8 @@ def measure(wanted: argparse.Namespace) -> dict[str, Any]:
         adapter,
         Pairs(inputs, labels),
         lambda candidate: None,
-        "kl",
         Distribution.of(logits.log_softmax(dim=1)),
-        1,
-        1e-4,
-        wanted.pairs,
+        SearchParameters(projector_steps=1, projector_batch=wanted.pairs),
         wanted.checkpointing,
     )
     evolution.training = list(range(wanted.pairs))

@@ -43,8 +43,8 @@ def main() -> None:
     import torch
 
     from bench.machine import machine
-    from efficientllava.allocation.executors import dask_executor
-    from efficientllava.allocation.workers import ProcessEvaluator, Work
+    from efficientllava.allocation.scoring.executors import dask_executor
+    from efficientllava.allocation.scoring.workers import ProcessEvaluator, Work
     from efficientllava.data.proxy import ProxyData, save_proxy
     from efficientllava.models.families import adapter_for
     from efficientllava.parameters import MachineParameters

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from efficientllava.allocation.context import Allocation, Context, Risk
-from efficientllava.allocation.executors import executor_maker, worker_devices
-from efficientllava.allocation.search import Search
+from efficientllava.allocation.scoring.executors import executor_maker, worker_devices
+from efficientllava.allocation.scoring.workers import ProcessEvaluator, Work
+from efficientllava.allocation.search import Search, SearchGoal, SearchInputs
 from efficientllava.allocation.unfinished import unfinished
-from efficientllava.allocation.workers import ProcessEvaluator, Work
 from efficientllava.database.placed import Machine, placed
 from efficientllava.database.solutions import open_database
 from efficientllava.offload.devices import open_device
@@ -21,7 +21,7 @@ def searched(context: Context, parameters: SearchParameters, upper_bound: bool) 
 
     Args:
         parameters: of the search, with the method's own changes.
-        upper_bound: see `Search`.
+        upper_bound: see `SearchGoal`.
 
     Raises:
         UserError: as `Search`; the model does not fit on the device.
@@ -43,19 +43,13 @@ def searched(context: Context, parameters: SearchParameters, upper_bound: bool) 
         machine.gradient_checkpointing,
     ) as found:
         result = Search(
-            found.adapter,
-            context.proxy,
-            found.database,
-            levels,
-            context.ratio,
-            parameters,
+            SearchInputs(found.adapter, context.proxy, found.database, found.blocks),
+            SearchGoal(levels, context.ratio, parameters, upper_bound),
             machine,
             unfinished(context.work, "search", machine),
             {"database": context.database_key},
-            upper_bound,
             context.progress,
             _evaluator_maker(context, folders, found.adapter.sizes, parameters, workers, sharing),
-            found.blocks,
         ).run()
     history = []
     for candidate in result.history:

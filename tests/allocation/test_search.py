@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from efficientllava.allocation.search import Search, SearchResult
+from efficientllava.allocation.search import Search, SearchGoal, SearchInputs, SearchResult
 from efficientllava.calibration.proxy_loss import ProxyLoss
 from efficientllava.data.proxy import ProxyData
 from efficientllava.database.build import build_database
@@ -44,16 +44,11 @@ def search(
     settings = {"candidates": 6, "rounds": 4, "survivors": 2, "projector_steps": 3}
     settings |= {"projector_learning_rate": 1e-2, "projector_batch": 4} | changes
     return Search(
-        adapter_for(random_llava()),
-        proxy,
-        database,
-        LEVELS,
-        0.5,
-        SearchParameters(**settings),
+        SearchInputs(adapter_for(random_llava()), proxy, database),
+        SearchGoal(LEVELS, 0.5, SearchParameters(**settings), upper_bound),
         MachineParameters(workers=workers),
         work,
         {},
-        upper_bound,
         progress,
     ).run()
 

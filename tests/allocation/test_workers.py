@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import torch
 
-from efficientllava.allocation.evaluation import swap_order
-from efficientllava.allocation.executors import dask_executor
-from efficientllava.allocation.search import Search, SearchResult
-from efficientllava.allocation.workers import ProcessEvaluator, Work
+from efficientllava.allocation.scoring.evaluation import swap_order
+from efficientllava.allocation.scoring.executors import dask_executor
+from efficientllava.allocation.scoring.workers import ProcessEvaluator, Work
+from efficientllava.allocation.search import Search, SearchGoal, SearchInputs, SearchResult
 from efficientllava.data.proxy import save_proxy
 from efficientllava.database.build import build_database
 from efficientllava.database.solutions import Database, open_database
@@ -66,10 +66,14 @@ def search(
 
     database: Database = open_database(folder / "database", LEVELS, check=True)
     return Search(
-        adapter, random_proxy(), database, LEVELS, 0.5, parameters, MachineParameters(workers=1),
-        work, {}, progress=progress,
-        make_evaluator=None if make_executor is None else elsewhere,
-    ).run()  # fmt: skip
+        SearchInputs(adapter, random_proxy(), database),
+        SearchGoal(LEVELS, 0.5, parameters),
+        MachineParameters(workers=1),
+        work,
+        {},
+        progress,
+        None if make_executor is None else elsewhere,
+    ).run()
 
 
 def essence(result: SearchResult) -> tuple[Any, ...]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from efficientllava.allocation.executors import dask_executor
+from efficientllava.allocation.scoring.executors import dask_executor
 from efficientllava.errors import UserError
 from efficientllava.parameters import MachineParameters
 from flows.pipeline import pipeline

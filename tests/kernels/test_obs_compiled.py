@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.sparsegpt_reference import fasterprune
-from efficientllava.allocation.search import Search, SearchResult
+from efficientllava.allocation.search import Search, SearchGoal, SearchInputs, SearchResult
 from efficientllava.data.proxy import ProxyData
 from efficientllava.database.build import build_database
 from efficientllava.database.solutions import open_database
@@ -189,17 +189,8 @@ def searched(
     digests = [file_digest(path) for path in sorted((folder / "d").glob("*.safetensors"))]
     settings = SearchParameters(candidates=4, rounds=2, survivors=2, projector_steps=2)
     database = open_database(folder / "d")
-    found = Search(
-        adapter,
-        proxy,
-        database,
-        levels,
-        0.5,
-        settings,
-        MachineParameters(workers=1),
-        folder / "s",
-        {},
-    ).run()
+    inputs, goal = SearchInputs(adapter, proxy, database), SearchGoal(levels, 0.5, settings)
+    found = Search(inputs, goal, MachineParameters(workers=1), folder / "s", {}).run()
     return digests, found
 
 

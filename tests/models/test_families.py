@@ -20,7 +20,7 @@ from transformers import (
 from typer.testing import CliRunner
 
 from efficientllava.allocation.context import Allocation, Risk
-from efficientllava.allocation.search import NO_PROJECTOR, Search
+from efficientllava.allocation.search import NO_PROJECTOR, Search, SearchGoal, SearchInputs
 from efficientllava.calibration.block_walk import BlockWalk, calibration_inputs
 from efficientllava.calibration.opened import OpenModel
 from efficientllava.calibration.proxy_loss import ProxyLoss
@@ -203,12 +203,8 @@ def test_whole_chain(case: Case, tmp_path: Path) -> None:
     )
     database = open_database(tmp_path / "database", LEVELS)
     found = Search(
-        adapter_for(case.model()),
-        case.proxy,
-        database,
-        LEVELS,
-        0.5,
-        parameters,
+        SearchInputs(adapter_for(case.model()), case.proxy, database),
+        SearchGoal(LEVELS, 0.5, parameters),
         MachineParameters(workers=1),
         tmp_path / "search",
         {},

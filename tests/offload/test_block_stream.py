@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 
 from efficientllava.allocation.context import Allocation, Risk
-from efficientllava.allocation.evaluation import StreamedModel, stitched_models
-from efficientllava.allocation.search import Search
+from efficientllava.allocation.scoring.evaluation import StreamedModel, stitched_models
+from efficientllava.allocation.search import Search, SearchGoal, SearchInputs
 from efficientllava.calibration.opened import OpenModel
 from efficientllava.calibration.proxy_loss import ProxyLoss
 from efficientllava.database.build import build_database
@@ -139,16 +140,14 @@ def test_database_search_and_final_model_are_the_same(folder: Path, storage: str
         with blocks_on_disk(adapter, folder / "model", place / "work", device):
             build_database(adapter, proxy, LEVELS, pruning, place / "db", place / "w", {})
         adapter, database = loaded(folder), open_database(place / "db", LEVELS)
-        if device is None:
-            found = Search(
-                adapter, proxy, database, LEVELS, 0.5, parameters, ONE, place / "s", {}
-            ).run()
-        else:
-            with blocks_on_disk(adapter, folder / "model", place / "work", device) as kept:
-                found = Search(
-                    adapter, proxy, database, LEVELS, 0.5, parameters, ONE, place / "s", {},
-                    blocks=kept,
-                ).run()  # fmt: skip
+        goal = SearchGoal(LEVELS, 0.5, parameters)
+        with (
+            nullcontext()
+            if device is None
+            else blocks_on_disk(adapter, folder / "model", place / "work", device) as kept
+        ):
+            inputs = SearchInputs(adapter, proxy, database, kept)
+            found = Search(inputs, goal, ONE, place / "s", {}).run()
         results.append((found.policy, found.history, found.rounds, found.summary))
         adapter = loaded(folder)
         with blocks_on_disk(adapter, folder / "model", place / "work", device) as kept:

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from efficientllava.allocation.context import Allocation, Risk
-from efficientllava.allocation.executors import worker_devices
-from efficientllava.allocation.search import Search
+from efficientllava.allocation.scoring.executors import worker_devices
+from efficientllava.allocation.search import Search, SearchGoal, SearchInputs
 from efficientllava.calibration.opened import OpenModel
 from efficientllava.calibration.working_set import Tokens, search_bytes
 from efficientllava.database import storage
@@ -117,9 +117,12 @@ def chain(folder: Path, device: torch.device | None, memory: float | None, stora
     with placed(checkpoint, [folder / "db"], proxy, machine, folder / "p", 4) as found:
         watch(found.blocks)
         result = Search(
-            found.adapter, proxy, found.database, LEVELS, 0.5, SEARCH, MachineParameters(),
-            folder / "s", {}, blocks=found.blocks,
-        ).run()  # fmt: skip
+            SearchInputs(found.adapter, proxy, found.database, found.blocks),
+            SearchGoal(LEVELS, 0.5, SEARCH),
+            MachineParameters(),
+            folder / "s",
+            {},
+        ).run()
         placement = found.placement
     adapter = adapter_for(load_model(checkpoint))
     projector = {name: tensor.cpu() for name, tensor in result.projector.items()}

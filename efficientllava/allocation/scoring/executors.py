@@ -11,7 +11,7 @@ from concurrent.futures import Executor, ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import Any
 
-from efficientllava.allocation.workers import take_device
+from efficientllava.allocation.scoring.workers import take_device
 from efficientllava.errors import UserError
 from efficientllava.parameters import MachineParameters
 

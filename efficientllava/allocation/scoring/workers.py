@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from efficientllava.allocation.evaluation import StitchedModel, stitched_models, swap_order
+from efficientllava.allocation.scoring.evaluation import StitchedModel, stitched_models, swap_order
 from efficientllava.calibration.proxy_loss import Fitness, ProxyLoss
 from efficientllava.data.proxy import load_proxy
 from efficientllava.database.placed import Machine, placed
