@@ -20,6 +20,7 @@ from efficientllava.errors import UserError
 from efficientllava.files import file_digest
 from efficientllava.kernels import hessian, masks, obs
 from efficientllava.kernels.cpu import obs_compiled
+from efficientllava.kernels.cpu.arguments import Scored, TileRows
 from efficientllava.kernels.cpu.radix_select import ALL_BITS, FIRST, first_digits
 from efficientllava.kernels.cpu.sections import bundles_of
 from efficientllava.kernels.cpu.vector_kernel import PANEL
@@ -156,7 +157,8 @@ def test_not_even_nan_is_counted_out_of_bounds() -> None:
     memory = np.zeros((2, 1 << (31 - FIRST)), dtype=np.int64)
     ones, live = np.ones(4, dtype=np.float32), np.full(4, ALL_BITS)
     keys, one = np.empty((4, 4), dtype=np.uint32), np.array([1])
-    first_digits(stack, 0, 4, ones, live, keys, np.array([[0, 4]]), 0 * one, one, one, 0, 1, memory)
+    tiles = TileRows(np.array([[0, 4]]), 0 * one, one, one)
+    first_digits(stack, Scored(0, ones, live), keys, tiles, 0, 1, memory)
     assert memory.sum(axis=1).tolist() == [16, 0]
     assert keys[0, 2] == np.float32(1.0).view(np.uint32) + 1
 
