@@ -86,7 +86,8 @@ def compare_with_bare(
     wanted: argparse.Namespace, proxy: Any, adapter: Any, database: Any, rounds: list[Any]
 ) -> None:
     """Candidates in turn with bare forward passes."""
-    from efficientllava.allocation.evaluation import stitched_models, swap_order
+    from efficientllava.allocation.scoring.evaluation import stitched_models, swap_order
+
     from efficientllava.calibration.proxy_loss import ProxyLoss, mean_loss
 
     loss = ProxyLoss(adapter, proxy, "kl", "text", wanted.kl_tokens)
@@ -135,17 +136,18 @@ def compare_workers(
     wanted: argparse.Namespace, proxy: Any, adapter: Any, folder: Path, rounds: list[Any]
 ) -> None:
     """Rounds by one and by two Dask processes in turn; their losses are compared bit for bit."""
-    from efficientllava.allocation.executors import dask_executor
-    from efficientllava.allocation.workers import ProcessEvaluator, Work
+    from efficientllava.allocation.scoring.executors import dask_executor
+    from efficientllava.allocation.scoring.workers import ProcessEvaluator, Work
+
     from efficientllava.data.proxy import save_proxy
-    from efficientllava.parameters import SearchParameters
+    from efficientllava.parameters import MachineParameters
 
     save_proxy(folder / "proxy", proxy, {})
     names = [str(folder / name) for name in ("model", "proxy", "database")]
     work = Work(*names[:2], (names[2],), "kl", "text", wanted.kl_tokens, 1)
     evaluators = {}
     for workers in (1, 2):
-        executor = dask_executor(SearchParameters(executor="dask", workers=workers))
+        executor = dask_executor(MachineParameters(executor="dask", workers=workers))
         evaluators[workers] = ProcessEvaluator(work, lambda e=executor: e, folder, adapter.sizes)
         list(evaluators[workers].losses(rounds[0][:4]))  # opens the model and its database
     seconds: dict[int, list[float]] = {1: [], 2: []}

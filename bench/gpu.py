@@ -43,7 +43,7 @@ class Bench:
 
         from efficientllava.data.proxy import load_proxy
         from efficientllava.offload.devices import open_device
-        from efficientllava.parameters import PruningParameters, SearchParameters
+        from efficientllava.parameters import MachineParameters, PruningParameters, SearchParameters
 
         self.wanted, self.folder, self.limit = wanted, folder, limit
         self.device = open_device(wanted.device)
@@ -59,10 +59,9 @@ class Bench:
             "rounds": wanted.rounds,
             "survivors": min(4, wanted.candidates),
             "projector_batch": wanted.projector_batch,
-            "workers": 1,
-            "projector_checkpointing": True,
         }
         self.search_parameters = SearchParameters(**changes)
+        self.machine = MachineParameters(workers=1)
         self.found: Any = None
         self.seconds: dict[str, float] = {}
         self.failed = False
@@ -147,7 +146,7 @@ class Bench:
         """Candidates in turn with bare forward passes of the same tokens."""
         import random
 
-        from efficientllava.allocation.evaluation import stitched_models
+        from efficientllava.allocation.scoring.evaluation import stitched_models
         from efficientllava.calibration.proxy_loss import ProxyLoss, mean_loss
 
         with self.placed() as found:
@@ -192,7 +191,7 @@ class Bench:
 
     def search(self) -> str:
         """The whole search, with projector evolution."""
-        from efficientllava.allocation.search import Search
+        from efficientllava.allocation.search import Search, SearchGoal, SearchInputs
 
         shutil.rmtree(self.folder / "search", ignore_errors=True)
         rounds = [time.perf_counter()]
@@ -203,9 +202,13 @@ class Bench:
 
         with self.placed() as found:
             self.found = Search(
-                found.adapter, self.proxy, found.database, LEVELS, 0.5, self.search_parameters,
-                self.folder / "search", {}, progress=tell, blocks=found.blocks,
-            ).run()  # fmt: skip
+                SearchInputs(found.adapter, self.proxy, found.database, found.blocks),
+                SearchGoal(LEVELS, 0.5, self.search_parameters),
+                self.machine,
+                self.folder / "search",
+                {},
+                tell,
+            ).run()
         times = [after - before for before, after in zip(rounds, rounds[1:], strict=False)]
         summary = self.found.summary
         return (

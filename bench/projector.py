@@ -91,6 +91,7 @@ def measure(wanted: argparse.Namespace) -> dict[str, Any]:
     from efficientllava.allocation.projector import ProjectorEvolution
     from efficientllava.calibration.proxy_loss import Distribution
     from efficientllava.models.families import adapter_for
+    from efficientllava.parameters import SearchParameters
 
     dtype = getattr(torch, wanted.dtype)
     torch.set_default_dtype(dtype)
@@ -102,11 +103,8 @@ def measure(wanted: argparse.Namespace) -> dict[str, Any]:
         adapter,
         pairs,
         lambda candidate: None,
-        "kl",
         Distribution.of(logits.log_softmax(dim=1)),
-        1,
-        1e-4,
-        wanted.pairs,
+        SearchParameters(projector_steps=1, projector_batch=wanted.pairs),
         wanted.checkpointing,
     )
     evolution.training = list(range(wanted.pairs))

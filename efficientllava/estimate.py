@@ -108,7 +108,7 @@ def estimate(method: str, context: Context, work: Path | None = None) -> Estimat
         compact = parameters.pruning.storage == "compact"
         disk += database_bytes(sum(adapter.sizes), missing, shape.item, compact)
         solve, walk, run = _trial(opened, context, len(missing) or 1)
-        runs = MEASURED + candidates / parameters.search.workers
+        runs = MEASURED + candidates / parameters.machine.workers
         seconds = run * (runs + _passes(chosen, len(adapter.blocks), context.ratio))
         if "calibration" in chosen.needs and not chosen.structured:
             seconds += (walk + solve) * len(adapter.blocks) * (2 if missing else 1)

@@ -40,7 +40,7 @@ class Section(BaseModel):
 
 
 class MachineParameters(Section):
-    """What the machine gives to every stage."""
+    """What the machine gives to every stage; results depend on `threads` and `device` alone."""
 
     threads: int = Field(
         1,
@@ -52,6 +52,18 @@ class MachineParameters(Section):
     )
     device_memory: float | None = Field(
         None, gt=0.0, description="GiB of the GPU that may be used; null takes what is free. What does not fit is streamed; changes no result"
+    )
+    workers: int = Field(
+        2, ge=1, description="a search's candidates evaluated side by side, each with `threads` and its own copy of the language model; changes no result"
+    )
+    executor: Literal["threads", "processes", "dask"] = Field(
+        "threads", description="who the workers are: threads of the search, processes, or Dask's processes; changes no result"
+    )
+    dask_address: str | None = Field(
+        None, description="a running Dask scheduler, e.g. tcp://host:8786, whose workers read the same folders; null starts `workers` processes here; changes no result"
+    )
+    gradient_checkpointing: bool = Field(
+        True, description="compute decoder blocks again in the projector's backward pass: less memory, one more forward pass a step; changes no result"
     )
 
 
@@ -263,9 +275,6 @@ class SearchParameters(Section):
     projector_steps: int = Field(8, ge=1, description="AdamW steps a round")
     projector_learning_rate: float = Field(1e-4, gt=0.0, description="AdamW learning rate")
     projector_batch: int = Field(32, ge=1, description="image-text pairs in a step")
-    projector_checkpointing: bool = Field(
-        True, description="compute decoder blocks again in the projector's backward pass: less memory, one more forward pass a step; changes no result"
-    )
     neighbours: int = Field(
         5, ge=1, description="nearest neighbours in the importance weight, equation (7)"
     )
@@ -285,18 +294,6 @@ class SearchParameters(Section):
         None, gt=0.0, description="stop at the first end of a round after this time"
     )
     seed: int = Field(0, ge=0, description="seed of the search")
-    workers: int = Field(
-        2,
-        ge=1,
-        description="candidates evaluated side by side, each with its own copy of the language model; changes no result",
-    )
-    threads: int = Field(1, ge=1, description="threads of one candidate's evaluation")
-    executor: Literal["threads", "processes", "dask"] = Field(
-        "threads", description="who the workers are: threads of the search, processes, or Dask's processes; changes no result"
-    )
-    dask_address: str | None = Field(
-        None, description="a running Dask scheduler, e.g. tcp://host:8786, whose workers read the same folders; null starts `workers` processes here"
-    )
 
     @model_validator(mode="after")
     def parts_fit(self) -> Self:
@@ -502,12 +499,22 @@ class Parameters(Section):
         return levels
 
 
+MOVED = {
+    "search.workers": "machine.workers",
+    "search.threads": "machine.threads",
+    "search.executor": "machine.executor",
+    "search.dask_address": "machine.dask_address",
+    "search.projector_checkpointing": "machine.gradient_checkpointing",
+}
+"""Earlier names of parameters, and where the same thing is set now."""
+
+
 def parse_parameters(values: Any, where: str = "params.yaml") -> Parameters:
     """Validate what was read from params.yaml.
 
     Raises:
         UserError: naming every parameter that is unknown or out of bounds, with the nearest
-            known name where it looks misspelt.
+            known name where it looks misspelt, and the new place of one that has moved.
     """
     if not isinstance(values, dict):
         raise UserError("holds no parameters (a mapping of sections is needed)", where=where)
@@ -522,6 +529,8 @@ def parse_parameters(values: Any, where: str = "params.yaml") -> Parameters:
 def _describe(problem: Any) -> str:
     name = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
+        if name in MOVED:
+            return f"unknown parameter {name} (it is {MOVED[name]} now)"
         known = sorted(_fields_at(problem["loc"][:-1]))
         near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"

@@ -205,7 +205,7 @@ def _pipeline(root: Path, parameters: Parameters, until: tuple[str, ...]) -> Sta
     nodes = read_graph(root, until)
     run = Run(root, nodes, tracking)
     try:
-        with SearchCluster(parameters.search) as cluster:
+        with SearchCluster(parameters.machine) as cluster:
             call = Call(root, Watchers(run.starts, run.step), cluster.environment)
             for number, node in enumerate(nodes):
                 run.stage(node, call)

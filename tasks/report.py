@@ -6,25 +6,34 @@ The tables and figures of experiments/ are on the page too, as far as they have 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from tasks.runtime.stage import ARTIFACTS, PARAMETERS, Stage, run_stage
+from tasks.runtime.stage import ARTIFACTS, Stage, run_stage
 
 EXPERIMENTS = Path("experiments")
+SHOWN: dict[str, Any] = {
+    **dict.fromkeys(("model", "proxy", "pruning", "prune", "search", "evaluation", "export"), True),
+    "machine": {"threads", "device"},
+    **dict.fromkeys(("methods", "ratios"), True),
+}
+"""The parameters on the page, defaults included: those that change a result."""
 
 
 def report(stage: Stage) -> None:
     """artifacts/* -> artifacts/report/{table.md, table.csv, accuracy_latency.png, report.html}."""
+    import yaml
     from rich.console import Console
 
     from efficientllava.report.page import write_report
     from efficientllava.report.terminal import print_whole, rich_table
 
+    shown = stage.parameters.model_dump(mode="json", include=SHOWN)
     rows = write_report(
         ARTIFACTS,
         ARTIFACTS / "report",
         stage.parameters.methods,
         stage.parameters.ratios,
-        parameters=PARAMETERS.read_text(encoding="utf-8-sig"),
+        parameters=yaml.safe_dump(shown, sort_keys=False, allow_unicode=True),
         experiments=EXPERIMENTS,
     )
     print_whole(Console(), rich_table(rows))

@@ -30,7 +30,8 @@ from tests.models.families import PICTURED, TINY
 TEXT = [" ".join(f"w{number % 50}" for number in range(600))]
 SMALL: dict[str, Any] = {"segments": 3, "length": 8, "count": 4}
 FAST: dict[str, Any] = {
-    "search": {"candidates": 3, "survivors": 1, "rounds": 2, "workers": 1, "projector_steps": 1}
+    "search": {"candidates": 3, "survivors": 1, "rounds": 2, "projector_steps": 1},
+    "machine": {"workers": 1},
 }
 NAMES = [*PICTURED, "llama"]
 PLAIN = """

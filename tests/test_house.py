@@ -15,7 +15,6 @@ ROOT = Path(__file__).parents[1]
 MOST_LINES = 330
 LONGER = {
     "efficientllava/parameters.py": 540,  # one declarative list
-    "efficientllava/allocation/search.py": 420,
 }
 """Files that are longer, and by how much at most: to shrink, not to grow."""
 MOST_FILES = 12

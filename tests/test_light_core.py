@@ -79,37 +79,27 @@ for module in pkgutil.walk_packages(efficientllava.__path__, "efficientllava."):
 PRUNE = """
 import sys
 from pathlib import Path
-from efficientllava import calibration_data, load
-from efficientllava.allocation.search import Search
+from efficientllava import calibration_data, load, prune
 from efficientllava.cli import commands
-from efficientllava.database.build import build_database, open_database
-from efficientllava.models.checkpoint import load_model, save_checkpoint
-from efficientllava.models.families import adapter_for
-from efficientllava.parameters import PruningParameters, SearchParameters
-from efficientllava.pruning.sequential import prune_model
 
-def prune(name, work):
+SMALL = {
+    "search": {"candidates": 2, "rounds": 1, "survivors": 1, "band": [-0.02, 0.02],
+               "projector_steps": 1, "projector_batch": 2},
+    "machine": {"workers": 1},
+}
+
+def prune_one(name, work):
     vlm = load(work / name)
     text = ["w1 w2 w3 w4 w5 w6 w7 w8 " * 9]
     data = calibration_data(vlm, text, segments=3, length=8, count=4)
-    model = load_model(vlm.folder)
-    adapter = adapter_for(model)
-    pruning = PruningParameters()
-    levels = [0.4, 0.5, 0.6]
-    build_database(adapter, data, levels, pruning, work / "database", work / "unfinished", {})
-    database = open_database(work / "database", levels)
-    search = SearchParameters(candidates=2, rounds=1, survivors=1, workers=1, band=(-0.02, 0.02))
-    found = Search(adapter, data, database, levels, 0.5, search, work / "search", {}).run()
-    dense = load_model(vlm.folder)
-    rows = prune_model(adapter_for(dense), data, "obs", found.policy, pruning)
-    record = {"method": "efficientllava", "ratio": 0.5, "policy": found.policy, "matrices": rows}
-    save_checkpoint(dense, vlm.folder, work / "pruned", {"pruning.json": record})
-    commands(["verify", str(work / "pruned")], standalone_mode=False)
-    commands(["ask", str(work / "pruned"), "-", "w1 w2"], standalone_mode=False)
+    result = prune(vlm, data, work=work / f"work-{name}", parameters=SMALL)
+    result.save(work / f"pruned-{name}")
+    commands(["verify", str(work / f"pruned-{name}")], standalone_mode=False)
+    commands(["ask", str(work / f"pruned-{name}"), "-", "w1 w2"], standalone_mode=False)
 
 assert "numba" not in sys.modules
 for name in ("llava", "llama"):
-    prune(name, Path(sys.argv[1]))
+    prune_one(name, Path(sys.argv[1]))
 assert "numba" in sys.modules, "the column loop is compiled"
 """
 

@@ -39,7 +39,7 @@ ROOT = Path(__file__).parents[1]
 WORDS = " ".join(f"w{number % 50}" for number in range(800))
 FAST = [
     *("--set", "search.candidates=3", "--set", "search.survivors=1", "--set", "search.rounds=2"),
-    *("--set", "search.workers=1", "--set", "search.projector_steps=1"),
+    *("--set", "machine.workers=1", "--set", "search.projector_steps=1"),
     *("--set", "proxy.segments=3", "--set", "proxy.segment_length=8", "--set", "proxy.pairs=4"),
 ]
 KILLED = """

@@ -106,6 +106,23 @@ class PolicySpace:
         )
 
 
+@dataclass(frozen=True)
+class MatrixPolicies:
+    """A policy space, and which gene rules which matrix.
+
+    Attributes:
+        gene_of: index of a gene for every prunable matrix.
+    """
+
+    space: PolicySpace
+    gene_of: tuple[int, ...]
+
+    def ratios(self, genes: Genes) -> list[float]:
+        """The ratio of every matrix under a policy."""
+        levels = self.space.ratios(genes)
+        return [levels[gene] for gene in self.gene_of]
+
+
 def policy_space(
     levels: Sequence[float], sizes: Sequence[int], ratio: float, band: tuple[float, float]
 ) -> PolicySpace:

@@ -14,13 +14,13 @@ from torch import nn
 from efficientllava.allocation.gradient_checkpointing import checkpointed
 from efficientllava.calibration.proxy_loss import (
     Distribution,
-    Fitness,
     kl_divergence,
     negative_log_likelihood,
     next_tokens,
 )
 from efficientllava.data.proxy import IGNORED, Pairs
 from efficientllava.models.families import Adapter
+from efficientllava.parameters import SearchParameters
 
 HELD_OUT = 0.25
 """The share of pairs, the last ones, that only judge whether a moved projector is kept."""
@@ -74,15 +74,17 @@ class ProjectorEvolution:
         adapter: of a model whose language model gets stitched by `stitch`.
         pairs: image-text pairs; the last quarter is held out for the guard.
         stitch: puts a candidate's weights into the adapter's language model.
-        loss: "kl" to the dense model with its original projector, or "nll" of the answers.
-        dense: what that dense model says at all pairs' answer positions, in order.
-        checkpointing: keep only the decoder blocks' inputs for the backward pass and compute a
-            block again when its turn comes: one more forward pass a step, the same bits.
+        dense: the answers of the dense model with its original projector: its distributions at all
+            pairs' answer positions, in order.
+        parameters: those named `projector_*` count; `projector_loss` is "kl" to the dense model, or
+            "nll" of the answers.
+        gradient_checkpointing: keep only the decoder blocks' inputs for the backward pass and
+            compute a block again when its turn comes: one more forward pass a step, the same bits.
 
     Memory that a step takes beside the weights, for P tokens (pairs x padded length) and numbers
-    of b bytes: P x blocks x A without checkpointing, P x (blocks x width x b + A) with. A is what
-    autograd keeps of one block for a token: A = (6 width + 3 MLP width) x b for a Llama block
-    whose weights are frozen (inputs of two norms; queries, keys, values, attention's output;
+    of b bytes: P x blocks x A without gradient checkpointing, P x (blocks x width x b + A) with. A
+    is what autograd keeps of one block for a token: A = (6 width + 3 MLP width) x b for a Llama
+    block whose weights are frozen (inputs of two norms; queries, keys, values, attention's output;
     gate, its SiLU, up), keys and values less where heads share them. `bench/projector.py`
     measures it.
     """
@@ -92,21 +94,17 @@ class ProjectorEvolution:
         adapter: Adapter,
         pairs: Pairs,
         stitch: Callable[[int], None],
-        loss: Fitness,
         dense: Distribution,
-        steps: int,
-        learning_rate: float,
-        batch: int,
-        checkpointing: bool = False,
+        parameters: SearchParameters,
+        gradient_checkpointing: bool = False,
     ) -> None:
         assert adapter.projector is not None, "there is nothing to move"
         self.adapter, self.projector = adapter, adapter.projector
-        self.pairs, self.stitch, self.loss = pairs, stitch, loss
+        self.pairs, self.stitch, self.parameters = pairs, stitch, parameters
         counts = pairs.answer_positions().sum(dim=1)
         # which rows of `dense` belong to which pair
         self.dense, self.rows = dense, torch.arange(int(counts.sum())).split(counts.tolist())
-        self.steps, self.learning_rate, self.batch = steps, learning_rate, batch
-        self.checkpointing = checkpointing
+        self.gradient_checkpointing = gradient_checkpointing
         held_out = max(1, int(HELD_OUT * len(pairs)))
         self.training = list(range(len(pairs) - held_out)) or list(range(len(pairs)))
         self.held_out = list(range(len(pairs) - held_out, len(pairs)))
@@ -120,7 +118,7 @@ class ProjectorEvolution:
         projector = self.projector
         original = {name: value.clone() for name, value in projector.state_dict().items()}
         before = self._weighted_loss(weights)
-        blocks = self.adapter.blocks if self.checkpointing else []
+        blocks = self.adapter.blocks if self.gradient_checkpointing else []
         with _only(projector, self.adapter.model), checkpointed(blocks):
             self._train(weights, random)
         after = self._weighted_loss(weights)
@@ -130,17 +128,20 @@ class ProjectorEvolution:
         return ProjectorStep(before, after, kept)
 
     def _train(self, weights: Sequence[float], random: Random) -> None:
-        projector = self.projector
+        projector, parameters = self.projector, self.parameters
         trained = list(projector.parameters())
         # steps are smaller than what half precision resolves: float32 weights gather them
         masters = [p if p.dtype == torch.float32 else p.detach().float() for p in trained]
-        optimiser = torch.optim.AdamW(masters, lr=self.learning_rate, weight_decay=0.0)
-        for _ in range(self.steps):
+        optimiser = torch.optim.AdamW(
+            masters, lr=parameters.projector_learning_rate, weight_decay=0.0
+        )
+        for _ in range(parameters.projector_steps):
             self.stitch(random.choices(range(len(weights)), weights)[0])
-            chosen = random.sample(self.training, min(self.batch, len(self.training)))
+            count = min(parameters.projector_batch, len(self.training))
+            chosen = random.sample(self.training, count)
             projector.zero_grad(set_to_none=True)
-            total, count = self._loss(sorted(chosen))
-            (total / max(count, 1)).backward()
+            total, scored = self._loss(sorted(chosen))
+            (total / max(scored, 1)).backward()
             _step(optimiser, masters, trained)
 
     @torch.no_grad()
@@ -159,12 +160,12 @@ class ProjectorEvolution:
         positions = pairs.answer_positions()
         hidden = output.last_hidden_state[positions]
         logits = self.adapter.head(hidden).float()
-        if self.loss == "kl":
+        if self.parameters.projector_loss == "kl":
             rows = torch.cat([self.rows[index] for index in chosen]).to(logits.device)
             return kl_divergence(self.dense[rows], logits).sum(), logits.shape[0]
-        wanted = next_tokens(pairs.labels, positions)
+        targets = next_tokens(pairs.labels, positions)
         scored = torch.log_softmax(logits, dim=-1)
-        return negative_log_likelihood(scored, wanted).sum(), int((wanted != IGNORED).sum())
+        return negative_log_likelihood(scored, targets).sum(), int((targets != IGNORED).sum())
 
 
 @contextmanager

@@ -4,56 +4,37 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from math import isfinite
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from efficientllava.allocation.evaluation import CandidateEvaluator, Evaluator, stitched_models
-from efficientllava.allocation.evolution import (
-    Candidate,
-    Proposal,
-    first_generation,
-    offspring,
-    stream,
-    survivors,
-)
-from efficientllava.allocation.policy import Genes, policy_space
-from efficientllava.allocation.projector import (
-    ProjectorEvolution,
-    ProjectorStep,
-    importance_weights,
+from efficientllava.allocation.evolution import Candidate, survivors
+from efficientllava.allocation.policy import MatrixPolicies, policy_space
+from efficientllava.allocation.projector import ProjectorEvolution
+from efficientllava.allocation.rounds import Rounds, SearchGoal, SearchInputs
+from efficientllava.allocation.scoring.evaluation import (
+    CandidateEvaluator,
+    Evaluator,
+    StitchedModel,
+    stitched_models,
 )
 from efficientllava.allocation.state import SearchState
 from efficientllava.calibration.proxy_loss import ProxyLoss, pair_loss_batches, remember_dense
-from efficientllava.calibration.structural_risk import COMPLEXITIES, structural_risk
-from efficientllava.data.proxy import ProxyData
-from efficientllava.database.solutions import Database
 from efficientllava.errors import UserError
 from efficientllava.files import value_digest
 from efficientllava.models.families import Adapter
-from efficientllava.offload.blocks_on_disk import BlocksOnDisk
-from efficientllava.parameters import SearchParameters
-from efficientllava.progress import Event, Progress, silent
+from efficientllava.parameters import MachineParameters
+from efficientllava.progress import Progress, silent
 
 logger = logging.getLogger(__name__)
 
 NO_PROJECTOR = "off: the model has no projector"
 
-PROJECTOR_STREAM = -1
-"""Index of the projector's random numbers in a round."""
-
-UNDECISIVE = {
-    "rounds",
-    "workers",
-    "max_seconds",
-    "executor",
-    "dask_address",
-    "projector_checkpointing",
-}
+UNDECISIVE = {"rounds", "max_seconds"}
 """Search parameters that do not change what a round does: work of other values is continued."""
 
 
@@ -65,7 +46,7 @@ class SearchResult:
         policy: ratio per prunable matrix, by name.
         projector: the evolved projector's state; empty where the model has none.
         history: every evaluated candidate, in order.
-        rounds: what each round came to.
+        rounds: one record of each round.
         summary: best and uniform risks and counts; no times.
     """
 
@@ -80,15 +61,15 @@ class Search:
     """One search at one target ratio.
 
     Args:
-        adapter: of the dense model; its language model and projector are changed in place. A model
-            without a projector is searched without projector evolution, and the summary says so.
-        levels: ratios a matrix may take (C of the paper).
+        inputs: its adapter's language model and projector are changed in place.
+        goal: a model without a projector is searched without projector evolution, and the summary
+            says so.
+        machine: how many candidates side by side, with how many threads; gradient checkpointing.
         work: folder of unfinished searches; rounds found there under the same key are not run
             again.
         identity: digests (model, proxy, code) that decide whether unfinished work still counts.
-        upper_bound: weight candidates by equation (7); False sets every c_m to 1.
-        make_evaluator: given the work folder, whoever scores candidates in place of this process.
-        blocks: what brings the model's blocks to a device, where not all of them fit on it.
+        make_evaluator: given the work folder, makes what scores candidates in place of this
+            process.
 
     Raises:
         UserError: no policy meets the budget; the projector is to evolve without image-text pairs.
@@ -96,271 +77,102 @@ class Search:
 
     def __init__(
         self,
-        adapter: Adapter,
-        proxy: ProxyData,
-        database: Database,
-        levels: Sequence[float],
-        ratio: float,
-        parameters: SearchParameters,
+        inputs: SearchInputs,
+        goal: SearchGoal,
+        machine: MachineParameters,
         work: Path,
         identity: dict[str, Any],
-        upper_bound: bool = True,
         progress: Progress = silent,
         make_evaluator: Callable[[Path], Evaluator] | None = None,
-        blocks: BlocksOnDisk | None = None,
     ) -> None:
-        self.make_evaluator, self.blocks = make_evaluator, blocks
-        if adapter.projector is None and parameters.evolve_projector:
-            logger.warning("search.evolve_projector is %s", NO_PROJECTOR)
-            parameters = parameters.model_copy(update={"evolve_projector": False})
-        if parameters.evolve_projector:
-            require_pairs(0 if proxy.pairs is None else len(proxy.pairs))
-        self.adapter, self.proxy, self.database = adapter, proxy, database
-        self.ratio, self.parameters, self.progress = ratio, parameters, progress
-        self.upper_bound = upper_bound
-        by_block = parameters.granularity == "block"
-        self.gene_of = [
-            matrix.block if by_block else index for index, matrix in enumerate(adapter.matrices)
-        ]
-        sizes = [0] * (max(self.gene_of) + 1)
-        for gene, matrix in zip(self.gene_of, adapter.matrices, strict=True):
-            sizes[gene] += matrix.size
-        self.space = policy_space(levels, sizes, ratio, parameters.band)
+        self.inputs, self.goal, self.machine = inputs, _without_projector(inputs, goal), machine
+        self.progress, self.make_evaluator = progress, make_evaluator
+        self.policies = _policies(inputs.adapter, self.goal)
+        parameters = self.goal.parameters
         key = {
             "search": parameters.model_dump(mode="json", exclude=UNDECISIVE),
-            "ratio": ratio,
-            "levels": list(levels),
-            "upper_bound": upper_bound,
+            "ratio": goal.ratio,
+            "levels": list(goal.levels),
+            "upper_bound": goal.upper_bound,
             **identity,
         }
         self.work = Path(work) / value_digest(key)[:16]
-        self.state = SearchState()
 
     def run(self) -> SearchResult:
         """Search until the last round, `max_seconds`, or no gain for `patience` rounds."""
-        parameters = self.parameters
-        torch.set_num_threads(parameters.threads)
-        self.loss = ProxyLoss(
-            self.adapter,
-            self.proxy,
+        parameters, state = self.goal.parameters, SearchState()
+        torch.set_num_threads(self.machine.threads)
+        loss = self._loss()
+        models = self._models()
+        # the projector is moved through the first worker's model, when the others rest
+        evolution = self._evolution(loss, models[0], state)
+        with closing(self._evaluator(models, loss)) as evaluator:
+            rounds = Rounds(
+                self.inputs, self.goal, self.policies, state, evaluator, evolution, self.progress
+            )
+            started = time.monotonic()
+            for number in range(1, parameters.rounds + 1):
+                if not rounds.resume(self.work, number):
+                    rounds.run(number)
+                    state.keep(self.work, number, self.inputs.adapter.projector_state)
+                rounds.report(number)
+                limit = parameters.max_seconds
+                if limit is not None and time.monotonic() - started > limit:
+                    break
+                if state.has_settled(parameters.patience):
+                    break
+        return self._result(state)
+
+    def _loss(self) -> ProxyLoss:
+        parameters = self.goal.parameters
+        return ProxyLoss(
+            self.inputs.adapter,
+            self.inputs.proxy,
             parameters.fitness,
             parameters.fitness_data,
             parameters.kl_tokens,
         )
+
+    def _models(self) -> list[StitchedModel]:
+        """One model per worker of this process."""
+        inputs = self.inputs
         # one candidate fills a GPU
-        alone = self.make_evaluator is not None or self.adapter.device.type != "cpu"
-        here = 1 if alone else parameters.workers
-        models = stitched_models(self.adapter, self.database, here, self.blocks)
-        # the projector is moved through the first worker's model, when the others rest
-        self.stitched = models[0]
-        self.evolution = self._projector_evolution() if parameters.evolve_projector else None
-        self.evaluator: Evaluator = (
-            CandidateEvaluator(models, self.loss, parameters.threads)
-            if self.make_evaluator is None
-            else self.make_evaluator(self.work)
-        )
-        self.started = time.monotonic()
-        try:
-            for number in range(1, parameters.rounds + 1):
-                if not self._resume(number):
-                    self._round(number)
-                    self.state.keep(self.work, number, self.adapter.projector_state)
-                self._tell(number)
-                if self._should_stop():
-                    break
-            return self._result()
-        finally:
-            self.evaluator.close()
+        alone = self.make_evaluator is not None or inputs.adapter.device.type != "cpu"
+        count = 1 if alone else self.machine.workers
+        return stitched_models(inputs.adapter, inputs.database, count, inputs.blocks)
 
-    def _projector_evolution(self) -> ProjectorEvolution:
-        assert self.proxy.pairs is not None
-        parameters = self.parameters
-        batches = pair_loss_batches(self.adapter, self.proxy)
-        dense = remember_dense(self.adapter, self.loss.head, batches)
-        return ProjectorEvolution(
-            self.adapter,
-            self.proxy.pairs,
-            lambda index: self.stitched.stitch(self._ratios(self.state.population[index].genes)),
-            parameters.projector_loss,
-            dense,
-            parameters.projector_steps,
-            parameters.projector_learning_rate,
-            parameters.projector_batch,
-            # streamed blocks are computed again in any case: never both
-            parameters.projector_checkpointing and self.blocks is None,
-        )
+    def _evaluator(self, models: list[StitchedModel], loss: ProxyLoss) -> Evaluator:
+        if self.make_evaluator is not None:
+            return self.make_evaluator(self.work)
+        return CandidateEvaluator(models, loss, self.machine.threads)
 
-    def _ratios(self, genes: Genes) -> list[float]:
-        """The ratio of every matrix under a policy."""
-        levels = self.space.ratios(genes)
-        return [levels[gene] for gene in self.gene_of]
-
-    def _round(self, number: int) -> None:
-        state, parameters = self.state, self.parameters
-        self.progress(Event("round_started", number, parameters.rounds))
-        step: ProjectorStep | None = None
-        if number == 1:
-            proposals = first_generation(
-                self.space, parameters.candidates, self.ratio, parameters.seed
-            )
-            again: list[Proposal] = []
-        else:
-            parents = survivors(state.archive.values(), parameters.survivors)
-            step = self._evolve_projector(number)
-            again = []
-            if step is not None and step.kept:
-                again = [Proposal(parent.genes, "survivor") for parent in parents]
-                uniform = self.space.uniform(self.ratio)
-                if uniform in state.archive and all(p.genes != uniform for p in again):
-                    again.append(Proposal(uniform, "uniform"))
-                state.archive = {}
-            known = {candidate.genes for candidate in state.history}
-            proposals = offspring(
-                self.space,
-                parents,
-                max(parameters.candidates - parameters.survivors, 1),
-                known,
-                parameters.mutation,
-                parameters.seed,
-                number,
-            )
-            if parameters.multi_step < 1.0:
-                proposals = self._preselect(proposals)
-            if not again:
-                state.population = parents
-        evaluated = self._evaluate(number, [*again, *proposals])
-        kept_parents = [] if number == 1 or again else state.population
-        state.population = [*kept_parents, *evaluated]
-        self._close_round(number, evaluated, step)
-
-    def _preselect(self, proposals: list[Proposal]) -> list[Proposal]:
-        """Multi-step selection (EvoPress): the best on a share of the proxy go on."""
-        policies = [self._ratios(proposal.genes) for proposal in proposals]
-        losses = dict(self.evaluator.losses(policies, self.parameters.multi_step))
-        risks = [
-            structural_risk(losses[i], self._complexity(policy), self.parameters.eta)
-            for i, policy in enumerate(policies)
-        ]
-        best = sorted(range(len(proposals)), key=lambda i: (risks[i], i))
-        return [proposals[i] for i in sorted(best[: self.parameters.multi_step_keep])]
-
-    def _evolve_projector(self, number: int) -> ProjectorStep | None:
-        if self.evolution is None:
+    def _evolution(
+        self, loss: ProxyLoss, model: StitchedModel, state: SearchState
+    ) -> ProjectorEvolution | None:
+        adapter, proxy = self.inputs.adapter, self.inputs.proxy
+        if not self.goal.parameters.evolve_projector:
             return None
-        policies = [self._ratios(candidate.genes) for candidate in self.state.population]
-        if self.upper_bound and len(policies) > 1:
-            weights = importance_weights(policies, self.parameters.neighbours)
-        else:
-            weights = [1.0] * len(policies)
-        random = stream(self.parameters.seed, number, PROJECTOR_STREAM)
-        step = self.evolution.step(weights, random)
-        if step.kept:
-            self.state.projector += 1
-            self.evaluator.projector_moved(self.adapter.projector_state)
-        return step
-
-    def _complexity(self, policy: Sequence[float]) -> float:
-        ratios = [
-            self.database.norm_ratio(matrix.name, level)
-            for matrix, level in zip(self.adapter.matrices, policy, strict=True)
-        ]
-        return COMPLEXITIES[self.parameters.complexity](ratios)
-
-    def _evaluate(self, number: int, proposals: Sequence[Proposal]) -> list[Candidate]:
-        """Score a round's candidates."""
-        parameters, state = self.parameters, self.state
-        policies = [self._ratios(proposal.genes) for proposal in proposals]
-        complexities = [self._complexity(policy) for policy in policies]
-        started = time.monotonic()
-        evaluated: dict[int, Candidate] = {}
-        best = min((c.risk for c in state.archive.values()), default=float("inf"))
-        for index, loss in self.evaluator.losses(policies):
-            if not isfinite(loss):
-                raise UserError(
-                    "the proxy loss of a candidate is NaN or inf",
-                    where=f"search, round {number}, candidate {index}",
-                    remedy="activations overflow: check the weights and the proxy data",
-                )
-            genes = proposals[index].genes
-            evaluated[index] = candidate = Candidate(
-                round=number,
-                index=index,
-                genes=genes,
-                origin=proposals[index].origin,
-                mean_sparsity=self.space.mean_sparsity(genes),
-                loss=loss,
-                complexity=complexities[index],
-                risk=structural_risk(loss, complexities[index], parameters.eta),
-                projector=state.projector,
-            )
-            best = min(best, candidate.risk)
-            done = len(evaluated)
-            speed = done / max(time.monotonic() - started, 1e-9)
-            left = len(proposals) - done + (parameters.rounds - number) * parameters.candidates
-            values: dict[str, float | int | str] = {
-                "round": number,
-                "best_risk": best,
-                "evaluations_per_second": speed,
-                "seconds_left": left / speed,
-            }
-            self.progress(Event("candidate", done, len(proposals), values))
-        in_order = [evaluated[index] for index in range(len(proposals))]
-        state.history += in_order
-        state.archive.update({candidate.genes: candidate for candidate in in_order})
-        return in_order
-
-    def _close_round(
-        self, number: int, evaluated: list[Candidate], step: ProjectorStep | None
-    ) -> None:
-        best = survivors(self.state.archive.values(), 1)[0]
-        record: dict[str, Any] = {
-            "round": number,
-            "best_risk": best.risk,
-            "best_loss": best.loss,
-            "best_complexity": best.complexity,
-            "mean_risk": sum(c.risk for c in evaluated) / len(evaluated) if evaluated else None,
-            "evaluated": len(evaluated),
-            "projector_loss_before": None if step is None else step.before,
-            "projector_loss_after": None if step is None else step.after,
-            "projector_kept": step is not None and step.kept,
-        }
-        self.state.rounds.append(record)
-
-    def _resume(self, number: int) -> bool:
-        """Take over a finished round, if it is there."""
-        found, moved = self.state.resume(self.work, number)
-        if moved is not None:
-            self.adapter.load_projector(moved)
-            self.evaluator.projector_moved(self.adapter.projector_state)
-        return found
-
-    def _tell(self, number: int) -> None:
-        record = {k: v for k, v in self.state.rounds[-1].items() if v is not None}
-        record["projector_kept"] = int(record["projector_kept"])
-        self.progress(Event("round", number, self.parameters.rounds, record))
-
-    def _should_stop(self) -> bool:
-        limit, patience = self.parameters.max_seconds, self.parameters.patience
-        if limit is not None and time.monotonic() - self.started > limit:
-            return True
-        risks = [record["best_risk"] for record in self.state.rounds]
-        return (
-            patience is not None
-            and len(risks) > patience
-            and min(risks[-patience:]) >= min(risks[:-patience])
+        assert proxy.pairs is not None
+        dense = remember_dense(adapter, loss.head, pair_loss_batches(adapter, proxy))
+        return ProjectorEvolution(
+            adapter,
+            proxy.pairs,
+            lambda index: model.stitch(self.policies.ratios(state.population[index].genes)),
+            dense,
+            self.goal.parameters,
+            # streamed blocks are computed again in any case: never both
+            self.machine.gradient_checkpointing and self.inputs.blocks is None,
         )
 
-    def _result(self) -> SearchResult:
-        state = self.state
+    def _result(self, state: SearchState) -> SearchResult:
+        adapter = self.inputs.adapter
         best = survivors(state.archive.values(), 1)[0]
-        uniform = self.space.uniform(self.ratio)
+        uniform = self.policies.space.uniform(self.goal.ratio)
         first = next((c for c in state.history if c.genes == uniform), None)
         final = state.archive.get(uniform, first)
-        policy = {
-            matrix.name: level
-            for matrix, level in zip(self.adapter.matrices, self._ratios(best.genes), strict=True)
-        }
-        projector = {name: value.clone() for name, value in self.adapter.projector_state.items()}
+        ratios = self.policies.ratios(best.genes)
+        policy = {m.name: level for m, level in zip(adapter.matrices, ratios, strict=True)}
+        projector = {name: value.clone() for name, value in adapter.projector_state.items()}
         summary: dict[str, Any] = {
             "best_risk": best.risk,
             "best_loss": best.loss,
@@ -376,9 +188,31 @@ class Search:
             "candidates": len(state.history),
             "projector_rounds_kept": state.projector,
         }
-        if self.adapter.projector is None:
+        if adapter.projector is None:
             summary["projector_evolution"] = NO_PROJECTOR
         return SearchResult(policy, projector, state.history, state.rounds, summary)
+
+
+def _without_projector(inputs: SearchInputs, goal: SearchGoal) -> SearchGoal:
+    """The goal, without projector evolution where the model has no projector."""
+    if inputs.adapter.projector is None and goal.parameters.evolve_projector:
+        logger.warning("search.evolve_projector is %s", NO_PROJECTOR)
+        unevolved = goal.parameters.model_copy(update={"evolve_projector": False})
+        goal = replace(goal, parameters=unevolved)
+    if goal.parameters.evolve_projector:
+        require_pairs(0 if inputs.proxy.pairs is None else len(inputs.proxy.pairs))
+    return goal
+
+
+def _policies(adapter: Adapter, goal: SearchGoal) -> MatrixPolicies:
+    """The policies in the budget: one gene per matrix, or one per block."""
+    by_block = goal.parameters.granularity == "block"
+    gene_of = [matrix.block if by_block else index for index, matrix in enumerate(adapter.matrices)]
+    sizes = [0] * (max(gene_of) + 1)
+    for gene, matrix in zip(gene_of, adapter.matrices, strict=True):
+        sizes[gene] += matrix.size
+    space = policy_space(goal.levels, sizes, goal.ratio, goal.parameters.band)
+    return MatrixPolicies(space, tuple(gene_of))
 
 
 def require_pairs(count: int) -> None:

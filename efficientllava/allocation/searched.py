@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from efficientllava.allocation.context import Allocation, Context, Risk
-from efficientllava.allocation.executors import executor_maker, worker_devices
-from efficientllava.allocation.search import Search
+from efficientllava.allocation.scoring.executors import executor_maker, worker_devices
+from efficientllava.allocation.scoring.workers import ProcessEvaluator, Work
+from efficientllava.allocation.search import Search, SearchGoal, SearchInputs
 from efficientllava.allocation.unfinished import unfinished
-from efficientllava.allocation.workers import ProcessEvaluator, Work
 from efficientllava.database.placed import Machine, placed
 from efficientllava.database.solutions import open_database
 from efficientllava.offload.devices import open_device
@@ -21,7 +21,7 @@ def searched(context: Context, parameters: SearchParameters, upper_bound: bool) 
 
     Args:
         parameters: of the search, with the method's own changes.
-        upper_bound: see `Search`.
+        upper_bound: see `SearchGoal`.
 
     Raises:
         UserError: as `Search`; the model does not fit on the device.
@@ -29,8 +29,8 @@ def searched(context: Context, parameters: SearchParameters, upper_bound: bool) 
     machine, levels = context.parameters.machine, context.levels
     folders = context.database_folders(levels)
     # beside the worker processes, this one moves the projector on the first device
-    workers = worker_devices(parameters, machine.device) if parameters.executor != "threads" else []
-    here = [] if parameters.dask_address else workers  # others have GPUs of their own
+    workers = worker_devices(machine) if machine.executor != "threads" else []
+    here = [] if machine.dask_address else workers  # others have GPUs of their own
     sharing = 1 + max((here.count(device) for device in here), default=0)
     with placed(
         context.model,
@@ -40,21 +40,16 @@ def searched(context: Context, parameters: SearchParameters, upper_bound: bool) 
         context.work,
         parameters.projector_batch if parameters.evolve_projector else 0,
         parameters.kl_tokens,
-        parameters.projector_checkpointing,
+        machine.gradient_checkpointing,
     ) as found:
         result = Search(
-            found.adapter,
-            context.proxy,
-            found.database,
-            levels,
-            context.ratio,
-            parameters,
+            SearchInputs(found.adapter, context.proxy, found.database, found.blocks),
+            SearchGoal(levels, context.ratio, parameters, upper_bound),
+            machine,
             unfinished(context.work, "search", machine),
             {"database": context.database_key},
-            upper_bound,
             context.progress,
             _evaluator_maker(context, folders, found.adapter.sizes, parameters, workers, sharing),
-            found.blocks,
         ).run()
     history = []
     for candidate in result.history:
@@ -74,10 +69,10 @@ def _evaluator_maker(
     sharing: int,
 ) -> Callable[[Path], ProcessEvaluator] | None:
     """Scores candidates in other processes, if the parameters ask for that."""
-    make_executor = executor_maker(parameters, devices, context.scheduler)
+    machine = context.parameters.machine
+    make_executor = executor_maker(machine, devices, context.scheduler)
     if make_executor is None:
         return None
-    machine = context.parameters.machine
     work = Work(
         str(context.model.resolve()),
         str(context.proxy_folder.resolve()),
@@ -85,7 +80,7 @@ def _evaluator_maker(
         parameters.fitness,
         parameters.fitness_data,
         parameters.kl_tokens,
-        parameters.threads,
+        machine.threads,
         machine.device,
         machine.device_memory,
         sharing,

@@ -20,7 +20,7 @@ class SearchState:
 
     Attributes:
         history: every candidate that was scored, in order.
-        rounds: what each round came to.
+        rounds: one record of each round.
         archive: candidates under the present projector, of whom the best survive.
         population: for whom the projector is moved next.
         projector: how often it has moved.
@@ -31,6 +31,15 @@ class SearchState:
     archive: dict[Genes, Candidate] = field(default_factory=dict)
     population: list[Candidate] = field(default_factory=list)
     projector: int = 0
+
+    def has_settled(self, patience: int | None) -> bool:
+        """Whether the best risk has not fallen for `patience` rounds; None waits for ever."""
+        risks = [record["best_risk"] for record in self.rounds]
+        return (
+            patience is not None
+            and len(risks) > patience
+            and min(risks[-patience:]) >= min(risks[:-patience])
+        )
 
     def keep(self, folder: Path, number: int, projector: Mapping[str, torch.Tensor]) -> None:
         """Write what the next round needs; the round's JSON last, as the sign that all is there."""

@@ -81,11 +81,30 @@ def build_database(
         **identity,
     }
     unfinished = Path(work) / value_digest(header)[:16]
-    records: dict[str, Any] = {}
     walk = block_walk(adapter, proxy, parameters)
-    total = len(adapter.blocks)
+    records, files = _solve_blocks(walk, levels, parameters, unfinished, progress)
+    manifest = {**header, "matrices": records, "files": files}
+    with replacing(Path(folder)) as temporary:
+        temporary.mkdir()
+        for file in files:
+            bring_file(unfinished / file, temporary / file)
+        write_json(temporary / MANIFEST, manifest)
+    shutil.rmtree(unfinished, ignore_errors=True)
+    return manifest
+
+
+def _solve_blocks(
+    walk: BlockWalk,
+    levels: Sequence[float],
+    parameters: PruningParameters,
+    unfinished: Path,
+    progress: Progress,
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Solve every block into the unfinished folder: records by matrix, digests by file."""
+    records: dict[str, Any] = {}
     files: dict[str, str] = {}
     written: Future[str] | None = None
+    total = len(walk.adapter.blocks)
 
     def finish(block: int) -> None:
         if written is not None:
@@ -110,14 +129,7 @@ def build_database(
             if block + 1 < total:
                 walk.advance(block)
         finish(total - 1)
-    manifest = {**header, "matrices": records, "files": files}
-    with replacing(Path(folder)) as temporary:
-        temporary.mkdir()
-        for block in range(total):
-            bring_file(unfinished / block_file(block), temporary / block_file(block))
-        write_json(temporary / MANIFEST, manifest)
-    shutil.rmtree(unfinished, ignore_errors=True)
-    return manifest
+    return records, files
 
 
 def _write_block(

@@ -11,7 +11,6 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Literal
 
@@ -27,6 +26,7 @@ from efficientllava.kernels.masks import (
     zeros_at,
     zeros_per_group,
 )
+from efficientllava.kernels.plan import Plan
 from efficientllava.kernels.precision import full_float32
 
 Kernel = Literal["auto", "eager", "compiled", "triton"]
@@ -77,35 +77,15 @@ def prune_levels(
         UserError: the block size or the columns are not a multiple of `group_size`, or a ratio is
             no whole number of zeros per group; a kernel is asked for where it cannot run.
     """
-    columns = weights[0].shape[1]
-    dead = factor.dead.cpu()
-    heights = [weight.shape[0] for weight in weights for _ in levels]
-    rows = [0, *accumulate(heights)]
-    counts = [0] * len(heights)
-    if group_size is not None:
-        check_group_size(columns, block_size, group_size)
-        counts = [zeros_per_group(level, group_size) for _ in weights for level in levels]
-    starts = [*range(0, columns, block_size), columns]
-    quotas = [
-        quotas_of_blocks(weight.shape[0], level, dead, block_size)
-        for weight in weights
-        for level in levels
-    ]
-    plan = _Plan(rows, starts, quotas, counts, group_size)
+    plan = _plan(weights, levels, factor.dead.cpu(), block_size, group_size)
     chosen = _kernel_for(kernel, factor.upper, group_size)
     if chosen == "compiled":
-        # needs numba, which loads slowly
-        from efficientllava.kernels.cpu.obs_compiled import prune_sections
-        from efficientllava.kernels.cpu.sections import Section
-
-        singles = [weight.float().contiguous() for weight in weights]  # one copy for all levels
-        stack = [weight for weight in singles for _ in levels]
-        densities = [level for _ in weights for level in levels]
-        sections = [Section(*each) for each in zip(stack, quotas, counts, densities, strict=True)]
-        threads = torch.get_num_threads()
-        solutions = prune_sections(sections, factor.upper, factor.dead, starts, group_size, threads)
+        solutions = _prune_compiled(weights, levels, factor, plan)
     elif chosen == "triton":
-        solutions = _prune_on_gpu(weights, len(levels), factor, plan)
+        # needs triton
+        from efficientllava.kernels.triton.obs_triton import Blocks, prune_stack
+
+        solutions = prune_stack(Blocks(weights, len(levels), factor.upper, factor.dead, plan))
     else:
         solutions = _prune_stack(weights, len(levels), factor, plan)
     return [
@@ -117,22 +97,27 @@ def prune_levels(
     ]
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """How a stack is pruned.
-
-    Attributes:
-        rows: bounds of the sections, one matrix at one level each; its mask is chosen within.
-        starts: bounds of the blocks of columns.
-        quotas: [section][block], pruned weights.
-        counts: [section], zeros in a group of `group_size` columns (0 when unstructured).
-    """
-
-    rows: Sequence[int]
-    starts: Sequence[int]
-    quotas: Sequence[Sequence[int]]
-    counts: Sequence[int]
-    group_size: int | None
+def _plan(
+    weights: Sequence[torch.Tensor],
+    levels: Sequence[float],
+    dead: torch.Tensor,
+    block_size: int,
+    group_size: int | None,
+) -> Plan:
+    """How matrices are pruned to several ratios; raises as `prune_levels`."""
+    columns = weights[0].shape[1]
+    heights = [weight.shape[0] for weight in weights for _ in levels]
+    counts = [0] * len(heights)
+    if group_size is not None:
+        check_group_size(columns, block_size, group_size)
+        counts = [zeros_per_group(level, group_size) for _ in weights for level in levels]
+    quotas = [
+        quotas_of_blocks(weight.shape[0], level, dead, block_size)
+        for weight in weights
+        for level in levels
+    ]
+    starts = [*range(0, columns, block_size), columns]
+    return Plan([0, *accumulate(heights)], starts, quotas, counts, group_size)
 
 
 def _kernel_for(kernel: Kernel, upper: torch.Tensor, group_size: int | None) -> Kernel:
@@ -160,31 +145,32 @@ def _kernel_for(kernel: Kernel, upper: torch.Tensor, group_size: int | None) -> 
     return kernel
 
 
-def _prune_on_gpu(
-    weights: Sequence[torch.Tensor], levels: int, factor: InverseFactor, plan: _Plan
+def _prune_compiled(
+    weights: Sequence[torch.Tensor], levels: Sequence[float], factor: InverseFactor, plan: Plan
 ) -> list[torch.Tensor]:
-    """The solutions [matrix x level] by the Triton kernel."""
-    from efficientllava.kernels.triton.obs_triton import Blocks, prune_stack  # needs triton
+    """The solutions [matrix x level] by the loops that numba compiles."""
+    # needs numba, which loads slowly
+    from efficientllava.kernels.cpu.obs_compiled import prune_sections
+    from efficientllava.kernels.cpu.sections import Section
 
-    blocks = Blocks(
-        weights,
-        levels,
-        factor.upper,
-        factor.dead,
-        plan.rows,
-        plan.starts,
-        plan.quotas,
-        plan.counts,
-        plan.group_size,
+    singles = [weight.float().contiguous() for weight in weights]  # one copy for all levels
+    stack = [weight for weight in singles for _ in levels]
+    densities = [level for _ in weights for level in levels]
+    sections = [
+        Section(*section)
+        for section in zip(stack, plan.quotas, plan.counts, densities, strict=True)
+    ]
+    threads = torch.get_num_threads()
+    return prune_sections(
+        sections, factor.upper, factor.dead, plan.starts, plan.group_size, threads
     )
-    return prune_stack(blocks)
 
 
 def _prune_stack(
     weights: Sequence[torch.Tensor],
     levels: int,
     factor: InverseFactor,
-    plan: _Plan,
+    plan: Plan,
 ) -> list[torch.Tensor]:
     """The eager path: the solutions [matrix x level], block of columns by block."""
     # rows side by side, [columns, rows]: one column of all rows is contiguous
@@ -202,7 +188,7 @@ def _prune_block(
     block: torch.Tensor,
     upper: torch.Tensor,
     dead: torch.Tensor,
-    plan: _Plan,
+    plan: Plan,
     quotas: Sequence[int],
 ) -> torch.Tensor:
     """The eager path inside a block [columns, rows], changed in place; returns its errors."""

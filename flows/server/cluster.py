@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from types import TracebackType
 
 from efficientllava.errors import UserError
-from efficientllava.parameters import SearchParameters
+from efficientllava.parameters import MachineParameters
 from flows.runner.graph import Node
 from tasks.runtime.environment import DASK_SCHEDULER
 
@@ -20,11 +20,11 @@ class SearchCluster:
     """Starts at the first search that runs, ends with the block.
 
     Workers are processes on this machine, of one thread each, reached over the loopback interface
-    only; or those of the scheduler that `search.dask_address` names, which are left running.
+    only; or those of the scheduler that `machine.dask_address` names, which are left running.
     """
 
-    def __init__(self, search: SearchParameters) -> None:
-        self.search = search
+    def __init__(self, machine: MachineParameters) -> None:
+        self.machine = machine
         self._address: str | None = None
         self._stack = ExitStack()
 
@@ -45,7 +45,7 @@ class SearchCluster:
         Raises:
             UserError: Dask is not installed, or its scheduler cannot be reached.
         """
-        if self.search.executor != "dask" or not node.name.startswith("search@"):
+        if self.machine.executor != "dask" or not node.name.startswith("search@"):
             return {}
         if self._address is None:
             self._address = self._start()
@@ -57,15 +57,15 @@ class SearchCluster:
         except ImportError as error:
             raise UserError(
                 "prefect-dask is not installed",
-                where="search.executor: dask",
+                where="machine.executor: dask",
                 remedy="pip install 'efficientllava[dask]'",
             ) from error
-        if self.search.dask_address is not None:
-            runner = DaskTaskRunner(address=self.search.dask_address)
+        if self.machine.dask_address is not None:
+            runner = DaskTaskRunner(address=self.machine.dask_address)
         else:
             runner = DaskTaskRunner(
                 cluster_kwargs={
-                    "n_workers": self.search.workers,
+                    "n_workers": self.machine.workers,
                     "threads_per_worker": 1,
                     "processes": True,
                     "host": LOOPBACK,
@@ -78,7 +78,7 @@ class SearchCluster:
         except (OSError, TimeoutError) as error:
             raise UserError(
                 f"no Dask scheduler answers ({error})",
-                where=f"search.dask_address: {self.search.dask_address}",
+                where=f"machine.dask_address: {self.machine.dask_address}",
                 remedy="start it (`dask scheduler`, `dask worker --nthreads 1`), or set it to null",
             ) from error
         return address

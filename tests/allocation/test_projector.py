@@ -18,6 +18,7 @@ from efficientllava.calibration.proxy_loss import pair_loss_batches, remember_de
 from efficientllava.data.proxy import Pairs, ProxyData, build_pairs
 from efficientllava.data.questions import Question
 from efficientllava.models.families import FAMILIES, Adapter, adapter_for
+from efficientllava.parameters import SearchParameters
 from tests.conftest import random_llava, random_proxy
 from tests.models.families import PICTURED
 
@@ -32,7 +33,10 @@ def evolution(adapter: Adapter, pairs: Pairs, checkpointing: bool) -> ProjectorE
         for matrix, original in zip(adapter.matrices, originals, strict=True):
             matrix.weight.copy_(original * (0.9 - 0.1 * candidate))
 
-    return ProjectorEvolution(adapter, pairs, stitch, "kl", dense, 4, 1e-4, 3, checkpointing)
+    parameters = SearchParameters(
+        projector_steps=4, projector_learning_rate=1e-4, projector_batch=3
+    )
+    return ProjectorEvolution(adapter, pairs, stitch, dense, parameters, checkpointing)
 
 
 def family_pairs(folder: Path, model: Any, processor: Any) -> Pairs:

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from efficientllava.allocation.search import Search, SearchResult
+from efficientllava.allocation.search import Search, SearchGoal, SearchInputs, SearchResult
 from efficientllava.calibration.proxy_loss import ProxyLoss
 from efficientllava.data.proxy import ProxyData
 from efficientllava.database.build import build_database
 from efficientllava.database.solutions import Database, open_database
 from efficientllava.errors import UserError
 from efficientllava.models.families import adapter_for
-from efficientllava.parameters import PruningParameters, SearchParameters
+from efficientllava.parameters import MachineParameters, PruningParameters, SearchParameters
 from efficientllava.progress import Event
 from efficientllava.pruning.sequential import stitch_model
 from tests.conftest import random_llava, random_proxy
@@ -38,20 +38,17 @@ def search(
     proxy: ProxyData = PROXY,
     progress: Any = lambda event: None,
     upper_bound: bool = True,
+    workers: int = 1,
     **changes: Any,
 ) -> SearchResult:
-    settings = {"candidates": 6, "rounds": 4, "survivors": 2, "workers": 1, "projector_steps": 3}
+    settings = {"candidates": 6, "rounds": 4, "survivors": 2, "projector_steps": 3}
     settings |= {"projector_learning_rate": 1e-2, "projector_batch": 4} | changes
     return Search(
-        adapter_for(random_llava()),
-        proxy,
-        database,
-        LEVELS,
-        0.5,
-        SearchParameters(**settings),
+        SearchInputs(adapter_for(random_llava()), proxy, database),
+        SearchGoal(LEVELS, 0.5, SearchParameters(**settings), upper_bound),
+        MachineParameters(workers=workers),
         work,
         {},
-        upper_bound,
         progress,
     ).run()
 

@@ -13,16 +13,16 @@ from typing import Any
 import pytest
 import torch
 
-from efficientllava.allocation.evaluation import swap_order
-from efficientllava.allocation.executors import dask_executor
-from efficientllava.allocation.search import Search, SearchResult
-from efficientllava.allocation.workers import ProcessEvaluator, Work
+from efficientllava.allocation.scoring.evaluation import swap_order
+from efficientllava.allocation.scoring.executors import dask_executor
+from efficientllava.allocation.scoring.workers import ProcessEvaluator, Work
+from efficientllava.allocation.search import Search, SearchGoal, SearchInputs, SearchResult
 from efficientllava.data.proxy import save_proxy
 from efficientllava.database.build import build_database
 from efficientllava.database.solutions import Database, open_database
 from efficientllava.errors import UserError
 from efficientllava.models.families import adapter_for
-from efficientllava.parameters import PruningParameters, SearchParameters
+from efficientllava.parameters import MachineParameters, PruningParameters, SearchParameters
 from efficientllava.progress import Event
 from tests.conftest import random_llava, random_proxy
 
@@ -53,7 +53,7 @@ def search(
     progress: Callable[[Event], None] = lambda event: None,
 ) -> SearchResult:
     parameters = SearchParameters(
-        candidates=6, rounds=3, survivors=2, workers=1, projector_steps=3, projector_batch=4,
+        candidates=6, rounds=3, survivors=2, projector_steps=3, projector_batch=4,
         projector_learning_rate=1e-2, multi_step=0.5, multi_step_keep=3,
     )  # fmt: skip
     adapter = adapter_for(random_llava())
@@ -66,9 +66,14 @@ def search(
 
     database: Database = open_database(folder / "database", LEVELS, check=True)
     return Search(
-        adapter, random_proxy(), database, LEVELS, 0.5, parameters, work, {},
-        progress=progress, make_evaluator=None if make_executor is None else elsewhere,
-    ).run()  # fmt: skip
+        SearchInputs(adapter, random_proxy(), database),
+        SearchGoal(LEVELS, 0.5, parameters),
+        MachineParameters(workers=1),
+        work,
+        {},
+        progress,
+        None if make_executor is None else elsewhere,
+    ).run()
 
 
 def essence(result: SearchResult) -> tuple[Any, ...]:
@@ -102,7 +107,7 @@ def test_two_processes_one_of_them_killed_change_nothing(folder: Path, tmp_path:
 @pytest.mark.slow
 def test_dask_survives_a_killed_worker_and_changes_nothing(folder: Path, tmp_path: Path) -> None:
     distributed = pytest.importorskip("distributed")
-    parameters = SearchParameters(workers=2, executor="dask")
+    machine = MachineParameters(workers=2, executor="dask")
     alone = search(folder, tmp_path / "alone", None)
     killed: list[int] = []
 
@@ -114,7 +119,7 @@ def test_dask_survives_a_killed_worker_and_changes_nothing(folder: Path, tmp_pat
             killed.append(processes[0])
             os.kill(processes[0], signal.SIGKILL)
 
-    shared = search(folder, tmp_path / "dask", lambda: dask_executor(parameters), kill)
+    shared = search(folder, tmp_path / "dask", lambda: dask_executor(machine), kill)
     assert killed
     assert essence(shared) == essence(alone)
     client = distributed.get_client()

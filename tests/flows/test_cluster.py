@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from efficientllava.allocation.executors import dask_executor
+from efficientllava.allocation.scoring.executors import dask_executor
 from efficientllava.errors import UserError
-from efficientllava.parameters import SearchParameters
+from efficientllava.parameters import MachineParameters
 from flows.pipeline import pipeline
 from flows.runner.graph import Node
 from flows.server.cluster import SearchCluster
@@ -26,14 +26,14 @@ def node(name: str) -> Node:
 
 
 def test_no_cluster_where_none_is_wanted() -> None:
-    with SearchCluster(SearchParameters()) as cluster:
+    with SearchCluster(MachineParameters()) as cluster:
         assert cluster.environment(node("search@m-0.5")) == {}
-    with SearchCluster(SearchParameters(executor="dask")) as cluster:
+    with SearchCluster(MachineParameters(executor="dask")) as cluster:
         assert cluster.environment(node("prune@m-0.5")) == {}
 
 
 def test_searches_share_a_cluster_that_ends_with_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    parameters = SearchParameters(executor="dask", workers=1)
+    parameters = MachineParameters(executor="dask", workers=1)
     with SearchCluster(parameters) as cluster:
         variables = cluster.environment(node("search@m-0.5"))
         assert cluster.environment(node("search@n-0.5")) == variables
@@ -44,7 +44,7 @@ def test_searches_share_a_cluster_that_ends_with_the_run(monkeypatch: pytest.Mon
             assert executor.submit(divmod, 7, 2).result() == (3, 1)
         distributed.default_client().close()
         # another run is told the address, and leaves the cluster as it is
-        named = SearchParameters(executor="dask", dask_address=address)
+        named = MachineParameters(executor="dask", dask_address=address)
         with SearchCluster(named) as other:
             assert other.environment(node("search@m-0.5")) == variables
         with dask_executor(parameters) as executor:
@@ -55,7 +55,7 @@ def test_searches_share_a_cluster_that_ends_with_the_run(monkeypatch: pytest.Mon
 def test_a_scheduler_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     import dask
 
-    named = SearchParameters(executor="dask", dask_address="tcp://127.0.0.1:9")
+    named = MachineParameters(executor="dask", dask_address="tcp://127.0.0.1:9")
     with dask.config.set({"distributed.comm.timeouts.connect": "1s"}):
         with pytest.raises(UserError, match="no Dask scheduler answers"):
             with SearchCluster(named) as cluster:
@@ -69,7 +69,7 @@ def test_a_flow_on_dask_finds_what_threads_find(
     found = []
     for executor in ("threads", "dask"):
         values = read_values(ROOT / "tests" / "smallest_params.yaml")
-        values = changed(values, {"search.executor": executor, "methods": ["efficientllava"]})
+        values = changed(values, {"machine.executor": executor, "methods": ["efficientllava"]})
         make_workspace(ROOT, tmp_path / executor, values)
         enter(tmp_path / executor, monkeypatch)
         state = pipeline(("search",), return_state=True)

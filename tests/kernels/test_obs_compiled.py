@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.obs_accuracy import fasterprune
-from efficientllava.allocation.search import Search, SearchResult
+from efficientllava.allocation.search import Search, SearchGoal, SearchInputs, SearchResult
 from efficientllava.data.proxy import ProxyData
 from efficientllava.database.build import build_database
 from efficientllava.database.solutions import open_database
@@ -20,11 +20,12 @@ from efficientllava.errors import UserError
 from efficientllava.files import file_digest
 from efficientllava.kernels import hessian, masks, obs
 from efficientllava.kernels.cpu import obs_compiled
+from efficientllava.kernels.cpu.arguments import Scored, TileRows
 from efficientllava.kernels.cpu.radix_select import ALL_BITS, FIRST, first_digits
 from efficientllava.kernels.cpu.sections import bundles_of
 from efficientllava.kernels.cpu.vector_kernel import PANEL
 from efficientllava.models.families import Adapter, adapter_for
-from efficientllava.parameters import PruningParameters, SearchParameters
+from efficientllava.parameters import MachineParameters, PruningParameters, SearchParameters
 from tests.conftest import random_llava, random_proxy
 
 
@@ -156,7 +157,8 @@ def test_not_even_nan_is_counted_out_of_bounds() -> None:
     memory = np.zeros((2, 1 << (31 - FIRST)), dtype=np.int64)
     ones, live = np.ones(4, dtype=np.float32), np.full(4, ALL_BITS)
     keys, one = np.empty((4, 4), dtype=np.uint32), np.array([1])
-    first_digits(stack, 0, 4, ones, live, keys, np.array([[0, 4]]), 0 * one, one, one, 0, 1, memory)
+    tiles = TileRows(np.array([[0, 4]]), 0 * one, one, one)
+    first_digits(stack, Scored(0, ones, live), keys, tiles, 0, 1, memory)
     assert memory.sum(axis=1).tolist() == [16, 0]
     assert keys[0, 2] == np.float32(1.0).view(np.uint32) + 1
 
@@ -187,9 +189,10 @@ def searched(
     parameters = PruningParameters(kernel=kernel, block_size=8)
     build_database(adapter, proxy, levels, parameters, folder / "d", folder / "w", {})
     digests = [file_digest(path) for path in sorted((folder / "d").glob("*.safetensors"))]
-    settings = SearchParameters(candidates=4, rounds=2, survivors=2, workers=1, projector_steps=2)
+    settings = SearchParameters(candidates=4, rounds=2, survivors=2, projector_steps=2)
     database = open_database(folder / "d")
-    found = Search(adapter, proxy, database, levels, 0.5, settings, folder / "s", {}).run()
+    inputs, goal = SearchInputs(adapter, proxy, database), SearchGoal(levels, 0.5, settings)
+    found = Search(inputs, goal, MachineParameters(workers=1), folder / "s", {}).run()
     return digests, found
 
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from efficientllava.errors import UserError
 from efficientllava.kernels import hessian, masks, obs
+from efficientllava.kernels.plan import Plan
 from efficientllava.kernels.precision import full_float32
 from efficientllava.parameters import PruningParameters
 
@@ -105,9 +106,8 @@ def test_selection_is_that_of_masks_smallest(
     for height in heights:
         rows.append(rows[-1] + height)
     counts = [0] * len(heights)
-    blocks = Blocks(
-        weights, 1, upper, no_input, rows, [0, columns], [[q] for q in quotas], counts, None
-    )
+    plan = Plan(rows, [0, columns], [[quota] for quota in quotas], counts, None)
+    blocks = Blocks(weights, 1, upper, no_input, plan)
     blocks.select(0)
     for index, (weight, quota) in enumerate(zip(weights, quotas, strict=True)):
         score = (weight.masked_fill(no_input, 0.0) / 0.7).square().masked_fill(no_input, -1.0)

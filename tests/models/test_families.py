@@ -20,7 +20,7 @@ from transformers import (
 from typer.testing import CliRunner
 
 from efficientllava.allocation.context import Allocation, Risk
-from efficientllava.allocation.search import NO_PROJECTOR, Search
+from efficientllava.allocation.search import NO_PROJECTOR, Search, SearchGoal, SearchInputs
 from efficientllava.calibration.block_walk import BlockWalk, calibration_inputs
 from efficientllava.calibration.opened import OpenModel
 from efficientllava.calibration.proxy_loss import ProxyLoss
@@ -39,7 +39,12 @@ from efficientllava.models.checkpoint import (
 from efficientllava.models.families import FAMILIES, Adapter, adapter_for
 from efficientllava.models.weight_files import weight_files
 from efficientllava.offload.blocks_on_disk import blocks_on_disk
-from efficientllava.parameters import Parameters, PruningParameters, SearchParameters
+from efficientllava.parameters import (
+    MachineParameters,
+    Parameters,
+    PruningParameters,
+    SearchParameters,
+)
 from efficientllava.pruning.finalize import require_same_logits
 from efficientllava.pruning.masked import prune_masked
 from efficientllava.pruning.sequential import prune_model
@@ -186,7 +191,6 @@ def test_whole_chain(case: Case, tmp_path: Path) -> None:
         band=(-0.02, 0.02),
         projector_steps=3,
         projector_learning_rate=1e-3,
-        workers=1,
     )
     build_database(
         adapter_for(case.model()),
@@ -199,12 +203,9 @@ def test_whole_chain(case: Case, tmp_path: Path) -> None:
     )
     database = open_database(tmp_path / "database", LEVELS)
     found = Search(
-        adapter_for(case.model()),
-        case.proxy,
-        database,
-        LEVELS,
-        0.5,
-        parameters,
+        SearchInputs(adapter_for(case.model()), case.proxy, database),
+        SearchGoal(LEVELS, 0.5, parameters),
+        MachineParameters(workers=1),
         tmp_path / "search",
         {},
     ).run()

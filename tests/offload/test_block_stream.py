@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 
 from efficientllava.allocation.context import Allocation, Risk
-from efficientllava.allocation.evaluation import StreamedModel, stitched_models
-from efficientllava.allocation.search import Search
+from efficientllava.allocation.scoring.evaluation import StreamedModel, stitched_models
+from efficientllava.allocation.search import Search, SearchGoal, SearchInputs
 from efficientllava.calibration.opened import OpenModel
 from efficientllava.calibration.proxy_loss import ProxyLoss
 from efficientllava.database.build import build_database
@@ -18,6 +19,7 @@ from efficientllava.models.checkpoint import load_model
 from efficientllava.models.families import Adapter, adapter_for
 from efficientllava.offload.blocks_on_disk import BlocksOnDisk, blocks_on_disk
 from efficientllava.parameters import (
+    MachineParameters,
     Parameters,
     PruningParameters,
     SearchParameters,
@@ -27,6 +29,7 @@ from tests.conftest import random_llava, random_proxy
 
 CPU = torch.device("cpu")
 LEVELS = [0.4, 0.5, 0.6]
+ONE = MachineParameters(workers=1)
 
 RISK = Risk("mean_log_norm", 0.5)
 
@@ -127,7 +130,7 @@ def test_database_search_and_final_model_are_the_same(folder: Path, storage: str
     proxy = random_proxy()
     pruning = PruningParameters(storage=storage)  # type: ignore[arg-type]
     parameters = SearchParameters(
-        candidates=5, rounds=3, survivors=2, workers=1, projector_steps=3, projector_batch=4,
+        candidates=5, rounds=3, survivors=2, projector_steps=3, projector_batch=4,
         projector_learning_rate=1e-2,
     )  # fmt: skip
     results, records, weights = [], [], []
@@ -137,13 +140,14 @@ def test_database_search_and_final_model_are_the_same(folder: Path, storage: str
         with blocks_on_disk(adapter, folder / "model", place / "work", device):
             build_database(adapter, proxy, LEVELS, pruning, place / "db", place / "w", {})
         adapter, database = loaded(folder), open_database(place / "db", LEVELS)
-        if device is None:
-            found = Search(adapter, proxy, database, LEVELS, 0.5, parameters, place / "s", {}).run()
-        else:
-            with blocks_on_disk(adapter, folder / "model", place / "work", device) as kept:
-                found = Search(
-                    adapter, proxy, database, LEVELS, 0.5, parameters, place / "s", {}, blocks=kept
-                ).run()
+        goal = SearchGoal(LEVELS, 0.5, parameters)
+        with (
+            nullcontext()
+            if device is None
+            else blocks_on_disk(adapter, folder / "model", place / "work", device) as kept
+        ):
+            inputs = SearchInputs(adapter, proxy, database, kept)
+            found = Search(inputs, goal, ONE, place / "s", {}).run()
         results.append((found.policy, found.history, found.rounds, found.summary))
         adapter = loaded(folder)
         with blocks_on_disk(adapter, folder / "model", place / "work", device) as kept:

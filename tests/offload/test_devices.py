@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from efficientllava.allocation.context import Allocation, Risk
-from efficientllava.allocation.executors import worker_devices
-from efficientllava.allocation.search import Search
+from efficientllava.allocation.scoring.executors import worker_devices
+from efficientllava.allocation.search import Search, SearchGoal, SearchInputs
 from efficientllava.calibration.opened import OpenModel
 from efficientllava.calibration.working_set import Tokens, search_bytes
 from efficientllava.database import storage
@@ -25,6 +25,7 @@ from efficientllava.offload.blocks_on_disk import blocks_on_disk
 from efficientllava.offload.devices import open_device, require_device
 from efficientllava.offload.placement import RESERVE, needs_of, shape_of
 from efficientllava.parameters import (
+    MachineParameters,
     Parameters,
     PruneParameters,
     PruningParameters,
@@ -39,7 +40,7 @@ from tests.pretend_gpu import GPU, PretendGPU, Race, Stream, marked, pretend_gpu
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 LEVELS = [0.4, 0.5, 0.6]
 SEARCH = SearchParameters(
-    candidates=4, rounds=2, survivors=2, projector_steps=2, projector_batch=4, workers=2,
+    candidates=4, rounds=2, survivors=2, projector_steps=2, projector_batch=4,
     projector_learning_rate=1e-2,
 )  # fmt: skip
 
@@ -116,9 +117,12 @@ def chain(folder: Path, device: torch.device | None, memory: float | None, stora
     with placed(checkpoint, [folder / "db"], proxy, machine, folder / "p", 4) as found:
         watch(found.blocks)
         result = Search(
-            found.adapter, proxy, found.database, LEVELS, 0.5, SEARCH, folder / "s", {},
-            blocks=found.blocks,
-        ).run()  # fmt: skip
+            SearchInputs(found.adapter, proxy, found.database, found.blocks),
+            SearchGoal(LEVELS, 0.5, SEARCH),
+            MachineParameters(),
+            folder / "s",
+            {},
+        ).run()
         placement = found.placement
     adapter = adapter_for(load_model(checkpoint))
     projector = {name: tensor.cpu() for name, tensor in result.projector.items()}
@@ -228,10 +232,11 @@ def test_unknown_devices_are_bad_parameters(name: str) -> None:
 
 def test_worker_processes_share_the_gpus_out(monkeypatch: Any) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    three = SearchParameters(workers=3, executor="processes")
-    assert worker_devices(three, "cuda") == ["cuda:0", "cuda:1", "cuda:0"]
-    assert worker_devices(three, "cuda:1") == ["cuda:1"] * 3
-    assert worker_devices(SearchParameters(workers=2, executor="dask"), "cuda") == ["cuda"] * 2
+    three = MachineParameters(workers=3, executor="processes", device="cuda")
+    assert worker_devices(three) == ["cuda:0", "cuda:1", "cuda:0"]
+    assert worker_devices(three.model_copy(update={"device": "cuda:1"})) == ["cuda:1"] * 3
+    dask = MachineParameters(workers=2, executor="dask", device="cuda")
+    assert worker_devices(dask) == ["cuda"] * 2
 
 
 def test_a_database_in_host_memory_is_the_same(tmp_path: Path, adapter: Any) -> None:

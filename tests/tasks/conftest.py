@@ -42,11 +42,10 @@ TINY: dict[str, Any] = {
         "survivors": 2,
         "projector_steps": 1,
         "projector_batch": 4,
-        "workers": 1,
     },
     "evaluation": {"questions": 12, "text_segments": 2},
     "export": {"repetitions": 3, "answers": 1, "new_tokens": 2},
-    "machine": {"threads": 1},
+    "machine": {"threads": 1, "workers": 1},
     "methods": ["magnitude", "efficientllava"],
 }
 

@@ -15,6 +15,15 @@ BAD: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"search": {"candidtes": 8}},
         ["unknown parameter search.candidtes", "did you mean candidates?"],
     ),
+    "moved workers": (
+        {"search": {"workers": 4}},
+        ["unknown parameter search.workers", "it is machine.workers now"],
+    ),
+    "moved threads": ({"search": {"threads": 1}}, ["search.threads", "machine.threads"]),
+    "renamed": (
+        {"search": {"projector_checkpointing": True}},
+        ["search.projector_checkpointing", "it is machine.gradient_checkpointing now"],
+    ),
     "unknown section": ({"deployment": {"port": 1}}, ["unknown parameter deployment"]),
     "ratio above 1": ({"ratios": [1.2]}, ["ratios.0", "1.2"]),
     "ratio below 0": ({"ratios": [-0.1]}, ["ratios.0", "-0.1"]),

@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 
-from efficientllava.allocation.executors import process_pool
+from efficientllava.allocation.scoring.executors import process_pool
 from efficientllava.files import file_digest, folder_digest
 from tests.tasks.conftest import Here, Workspace
 
@@ -57,7 +57,7 @@ def test_a_limit_that_is_too_low_is_told(ready: Workspace, here: Here) -> None:
 
 def device_taken() -> str:
     """Which device this process has; slowly, so that another process takes the next question."""
-    from efficientllava.allocation import workers
+    from efficientllava.allocation.scoring import workers
 
     time.sleep(2.0)
     return workers._device[0]

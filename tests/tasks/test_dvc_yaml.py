@@ -11,6 +11,7 @@ import pytest
 from dvc.utils.serialize import load_yaml
 
 from efficientllava.parameters import Parameters
+from tasks.report import SHOWN
 from tests.tasks.conftest import ROOT
 
 STAGES: dict[str, Any] = load_yaml(str(ROOT / "dvc.yaml"))["stages"]
@@ -94,6 +95,18 @@ def test_proxy_depends_on_no_parameter_of_the_search() -> None:
 
 
 def test_a_change_of_eta_runs_searches_only() -> None:
-    """Workers and other things that change no result are nobody's dependency."""
-    assert [name for name in STAGES if "search" in parameters_of(name)] == ["search"]
-    assert not any("machine" in parameters_of(name) for name in STAGES)
+    """And the report, whose page shows it. What changes no result is nobody's dependency."""
+    assert [name for name in STAGES if "search" in parameters_of(name)] == ["search", "report"]
+    of_machine = {
+        name for stage in STAGES for name in parameters_of(stage) if name.startswith("machine")
+    }
+    assert of_machine == {"machine.threads", "machine.device"}
+
+
+def test_the_report_depends_on_the_parameters_it_shows() -> None:
+    shown = {
+        f"{name}.{key}" if isinstance(keys, set) else name
+        for name, keys in SHOWN.items()
+        for key in (keys if isinstance(keys, set) else [""])
+    }
+    assert set(parameters_of("report")) == shown

@@ -167,7 +167,7 @@ def test_more_rounds_are_added_to_those_that_are_there(tmp_path: Path) -> None:
 def test_another_clone_gives_the_same_bytes(undisturbed: dict[str, Any], tmp_path: Path) -> None:
     """Also with another number of workers, which changes no result."""
     made = clone(tmp_path / "clone")
-    made.set_parameters({"search": {"workers": 2}})
+    made.set_parameters({"machine": {"workers": 2}})
     assert made.run("dvc", "repro", LAST, timeout=1800).status == 0
     assert hashes(made.folder) == undisturbed
     assert made.run("dvc", "repro", LAST).output.count("didn't change, skipping") == 7

@@ -10,6 +10,7 @@ from efficientllava.demo.questions.pictures import (
     COLOURS,
     CORNERS,
     SHAPES,
+    Picture,
     draw_digit,
     draw_map,
     draw_scene,
@@ -17,83 +18,96 @@ from efficientllava.demo.questions.pictures import (
 from efficientllava.demo.questions.stories import NUMBERS
 
 
-def scene_ground(draw: random.Random) -> Ask:
-    """Four cells with coloured shapes: shapes, colours, corners, how many."""
-    picture = draw_scene(draw)
-    cells = [cell for cell in range(4) if picture.shapes[cell]]
-    shapes, colours = picture.shapes, picture.colours
-    single_shapes = [cell for cell in cells if shapes.count(shapes[cell]) == 1]
-    single_colours = [cell for cell in cells if colours.count(colours[cell]) == 1]
+class _Scene:
+    """Questions about four cells with coloured shapes."""
 
-    def colour_of_shape(draw: random.Random) -> Item:
-        cell = draw.choice(single_shapes)
-        shape, colour = str(shapes[cell]), str(colours[cell])
+    def __init__(self, picture: Picture) -> None:
+        self.picture, self.shapes, self.colours = picture, picture.shapes, picture.colours
+        self.cells = [cell for cell in range(4) if self.shapes[cell]]
+        # those of which there is only one
+        self.single_shapes = [c for c in self.cells if self.shapes.count(self.shapes[c]) == 1]
+        self.single_colours = [c for c in self.cells if self.colours.count(self.colours[c]) == 1]
+
+    def colour_of_shape(self, draw: random.Random) -> Item:
+        """The colour of a shape that is there once."""
+        cell = draw.choice(self.single_shapes)
+        shape, colour = str(self.shapes[cell]), str(self.colours[cell])
         return Item(
             "natural science", "lower", "pictures", "colours", f"What colour is the {shape}?",
-            colour, offer(draw, colour, COLOURS), f"The {shape} is {colour}.", picture=picture,
+            colour, offer(draw, colour, COLOURS), f"The {shape} is {colour}.", picture=self.picture,
         )  # fmt: skip
 
-    def shape_of_colour(draw: random.Random) -> Item:
-        cell = draw.choice(single_colours)
-        shape, colour = str(shapes[cell]), str(colours[cell])
+    def shape_of_colour(self, draw: random.Random) -> Item:
+        """The name of the only shape in a colour."""
+        cell = draw.choice(self.single_colours)
+        shape, colour = str(self.shapes[cell]), str(self.colours[cell])
         return Item(
             "language science", "lower", "pictures", "naming shapes",
             f"Which word names the {colour} shape?", shape, offer(draw, shape, SHAPES),
-            f"The {colour} shape is a {shape}.", picture=picture,
+            f"The {colour} shape is a {shape}.", picture=self.picture,
         )  # fmt: skip
 
-    def shape_at_corner(draw: random.Random) -> Item:
-        cell = draw.choice(cells)
-        shape, corner = str(shapes[cell]), CORNERS[cell]
+    def shape_at_corner(self, draw: random.Random) -> Item:
+        """The shape in a cell."""
+        cell = draw.choice(self.cells)
+        shape, corner = str(self.shapes[cell]), CORNERS[cell]
         return Item(
             "social science", "lower", "pictures", "directions", f"What is in the {corner}?",
             shape, offer(draw, shape, SHAPES), f"In the {corner} is a {shape}.",
-            picture=picture,
+            picture=self.picture,
         )  # fmt: skip
 
-    def corner_of_colour(draw: random.Random) -> Item:
-        cell = draw.choice(single_colours)
-        colour, corner = str(colours[cell]), CORNERS[cell]
+    def corner_of_colour(self, draw: random.Random) -> Item:
+        """The cell of the only shape in a colour."""
+        cell = draw.choice(self.single_colours)
+        colour, corner = str(self.colours[cell]), CORNERS[cell]
         return Item(
             "social science", "upper", "pictures", "directions",
             f"Where is the {colour} shape?", corner, offer(draw, corner, CORNERS),
-            f"The {colour} shape is in the {corner}.", picture=picture,
+            f"The {colour} shape is in the {corner}.", picture=self.picture,
         )  # fmt: skip
 
-    def colour_shown(draw: random.Random) -> Item:
-        colour = draw.choice([str(colours[cell]) for cell in cells])
-        absent = [other for other in COLOURS if other not in colours]
+    def colour_shown(self, draw: random.Random) -> Item:
+        """Which of some colours is there."""
+        colour = draw.choice([str(self.colours[cell]) for cell in self.cells])
+        absent = [other for other in COLOURS if other not in self.colours]
         return Item(
             "social science", "upper", "pictures", "finding colours",
             "Which of these colours is shown?", colour, offer(draw, colour, absent),
-            f"There is something {colour}.", picture=picture,
+            f"There is something {colour}.", picture=self.picture,
         )  # fmt: skip
 
-    def shape_shown(draw: random.Random) -> Item:
-        shape = draw.choice([str(shapes[cell]) for cell in cells])
-        absent = [other for other in SHAPES if other not in shapes]
+    def shape_shown(self, draw: random.Random) -> Item:
+        """Which of some shapes is there."""
+        shape = draw.choice([str(self.shapes[cell]) for cell in self.cells])
+        absent = [other for other in SHAPES if other not in self.shapes]
         return Item(
             "language science", "upper", "pictures", "finding shapes",
             "Which of these shapes is shown?", shape, offer(draw, shape, absent),
-            f"There is a {shape}.", picture=picture,
+            f"There is a {shape}.", picture=self.picture,
         )  # fmt: skip
 
-    def count(draw: random.Random) -> Item:
-        answer = NUMBERS[len(cells)]
+    def count(self, draw: random.Random) -> Item:
+        """How many shapes there are."""
+        answer = NUMBERS[len(self.cells)]
         return Item(
             "natural science", "lower", "pictures", "counting", "How many shapes are there?",
-            answer, offer(draw, answer, NUMBERS[1:6]), f"There are {answer}.", picture=picture,
+            answer, offer(draw, answer, NUMBERS[1:6]), f"There are {answer}.", picture=self.picture,
         )  # fmt: skip
 
-    asks: list[Ask] = [shape_at_corner, count]
-    if len(set(colours) - {None}) < len(COLOURS):
-        asks.append(colour_shown)
-    if len(set(shapes) - {None}) < len(SHAPES):
-        asks.append(shape_shown)
-    if single_shapes:
-        asks.append(colour_of_shape)
-    if single_colours:
-        asks += [shape_of_colour, corner_of_colour]
+
+def scene_ground(draw: random.Random) -> Ask:
+    """Four cells with coloured shapes: shapes, colours, corners, how many."""
+    scene = _Scene(draw_scene(draw))
+    asks: list[Ask] = [scene.shape_at_corner, scene.count]
+    if len(set(scene.colours) - {None}) < len(COLOURS):
+        asks.append(scene.colour_shown)
+    if len(set(scene.shapes) - {None}) < len(SHAPES):
+        asks.append(scene.shape_shown)
+    if scene.single_shapes:
+        asks.append(scene.colour_of_shape)
+    if scene.single_colours:
+        asks += [scene.shape_of_colour, scene.corner_of_colour]
     return lambda draw: draw.choice(asks)(draw)
 
 

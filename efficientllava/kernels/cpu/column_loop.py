@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from efficientllava.kernels.cpu.arguments import Lists, Strip
 from efficientllava.kernels.cpu.error_lists import TILE, list_errors, spread_tile
 from efficientllava.kernels.cpu.vector_kernel import (
     LANES,
@@ -17,7 +18,7 @@ from efficientllava.kernels.cpu.vector_kernel import (
     spread_column,
     spread_eight_columns,
     spread_four_columns,
-    turn_square,
+    transpose_square,
 )
 
 ABOVE_ALL = np.uint32(0xFFFFFFFF)
@@ -39,90 +40,54 @@ def into_panels(source, target):  # type: ignore[no-untyped-def]
 
 @compiled
 def prune_columns(  # type: ignore[no-untyped-def]
-    stack,
-    start,
-    inner,
-    diagonal,
-    no_input,
-    keys,
-    limits,
-    counts,
-    group,
-    bounds,
-    tile_section,
-    members,
-    gaps,
-    first_tile,
-    last_tile,
-    index,
-    value,
-    begins,
-    solution,
-    right,
-    first_panel,
+    stack, solution, block, choice, lists, tiles, first_tile, last_tile
 ):
     """Prune a block's columns one by one, list the errors, spread them to the next columns.
 
     Every weight is changed by the columns on its left in their order, as in the eager path.
 
     Args:
-        inner: U of the block, columns as rows.
-        keys: [rows, columns], unused in groups.
-        limits, counts: [sections], the key from which on weights stay; zeros in a group.
-        group: columns of a group, or 0.
-        index, value, begins: the lists of tiles, see `list_errors`.
-        right: U of the next columns, [panels, columns, 64].
+        block, choice, lists, tiles: see `arguments`; the lists are [tiles, ...].
     """
-    width = len(inner)
+    width = len(block.inner)
     wide = -(-width // LANES) * LANES
-    weights = np.zeros((wide, STRIP), dtype=np.float32)
-    errors = np.zeros((wide, STRIP), dtype=np.float32)
-    ranks = np.zeros((wide, STRIP), dtype=np.uint32)
+    strip = Strip(
+        np.zeros((wide, STRIP), dtype=np.float32),
+        np.zeros((wide, STRIP), dtype=np.float32),
+        np.zeros((wide, STRIP), dtype=np.uint32),
+    )
     # rows 64 bytes more apart: else they share few of the cache's sets
-    lost = np.zeros((value.shape[1], TILE, wide + LANES), dtype=np.float32)
+    lost = np.zeros((lists.value.shape[1], TILE, wide + LANES), dtype=np.float32)
     for tile in range(first_tile, last_tile):
-        rows = bounds[tile, 1] - bounds[tile, 0]
-        for member in range(members[tile]):
-            section = tile_section[tile] + member
-            top = bounds[tile, 0] + member * gaps[tile]
+        rows = tiles.bounds[tile, 1] - tiles.bounds[tile, 0]
+        for member in range(tiles.members[tile]):
+            section = tiles.section[tile] + member
+            top = tiles.bounds[tile, 0] + member * tiles.gaps[tile]
             for low in range(0, rows, STRIP):
                 many = min(STRIP, rows - low)
-                _take_weights(stack, start, top + low, many, width, weights)
-                if not group:
-                    _take(keys, top + low, many, width, ranks)
+                _take_weights(stack, block.start, top + low, many, width, strip.weights)
+                if not choice.group:
+                    _take(choice.keys, top + low, many, width, strip.ranks)
                 _prune_strip(
-                    weights,
-                    errors,
-                    ranks,
-                    limits[section],
-                    inner,
-                    diagonal,
-                    no_input,
-                    group,
-                    counts[section],
+                    strip, block, choice.limits[section], choice.group, choice.counts[section]
                 )
-                _give_back(weights, width, solution, top + low, many, start)
-                for column in range(0, wide, LANES):
-                    for row in range(0, STRIP, LANES):
-                        turn_square(
-                            errors[column, row:].ctypes,
-                            STRIP,
-                            lost[member, low + row, column:].ctypes,
-                            wide + LANES,
-                        )
-        list_errors(lost, members[tile], rows, wide, index[tile], value[tile], begins[tile])
-        for panel in range(len(right)):
-            spread_tile(
-                right[panel],
-                index[tile],
-                value[tile],
-                begins[tile],
-                stack[first_panel + panel],
-                bounds[tile, 0],
-                rows,
-                members[tile],
-                gaps[tile],
-                right[(panel + 1) % len(right)],
+                _give_back(strip.weights, width, solution, top + low, many, block.start)
+                _transpose_errors(strip.errors, lost[member], low)
+        of_tile = Lists(lists.index[tile], lists.value[tile], lists.begins[tile])
+        list_errors(lost, tiles.members[tile], rows, wide, of_tile)
+        for panel in range(len(block.right)):
+            coming = block.right[(panel + 1) % len(block.right)]
+            weights = stack[block.first_panel + panel]
+            spread_tile(block.right[panel], of_tile, weights, tiles, tile, coming)
+
+
+@compiled
+def _transpose_errors(errors, lost, low):  # type: ignore[no-untyped-def]
+    """Write a strip's errors to rows from `low` of a member's errors [rows, columns + 16]."""
+    for column in range(0, len(errors), LANES):
+        for row in range(0, STRIP, LANES):
+            transpose_square(
+                errors[column, row:].ctypes, STRIP, lost[low + row, column:].ctypes, lost.shape[1]
             )
 
 
@@ -133,7 +98,7 @@ def _take(source, top, many, width, target):  # type: ignore[no-untyped-def]
         columns, strip = source[top:].view(np.float32), target.view(np.float32)
         for column in range(0, width, LANES):
             for row in range(0, STRIP, LANES):
-                turn_square(
+                transpose_square(
                     columns[row, column:].ctypes, source.shape[1], strip[column, row:].ctypes, STRIP
                 )
     else:
@@ -151,7 +116,7 @@ def _take_weights(stack, start, top, many, width, target):  # type: ignore[no-un
         for column in range(0, width, LANES):
             panel, left = (start + column) // PANEL, (start + column) % PANEL
             for row in range(0, STRIP, LANES):
-                turn_square(
+                transpose_square(
                     stack[panel, top + row, left:].ctypes, PANEL, target[column, row:].ctypes, STRIP
                 )
     else:
@@ -166,7 +131,7 @@ def _give_back(weights, width, solution, top, many, start):  # type: ignore[no-u
     if many == STRIP and width % LANES == 0:
         for row in range(0, STRIP, LANES):
             for column in range(0, width, LANES):
-                turn_square(
+                transpose_square(
                     weights[column, row:].ctypes,
                     STRIP,
                     solution[top + row, start + column :].ctypes,
@@ -179,10 +144,10 @@ def _give_back(weights, width, solution, top, many, start):  # type: ignore[no-u
 
 
 @compiled
-def _prune_strip(  # type: ignore[no-untyped-def]
-    weights, errors, ranks, limit, inner, diagonal, no_input, group, count
-):
+def _prune_strip(strip, block, limit, group, count):  # type: ignore[no-untyped-def]
     """Columns from left to right, eight (m) at a time: these are spread to the rest together."""
+    weights, errors, ranks = strip.weights, strip.errors, strip.ranks
+    inner, diagonal, no_input = block.inner, block.diagonal, block.no_input
     width = len(inner)
     step = group if group else 8
     zero = np.float32(0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from efficientllava.kernels.cpu.arguments import Lists
 from efficientllava.kernels.cpu.vector_kernel import (
     PANEL,
     compiled,
@@ -18,16 +19,16 @@ TILE = 256
 
 
 @compiled
-def list_errors(lost, members, rows, wide, index, value, begins):  # type: ignore[no-untyped-def]
+def list_errors(lost, members, rows, wide, lists):  # type: ignore[no-untyped-def]
     """Per row the columns in which a member has an error, and all members' errors in them.
 
     Close together: lists of equal length for every row would leave half of a cache's sets unused.
 
     Args:
         lost: errors of a tile, [members, rows, columns].
-        index, value: the lists, [entries] and [members, entries].
-        begins: [rows + 1], where each row's list begins.
+        lists: of the tile, see `arguments.Lists`; changed in place.
     """
+    index, value, begins = lists.index, lists.value, lists.begins
     gap, apart = lost.shape[1] * lost.shape[2], value.shape[1]
     found = 0
     for row in range(rows):
@@ -44,11 +45,11 @@ def list_errors(lost, members, rows, wide, index, value, begins):  # type: ignor
 
 
 @compiled
-def spread_tile(  # type: ignore[no-untyped-def]
-    factors, index, value, begins, weights, top, rows, members, gap, coming
-):
+def spread_tile(factors, lists, weights, tiles, tile, coming):  # type: ignore[no-untyped-def]
     """Spread the listed errors of a tile to one panel [rows, 64] of the weights."""
-    apart, further, ahead = value.shape[1], gap * PANEL, 4 * PANEL
+    index, value, begins, members = lists.index, lists.value, lists.begins, tiles.members[tile]
+    top, rows = tiles.bounds[tile, 0], tiles.bounds[tile, 1] - tiles.bounds[tile, 0]
+    apart, further, ahead = value.shape[1], tiles.gaps[tile] * PANEL, 4 * PANEL
     for row in range(rows):
         begin = begins[row]
         many = begins[row + 1] - begin
@@ -65,44 +66,26 @@ def spread_tile(  # type: ignore[no-untyped-def]
 
 @compiled
 def spread_blocks(  # type: ignore[no-untyped-def]
-    index,
-    value,
-    begins,
-    blocks,
-    stack,
-    factors,
-    first_panel,
-    bounds,
-    members,
-    gaps,
-    first_tile,
-    last_tile,
+    stack, factors, first_panel, lists, tiles, first_tile, last_tile
 ):
     """Spread the errors of several blocks of columns past the last of them.
 
     The panel of a tile's weights stays in the cache while one block after the other changes it.
 
     Args:
-        index, value, begins: lists, [blocks, tiles, ...].
         factors: U of the blocks' rows, [blocks, panels, columns, 64].
+        lists: [blocks, tiles, ...].
     """
+    blocks, panels = factors.shape[0], factors.shape[1]
     for tile in range(first_tile, last_tile):
-        top, rows = bounds[tile, 0], bounds[tile, 1] - bounds[tile, 0]
-        for panel in range(factors.shape[1]):
+        for panel in range(panels):
             for block in range(blocks):
                 if block + 1 < blocks:
                     coming = factors[block + 1, panel]
                 else:
-                    coming = factors[0, (panel + 1) % factors.shape[1]]
-                spread_tile(
-                    factors[block, panel],
-                    index[block, tile],
-                    value[block, tile],
-                    begins[block, tile],
-                    stack[first_panel + panel],
-                    top,
-                    rows,
-                    members[tile],
-                    gaps[tile],
-                    coming,
+                    coming = factors[0, (panel + 1) % panels]
+                of_tile = Lists(
+                    lists.index[block, tile], lists.value[block, tile], lists.begins[block, tile]
                 )
+                weights = stack[first_panel + panel]
+                spread_tile(factors[block, panel], of_tile, weights, tiles, tile, coming)

@@ -16,6 +16,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
+from efficientllava.kernels.cpu.arguments import Block, Choice, Digit, Lists, Scored
 from efficientllava.kernels.cpu.column_loop import into_panels, prune_columns
 from efficientllava.kernels.cpu.error_lists import TILE, spread_blocks
 from efficientllava.kernels.cpu.radix_select import (
@@ -111,9 +112,11 @@ class _ColumnLoop:
         self.keys = np.empty((rows, width), dtype=np.uint32)
         members = max(batch.members.max() for batch in batches)
         entries = TILE * -(-width // LANES) * LANES + LANES
-        self.index = np.empty((self.together, tiles, entries), dtype=np.uint16)
-        self.value = np.empty((self.together, tiles, members, entries), dtype=np.float32)
-        self.begins = np.zeros((self.together, tiles, TILE + 1), dtype=np.int64)
+        self.lists = Lists(
+            np.empty((self.together, tiles, entries), dtype=np.uint16),
+            np.empty((self.together, tiles, members, entries), dtype=np.float32),
+            np.zeros((self.together, tiles, TILE + 1), dtype=np.int64),
+        )
 
     def close(self) -> None:
         """Let the threads go."""
@@ -169,35 +172,16 @@ class _ColumnLoop:
         diagonal = np.ascontiguousarray(inner.diagonal())
         no_input = np.ascontiguousarray(self.dead[start:end])
         quotas = [section.quotas[number] for section in self.tiles.sections]
-        limits = self._limits(start, end - start, diagonal, no_input, quotas)
+        limits = self._limits(start, diagonal, no_input, quotas)
         counts = np.array([section.count for section in self.tiles.sections], dtype=np.int64)
         right = self._factors(start, end, end, ahead)
-        tiles, slot = self.tiles, number - first_block
+        block = Block(start, inner, diagonal, no_input, right, end // PANEL)
+        choice = Choice(self.keys, limits, counts, self.group_size or 0)
+        lists = Lists(*(array[number - first_block] for array in self.lists))
+        tiles = self.tiles.arrays
 
         def work(thread: int, first: int, last: int) -> None:
-            prune_columns(
-                self.stack,
-                start,
-                inner,
-                diagonal,
-                no_input,
-                self.keys,
-                limits,
-                counts,
-                self.group_size or 0,
-                tiles.bounds,
-                tiles.section,
-                tiles.members,
-                tiles.gaps,
-                first,
-                last,
-                self.index[slot],
-                self.value[slot],
-                self.begins[slot],
-                self.solution,
-                right,
-                end // PANEL,
-            )
+            prune_columns(self.stack, self.solution, block, choice, lists, tiles, first, last)
 
         self._run(work)
         if end == ahead < len(self.upper):
@@ -211,18 +195,7 @@ class _ColumnLoop:
 
         def work(thread: int, first: int, last: int) -> None:
             spread_blocks(
-                self.index,
-                self.value,
-                self.begins,
-                len(factors),
-                self.stack,
-                factors,
-                end // PANEL,
-                self.tiles.bounds,
-                self.tiles.members,
-                self.tiles.gaps,
-                first,
-                last,
+                self.stack, factors, end // PANEL, self.lists, self.tiles.arrays, first, last
             )
 
         self._run(work)
@@ -241,13 +214,12 @@ class _ColumnLoop:
     def _limits(
         self,
         start: int,
-        width: int,
         diagonal: np.ndarray,
         no_input: np.ndarray,
         quotas: Sequence[int],
     ) -> np.ndarray:
         """Per section, the key below which exactly its quota of weights lies (radix selection)."""
-        sections = len(quotas)
+        sections, width = len(quotas), len(diagonal)
         if self.group_size is not None:
             return np.zeros(sections, dtype=np.uint32)  # masks are chosen within groups
         tiles, rest = self.tiles, np.array(quotas, dtype=np.int64)
@@ -257,9 +229,9 @@ class _ColumnLoop:
             histograms = np.zeros((self.threads, sections, bins), dtype=np.int64)
             if above == 32:
                 live = np.where(no_input, 0, ALL_BITS).astype(np.uint32)
-                digits = partial(first_digits, self.stack, start, width, diagonal, live, self.keys)
+                digits = partial(first_digits, self.stack, Scored(start, diagonal, live), self.keys)
             else:
-                digits = partial(later_digits, width, self.keys, prefix, shift, above)
+                digits = partial(later_digits, width, self.keys, Digit(prefix, shift, above))
 
             def work(
                 thread: int,
@@ -268,8 +240,7 @@ class _ColumnLoop:
                 digits: Callable[..., None] = digits,
                 into: np.ndarray = histograms,
             ) -> None:
-                where = (tiles.bounds, tiles.section, tiles.members, tiles.gaps)
-                digits(*where, first, last, into[thread])
+                digits(tiles.arrays, first, last, into[thread])
 
             self._run(work)
             upto = histograms.sum(axis=0).cumsum(axis=1)

@@ -17,32 +17,22 @@ ALL_BITS = np.uint32(0x7FFFFFFF)
 
 @compiled
 def first_digits(  # type: ignore[no-untyped-def]
-    stack,
-    start,
-    width,
-    diagonal,
-    live,
-    keys,
-    bounds,
-    tile_section,
-    members,
-    gaps,
-    first,
-    last,
-    histogram,
+    stack, scored, keys, tiles, first, last, histogram
 ):
     """Write the keys of w^2 / U_jj^2 and count their first digits.
 
     Args:
-        live: [columns] uint32, `ALL_BITS` of an input that is used, else 0: its keys are 0.
+        scored, tiles: see `arguments`; `scored.live` has `ALL_BITS` or 0: then its keys are 0.
     """
+    start, diagonal, live = scored.start, scored.diagonal, scored.live
+    width = len(diagonal)
     score = np.empty(PANEL, dtype=np.float32)
     bits = score.view(np.uint32)
     for tile in range(first, last):
-        for member in range(members[tile]):
-            counted = histogram[tile_section[tile] + member]
-            offset = member * gaps[tile]
-            for row in range(bounds[tile, 0] + offset, bounds[tile, 1] + offset):
+        for member in range(tiles.members[tile]):
+            counted = histogram[tiles.section[tile] + member]
+            offset = member * tiles.gaps[tile]
+            for row in range(tiles.bounds[tile, 0] + offset, tiles.bounds[tile, 1] + offset):
                 column = 0
                 while column < width:
                     panel, left = (start + column) // PANEL, (start + column) % PANEL
@@ -62,29 +52,30 @@ def first_digits(  # type: ignore[no-untyped-def]
 
 @compiled
 def later_digits(  # type: ignore[no-untyped-def]
-    width, keys, prefix, shift, above, bounds, tile_section, members, gaps, first, last, histogram
+    width, keys, digit, tiles, first, last, histogram
 ):
     """Count the next digit of the keys that begin with the section's prefix."""
+    shift, above = digit.shift, digit.above
     low, high = np.uint32(shift), np.uint32(above)
     kept = np.uint32((1 << (above - shift)) - 1)
     for tile in range(first, last):
-        for member in range(members[tile]):
-            section, offset = tile_section[tile] + member, member * gaps[tile]
-            counted, wanted = histogram[section], prefix[section]
-            for row in range(bounds[tile, 0] + offset, bounds[tile, 1] + offset):
+        for member in range(tiles.members[tile]):
+            section, offset = tiles.section[tile] + member, member * tiles.gaps[tile]
+            counted, prefix = histogram[section], digit.prefix[section]
+            for row in range(tiles.bounds[tile, 0] + offset, tiles.bounds[tile, 1] + offset):
                 key = keys[row]
                 for column in range(width):
-                    if key[column] >> high == wanted:
+                    if key[column] >> high == prefix:
                         counted[(key[column] >> low) & kept] += 1
 
 
 @compiled
-def demote(keys, width, top, bottom, wanted, allowed):  # type: ignore[no-untyped-def]
+def demote(keys, width, top, bottom, limit, allowed):  # type: ignore[no-untyped-def]
     """Of equal keys the first `allowed` in row-major order stay; the others count as larger."""
     for row in range(top, bottom):
         for column in range(width):
-            if keys[row, column] == wanted:
+            if keys[row, column] == limit:
                 if allowed > 0:
                     allowed -= 1
                 else:
-                    keys[row, column] = wanted + np.uint32(1)
+                    keys[row, column] = limit + np.uint32(1)

@@ -10,6 +10,7 @@ from itertools import accumulate, groupby
 import numpy as np
 import torch
 
+from efficientllava.kernels.cpu.arguments import TileRows
 from efficientllava.kernels.cpu.error_lists import TILE
 from efficientllava.kernels.cpu.vector_kernel import MEMBERS
 
@@ -119,3 +120,8 @@ class Tiles:
         table = np.array(cut, dtype=np.int64).reshape(-1, 5).T.copy()
         self.bounds = np.ascontiguousarray(table[:2].T)
         self.section, self.members, self.gaps = table[2:]
+
+    @property
+    def arrays(self) -> TileRows:
+        """The rows of the tiles, for the compiled loops."""
+        return TileRows(self.bounds, self.section, self.members, self.gaps)

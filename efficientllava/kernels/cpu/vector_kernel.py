@@ -181,7 +181,7 @@ def _list_columns(members: int) -> Callable[..., Any]:
 
 
 @intrinsic
-def turn_square(typing_context, source, step, target, target_step):  # type: ignore[no-untyped-def]
+def transpose_square(typing_context, source, step, target, target_step):  # type: ignore[no-untyped-def]
     """Write 16 rows of 16 float32, `step` floats apart, as columns, `target_step` floats apart."""
     signature = types.void(_floats, types.intp, _floats, types.intp)
 

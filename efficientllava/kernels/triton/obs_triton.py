@@ -14,6 +14,7 @@ from itertools import pairwise
 import torch
 import triton
 
+from efficientllava.kernels.plan import Plan
 from efficientllava.kernels.triton.triton_kernels import (
     BINS,
     count_digits,
@@ -39,10 +40,6 @@ class Blocks:
     Args:
         weights: matrices [rows_i, columns], each stacked `repetitions` times.
         upper, dead: of the factor, float32.
-        rows: bounds of the sections (one matrix at one level each).
-        starts: bounds of the blocks of columns.
-        quotas: [section][block], pruned weights.
-        group_size: m of an n:m pattern, with `counts` zeros per group in each section.
     """
 
     def __init__(
@@ -51,14 +48,10 @@ class Blocks:
         repetitions: int,
         upper: torch.Tensor,
         dead: torch.Tensor,
-        rows: Sequence[int],
-        starts: Sequence[int],
-        quotas: Sequence[Sequence[int]],
-        counts: Sequence[int],
-        group_size: int | None,
+        plan: Plan,
     ) -> None:
-        device = upper.device
-        self.rows, self.starts, self.group_size = rows, starts, group_size
+        device, rows, starts = upper.device, plan.rows, plan.starts
+        self.rows, self.starts, self.group_size = rows, starts, plan.group_size
         self.upper, self.dead = upper.contiguous(), dead.to(torch.uint8)
         self.stack = torch.empty(rows[-1], starts[-1], device=device)
         for index, (top, bottom) in enumerate(pairwise(rows)):
@@ -78,8 +71,8 @@ class Blocks:
         tiles = torch.tensor(cut, dtype=torch.int32).T.contiguous().to(device)
         self.tops, self.bottoms, self.sections = tiles
         self.bounds = torch.tensor(rows, dtype=torch.int32, device=device)
-        self.counts = torch.tensor(counts, dtype=torch.int32, device=device)
-        self.quotas = torch.tensor(quotas, dtype=torch.int32, device=device).T.contiguous()
+        self.counts = torch.tensor(plan.counts, dtype=torch.int32, device=device)
+        self.quotas = torch.tensor(plan.quotas, dtype=torch.int32, device=device).T.contiguous()
         count = len(rows) - 1
         self.histograms = torch.zeros(count, BINS, dtype=torch.int32, device=device)
         self.limits, self.rest = self.counts.new_zeros(count), self.counts.new_zeros(count)

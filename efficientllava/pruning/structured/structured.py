@@ -13,7 +13,7 @@ from torch import nn
 
 from efficientllava.data.proxy import ProxyData
 from efficientllava.errors import UserError
-from efficientllava.models.families import Adapter, adapter_for
+from efficientllava.models.families import Adapter, Matrix, adapter_for
 from efficientllava.parameters import Parameters, PruneParameters, PruningParameters
 from efficientllava.progress import Progress, silent
 from efficientllava.pruning.measures import ProxyMeasures
@@ -126,18 +126,10 @@ def remove_parts(
     else:
         structure = _remove_blocks(adapter, proxy, removal, ratio, pruning, prune, loss, progress)
     left = adapter_for(adapter.model)
-    rows = []
-    for matrix in left.matrices:
-        size = matrix.size
-        level = zeroed.get(names[matrix.module], 0) / size
-        zeros = int((matrix.weight == 0).sum())
-        already = zeros - zeroed.get(names[matrix.module], 0)
-        row = matrix_row(
-            matrix.name, matrix.block, level, matrix.weight, matrix.weight, None, already
-        )
-        norm = norms[matrix.module]
-        row["norm_ratio"] = float(matrix.weight.double().norm()) / norm if norm > 0 else 1.0
-        rows.append(row)
+    rows = [
+        _row(matrix, zeroed.get(names[matrix.module], 0), norms[matrix.module])
+        for matrix in left.matrices
+    ]
     still = {names[m.module]: m.size - zeroed.get(names[m.module], 0) for m in left.matrices}
     structure |= {
         "dense_weights": sum(sizes.values()),
@@ -146,6 +138,21 @@ def remove_parts(
         "calibration_digest": proxy.digest,
     }
     return left, rows, structure
+
+
+def _row(matrix: Matrix, zeroed: int, norm: float) -> dict[str, Any]:
+    """The record of a matrix that is left.
+
+    Args:
+        zeroed: weights of removed parts that are stored as zeros.
+        norm: of the matrix in the dense model.
+    """
+    weight = matrix.weight
+    already = int((weight == 0).sum()) - zeroed
+    level = zeroed / matrix.size
+    row = matrix_row(matrix.name, matrix.block, level, weight, weight, None, already)
+    row["norm_ratio"] = float(weight.double().norm()) / norm if norm > 0 else 1.0
+    return row
 
 
 def _remove_blocks(

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from efficientllava.allocation.evaluation import StitchedModel, stitched_models, swap_order
+from efficientllava.allocation.scoring.evaluation import StitchedModel, stitched_models, swap_order
 from efficientllava.calibration.proxy_loss import Fitness, ProxyLoss
 from efficientllava.data.proxy import load_proxy
 from efficientllava.database.placed import Machine, placed
@@ -190,7 +190,7 @@ class ProcessEvaluator:
                 if deaths > DEATHS:
                     raise UserError(
                         f"worker processes died {deaths} times before a candidate was scored",
-                        where="search.workers",
+                        where="machine.workers",
                         remedy="look for the kernel's out-of-memory killer; use fewer workers",
                     ) from error
                 self._executor.shutdown(wait=False)

@@ -12,41 +12,41 @@ from concurrent.futures import Executor, ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import Any
 
-from efficientllava.allocation.workers import take_device
+from efficientllava.allocation.scoring.workers import take_device
 from efficientllava.errors import UserError
-from efficientllava.parameters import SearchParameters
+from efficientllava.parameters import MachineParameters
 
 
-def worker_devices(parameters: SearchParameters, device: str) -> list[str]:
+def worker_devices(machine: MachineParameters) -> list[str]:
     """The device of every worker process: all GPUs of this machine in turn, or the one named.
 
     Dask's workers see what their CUDA_VISIBLE_DEVICES lets them: each takes its first GPU.
     """
-    if device != "cuda" or parameters.executor == "dask":
-        return [device] * parameters.workers
+    if machine.device != "cuda" or machine.executor == "dask":
+        return [machine.device] * machine.workers
     import torch
 
     count = max(torch.cuda.device_count(), 1)
-    return [f"cuda:{number % count}" for number in range(parameters.workers)]
+    return [f"cuda:{number % count}" for number in range(machine.workers)]
 
 
 def executor_maker(
-    parameters: SearchParameters, devices: Sequence[str], scheduler: str | None = None
+    machine: MachineParameters, devices: Sequence[str], scheduler: str | None = None
 ) -> Callable[[], Executor] | None:
-    """Makes the executor of `search.executor`; None for threads of this process.
+    """Makes the executor of `machine.executor`; None for threads of this process.
 
     Args:
         devices: one for each process.
-        scheduler: address of a running Dask scheduler; None for `search.dask_address`.
+        scheduler: address of a running Dask scheduler; None for `machine.dask_address`.
 
     Raises:
         UserError: Dask is asked for and not installed, or its scheduler cannot be reached.
     """
-    if parameters.executor == "threads":
+    if machine.executor == "threads":
         return None
-    if parameters.executor == "processes":
+    if machine.executor == "processes":
         return lambda: process_pool(devices)
-    return lambda: dask_executor(parameters, scheduler)
+    return lambda: dask_executor(machine, scheduler)
 
 
 def process_pool(devices: Sequence[str]) -> ProcessPoolExecutor:
@@ -66,19 +66,19 @@ def _begin(queue: Any) -> None:
     take_device(queue)
 
 
-def dask_executor(parameters: SearchParameters, scheduler: str | None = None) -> Executor:
+def dask_executor(machine: MachineParameters, scheduler: str | None = None) -> Executor:
     """A Dask client as an executor: of a scheduler's address, or of processes on this machine."""
     try:
         from distributed import Client, LocalCluster
     except ImportError as error:
         raise UserError(
             "Dask is not installed",
-            where="search.executor: dask",
+            where="machine.executor: dask",
             remedy="pip install 'efficientllava[dask]'",
         ) from error
-    address = scheduler or parameters.dask_address
+    address = scheduler or machine.dask_address
     cluster: Any = address or LocalCluster(
-        n_workers=parameters.workers,
+        n_workers=machine.workers,
         threads_per_worker=1,
         processes=True,
         dashboard_address=None,
@@ -89,7 +89,7 @@ def dask_executor(parameters: SearchParameters, scheduler: str | None = None) ->
     except (OSError, TimeoutError) as error:
         raise UserError(
             f"no Dask scheduler answers ({error})",
-            where=f"search.dask_address: {address}",
+            where=f"machine.dask_address: {address}",
             remedy="start it (`dask scheduler`, `dask worker --nthreads 1`), or set it to null",
         ) from error
     # candidates are pure: equal ones may share a result, dead ones are tried again elsewhere
