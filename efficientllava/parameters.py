@@ -8,21 +8,28 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from efficientllava.errors import UserError
-from efficientllava.registry import METHODS
+from efficientllava.registry import BENCHMARKS, METHODS
 
 Ratio = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
 def _known_method(name: str) -> str:
     if name == "dense":
         raise ValueError("dense is always measured; name what it is compared with")
-    try:
-        METHODS[name]
-    except UserError as error:
-        raise ValueError(error.what) from error
-    return name
+    return METHODS.checked(name)
+
+
+def _known_or_demo(name: str) -> str:
+    if name == "embedded":
+        return name
+    if difflib.get_close_matches(name, ["embedded"]):
+        raise ValueError(f"unknown benchmark {name!r} (did you mean embedded?)")
+    return BENCHMARKS.checked(name)
 
 
 MethodName = Annotated[str, AfterValidator(_known_method), METHODS]
-BenchmarkName = Literal["scienceqa", "scienceqa_img", "vizwiz", "mmvet", "llava_bench"]
+BenchmarkName = Annotated[str, AfterValidator(BENCHMARKS.checked), BENCHMARKS]
+MainBenchmark = Annotated[Literal["embedded"] | str, AfterValidator(_known_or_demo), BENCHMARKS]
 
 
 class Section(BaseModel):
@@ -319,7 +326,7 @@ class JudgeParameters(Section):
 class EvaluationParameters(Section):
     """What a pruned model is measured on."""
 
-    benchmark: Literal["embedded"] | BenchmarkName = Field(
+    benchmark: MainBenchmark = Field(
         "embedded", description="the benchmark whose accuracy stands in the comparison"
     )
     benchmarks: tuple[BenchmarkName, ...] = Field(
