@@ -87,7 +87,6 @@ def compare_with_bare(
 ) -> None:
     """Candidates in turn with bare forward passes."""
     from efficientllava.allocation.scoring.evaluation import stitched_models, swap_order
-
     from efficientllava.calibration.proxy_loss import ProxyLoss, mean_loss
 
     loss = ProxyLoss(adapter, proxy, "kl", "text", wanted.kl_tokens)
@@ -138,7 +137,6 @@ def compare_workers(
     """Rounds by one and by two Dask processes in turn; their losses are compared bit for bit."""
     from efficientllava.allocation.scoring.executors import dask_executor
     from efficientllava.allocation.scoring.workers import ProcessEvaluator, Work
-
     from efficientllava.data.proxy import save_proxy
     from efficientllava.parameters import MachineParameters
 

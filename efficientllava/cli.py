@@ -41,7 +41,7 @@ Folder = Annotated[Path, typer.Argument(help="a checkpoint or an exported model"
 
 
 @commands.command()
-def prune(
+def prune(  # every parameter is an option of the command
     model: Annotated[str, typer.Argument(help="a checkpoint's folder, or a hub id")],
     sparsity: Annotated[float, typer.Option(help="share of the decoder's weights that go")] = 0.5,
     method: Annotated[str, typer.Option(help="docs/methods.md names them")] = "efficientllava",
@@ -155,10 +155,8 @@ Style = Annotated[str | None, typer.Option(help="ScienceQA: llava_v1_5 or llava_
 
 
 @commands.command()
-def score(
-    benchmark: Annotated[
-        str, typer.Argument(help="scienceqa, scienceqa_img, vizwiz, mmvet or llava_bench")
-    ],
+def score(  # every parameter is an option of the command
+    benchmark: Annotated[str, typer.Argument(help="docs/benchmarks.md names them")],
     predictions: Annotated[list[Path], typer.Argument(help="official prediction file")],
     data: Data,
     split: Split = None,
@@ -182,48 +180,16 @@ def score(
 
     The style decides nothing about scores: both are read by the same script.
     """
-    from rich.console import Console
+    from efficientllava.benchmarks.judge.client import JudgeSettings
+    from efficientllava.benchmarks.score_command import JudgeOptions, Request, run
 
-    from efficientllava.benchmarks import predictions as files
-    from efficientllava.benchmarks import scoring, vizwiz
-    from efficientllava.benchmarks.catalogue import benchmark_named, read_records
-    from efficientllava.benchmarks.judge import Judge, JudgeSettings, require_key
-    from efficientllava.benchmarks.table import score_table
-    from efficientllava.files import write_json
-
-    chosen = benchmark_named(benchmark)
-    chosen.style(style)
-    judging = None
+    settings = None
     if judge is not None:
-        require_key()
         settings = JudgeSettings(judge, judge_url, parallel, attempts, timeout)
-        judging = scoring.Judging(Judge(settings, judge_cache), runs or 1)
-    if submission is not None:
-        if chosen.name != "vizwiz" or len(predictions) != 1:
-            raise UserError("a submission is made of one file of answers to vizwiz", "--submission")
-        photos = [
-            each for each in read_records(chosen, data, split) if isinstance(each, vizwiz.Photo)
-        ]
-        read = files.read_predictions(predictions[0])
-        texts = scoring.spelled_answers(chosen, photos, read)
-        write_json(submission, vizwiz.submission(photos, texts))
-        typer.echo(f"{submission}: {len(photos)} answers for the evaluation server")
-        if not all(photo.answers for photo in photos):
-            return
-    outcome = scoring.score_files(chosen, predictions, data, split, judging, runs)
-    if judgements is not None:
-        for name, value in outcome.judgements.items():
-            if name.endswith(".jsonl"):
-                files.write_lines(judgements / name, value)
-            else:
-                write_json(judgements / name, value)
-    Console().print(score_table(chosen, outcome.scores))
-    if malformed := outcome.scores.get("malformed"):
-        typer.echo(f"note: {malformed} malformed replies of the judge, handled as officially")
-    for note in outcome.scores["notes"]:
-        typer.echo(f"note: {note}")
-    if output is not None:
-        write_json(output, outcome.scores)
+    run(
+        Request(benchmark, predictions, data, split, style, output, submission),
+        JudgeOptions(settings, judge_cache, runs, judgements),
+    )
 
 
 @commands.command()
@@ -236,9 +202,10 @@ def prompts(
     """Print every full prompt of a benchmark as JSON lines of {question_id, prompt}."""
     import json
 
-    from efficientllava.benchmarks.catalogue import benchmark_named, full_prompt, read_records
+    from efficientllava.benchmarks.base import full_prompt, read_records
+    from efficientllava.registry import BENCHMARKS
 
-    chosen = benchmark_named(benchmark)
+    chosen = BENCHMARKS[benchmark]
     for record in read_records(chosen, data, split, style):
         line = {"question_id": record.id, "prompt": full_prompt(chosen, record, style)}
         typer.echo(json.dumps(line))

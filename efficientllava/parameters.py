@@ -8,29 +8,29 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from efficientllava.errors import UserError
-from efficientllava.registry import METHODS, RUNTIMES, Registry
+from efficientllava.registry import BENCHMARKS, METHODS, RUNTIMES
 
 Ratio = Annotated[float, Field(ge=0.0, le=1.0)]
-def _not_dense(name: str) -> str:
+
+
+def _known_method(name: str) -> str:
     if name == "dense":
         raise ValueError("dense is always measured; name what it is compared with")
-    return name
+    return METHODS.checked(name)
 
 
-def _one_of(registry: Registry) -> AfterValidator:
-    def known(name: str) -> str:
-        try:
-            registry[name]
-        except UserError as error:
-            raise ValueError(error.what) from error
+def _known_or_demo(name: str) -> str:
+    if name == "embedded":
         return name
+    if difflib.get_close_matches(name, ["embedded"]):
+        raise ValueError(f"unknown benchmark {name!r} (did you mean embedded?)")
+    return BENCHMARKS.checked(name)
 
-    return AfterValidator(known)
 
-
-MethodName = Annotated[str, AfterValidator(_not_dense), _one_of(METHODS), METHODS]
-RuntimeName = Annotated[str, _one_of(RUNTIMES), RUNTIMES]
-BenchmarkName = Literal["scienceqa", "scienceqa_img", "vizwiz", "mmvet", "llava_bench"]
+MethodName = Annotated[str, AfterValidator(_known_method), METHODS]
+RuntimeName = Annotated[str, AfterValidator(RUNTIMES.checked), RUNTIMES]
+BenchmarkName = Annotated[str, AfterValidator(BENCHMARKS.checked), BENCHMARKS]
+MainBenchmark = Annotated[Literal["embedded"] | str, AfterValidator(_known_or_demo), BENCHMARKS]
 
 
 class Section(BaseModel):
@@ -324,7 +324,7 @@ class JudgeParameters(Section):
 class EvaluationParameters(Section):
     """What a pruned model is measured on."""
 
-    benchmark: Literal["embedded"] | BenchmarkName = Field(
+    benchmark: MainBenchmark = Field(
         "embedded", description="the benchmark whose accuracy stands in the comparison"
     )
     benchmarks: tuple[BenchmarkName, ...] = Field(

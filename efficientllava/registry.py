@@ -1,4 +1,4 @@
-"""Registries: methods, benchmarks and runtimes by name, ours and those of other packages.
+"""Registries: methods, families, benchmarks and runtimes by name, ours and those of other packages.
 
 Ours are declared in one module each, which is imported at the first look-up. Another package adds
 one by an entry point, whose object is loaded when its name is looked up:
@@ -65,6 +65,18 @@ class Registry(Mapping[str, Any]):
                 remedy="install its package again, or remove it",
             ) from error
 
+    def checked(self, name: str) -> str:
+        """The name itself, for pydantic.
+
+        Raises:
+            ValueError: as `registry[name]`.
+        """
+        try:
+            self[name]
+        except UserError as error:
+            raise ValueError(error.what) from error
+        return name
+
     def __contains__(self, name: object) -> bool:
         return name in self._ours or name in self._others
 
@@ -78,6 +90,7 @@ class Registry(Mapping[str, Any]):
 
 
 METHODS = Registry("method", "efficientllava.pruning.methods:OURS", "efficientllava.methods")
+FAMILIES = Registry("family", "efficientllava.models.families:OURS", "efficientllava.families")
 BENCHMARKS = Registry(
     "benchmark", "efficientllava.benchmarks.catalogue:OURS", "efficientllava.benchmarks"
 )

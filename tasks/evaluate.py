@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 def evaluate(stage: Stage) -> None:
     """Answer the test questions and score them; measure the held-out text loss."""
-    from efficientllava.benchmarks.catalogue import BENCHMARKS
-    from efficientllava.benchmarks.judge import require_key
+    from efficientllava.benchmarks.judge.client import require_key
+    from efficientllava.registry import BENCHMARKS
 
     wanted, dense = stage.parameters.evaluation, stage.method == "dense"
     checkpoint = ARTIFACTS / "model" if dense else stage.folder("pruned")
@@ -110,7 +110,7 @@ def _measure(stage: Stage, model: Any, checkpoint: Path, folder: Path) -> None:
 
 def _embedded(stage: Stage, model: Any, processor: Any) -> tuple[dict[str, Any], list[str]]:
     """The likeliest choice of each embedded question; a text-only model gets those in words."""
-    from efficientllava.benchmarks.multiple_choice import answer_questions, scores
+    from efficientllava.benchmarks.demo_questions.multiple_choice import answer_questions, scores
     from efficientllava.data.questions import read_questions
     from efficientllava.models.families import require_family
 
@@ -126,15 +126,15 @@ def _embedded(stage: Stage, model: Any, processor: Any) -> tuple[dict[str, Any],
 
 def _benchmark(stage: Stage, name: str, model: Any, processor: Any, key: str) -> Result:
     """A benchmark of the catalogue: the model's answers and their scores."""
-    from efficientllava.benchmarks.catalogue import BENCHMARKS
     from efficientllava.benchmarks.run import Plan, run_benchmark
     from efficientllava.benchmarks.scoring import judging_by
+    from efficientllava.registry import BENCHMARKS
 
     wanted, benchmark = stage.parameters.evaluation, BENCHMARKS[name]
     plan = Plan(
         benchmark,
-        wanted.data[name],  # type: ignore[index]
-        split=wanted.splits.get(name),  # type: ignore[call-overload]
+        wanted.data[name],
+        split=wanted.splits.get(name),
         style=wanted.style if wanted.style in benchmark.styles else None,
         questions=wanted.questions,
         batch_size=wanted.batch_size,

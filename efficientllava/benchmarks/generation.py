@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from efficientllava.benchmarks.conversations import IMAGE_TOKEN
+from efficientllava.benchmarks.base import IMAGE_TOKEN
 from efficientllava.benchmarks.journal import Journal
 from efficientllava.benchmarks.records import Record
 from efficientllava.data.encoding import Encoded, encode_prompt

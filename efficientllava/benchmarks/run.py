@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from efficientllava.benchmarks.catalogue import Benchmark, full_prompt, logged_prompt, read_records
+from efficientllava.benchmarks.base import Benchmark, Outcome, full_prompt, read_records
 from efficientllava.benchmarks.generation import Asked, generate_answers
 from efficientllava.benchmarks.journal import Journal
+from efficientllava.benchmarks.judge.client import Judging
 from efficientllava.benchmarks.predictions import Predictions, answer_row
-from efficientllava.benchmarks.records import Record
-from efficientllava.benchmarks.scoring import Judging, Outcome, score_predictions
-from efficientllava.benchmarks.vizwiz import Photo, submission
 from efficientllava.progress import Progress
 
 
@@ -27,7 +24,7 @@ class Plan:
         new_tokens: length at which answers are cut; None for the benchmark's own.
     """
 
-    benchmark: Benchmark
+    benchmark: Benchmark[Any]
     source: str
     split: str | None = None
     style: str | None = None
@@ -41,7 +38,7 @@ class Result:
     """A model's answers in LLaVA's official format, and their scores.
 
     Attributes:
-        submission: VizWiz's file for the evaluation server; None for other benchmarks.
+        submission: the file for the evaluation server; None where there is no server.
     """
 
     answers: list[dict[str, Any]]
@@ -88,12 +85,10 @@ def run_benchmark(
         model_key,
         progress,
     )
+    style = benchmark.style(plan.style)
     rows = [
         answer_row(
-            _official_id(benchmark, record),
-            logged_prompt(benchmark, record, plan.style),
-            text,
-            model_id,
+            benchmark.question_id(record), benchmark.logged_prompt(record, style), text, model_id
         )
         for record, text in zip(records, texts, strict=True)
     ]
@@ -102,35 +97,16 @@ def run_benchmark(
         texts={record.id: text for record, text in zip(records, texts, strict=True)},
         answer_ids={record.id: row["answer_id"] for record, row in zip(records, rows, strict=True)},
     )
-    upload = _submission(benchmark, records, predictions.texts)
-    if upload is not None and not all(
-        photo.answers for photo in records if isinstance(photo, Photo)
-    ):
+    upload = benchmark.submission(records, predictions.texts)
+    if not benchmark.has_answers(records):
         return Result(rows, _unscored(benchmark, len(records)), upload)
-    outcome = score_predictions(benchmark, records, predictions, plan.source, judging, progress)
+    outcome = benchmark.score(records, predictions, plan.source, judging, progress)
     return Result(rows, outcome, upload)
 
 
-def _official_id(benchmark: Benchmark, record: Record) -> str | int:
-    if benchmark.name.startswith("scienceqa"):
-        return record.id
-    number = record.id.removeprefix("v1_")
-    return int(number) if number.isdigit() else record.id
-
-
-def _submission(
-    benchmark: Benchmark, records: Sequence[Record], texts: dict[str, str]
-) -> list[dict[str, str]] | None:
-    if benchmark.name != "vizwiz":
-        return None
-    return submission([each for each in records if isinstance(each, Photo)], texts)
-
-
-def _unscored(benchmark: Benchmark, n: int) -> Outcome:
-    return Outcome(
+def _unscored(benchmark: Benchmark[Any], n: int) -> Outcome:
+    return benchmark.outcome(
         {
-            "benchmark": benchmark.name,
-            "source": benchmark.source,
             "accuracy": None,
             "standard_error": None,
             "n": 0,

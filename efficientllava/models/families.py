@@ -1,7 +1,13 @@
-"""One table: where each family keeps its decoder blocks, prunable matrices and projector."""
+"""One table: where each family keeps its decoder blocks, prunable matrices and projector.
+
+A family of another package is a `Family` and an entry point in the group `efficientllava.families`
+under its `model_type`. Its module is imported before transformers reads a checkpoint of that type,
+and registers the model's classes with transformers (docs/architecture.md shows one).
+"""
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +16,7 @@ import torch
 from torch import nn
 
 from efficientllava.errors import UserError
+from efficientllava.registry import FAMILIES
 
 LLAMA_GROUPS = (
     ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
@@ -54,7 +61,7 @@ class Family:
 TEXT_ONLY = Family("model", None, "")
 """A causal language model: its decoder is `model`, its head `lm_head`."""
 
-FAMILIES: dict[str, Family] = {
+OURS: dict[str, Family] = {
     "llava": Family("model.language_model", "model.multi_modal_projector"),
     "llava_next": Family("model.language_model", "model.multi_modal_projector"),
     "qwen2_5_vl": Family(
@@ -223,15 +230,18 @@ def require_family(model_type: str) -> Family:
         UserError: saying which types are known and what an entry needs.
     """
     if model_type not in FAMILIES:
+        near = difflib.get_close_matches(model_type, FAMILIES, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
         raise UserError(
             f"no decoder blocks known to us in models of type '{model_type}' "
-            f"(known: {known_families()})",
+            f"({hint}known: {known_families()})",
             where="model",
             remedy="add a Family to efficientllava/models/families.py: paths of the language "
             "model, its list of blocks, the matrices that share an input, the projector (if it "
             "has one), and the image token of its prompts (docs/models.md)",
         )
-    return FAMILIES[model_type]
+    family: Family = FAMILIES[model_type]
+    return family
 
 
 def _linear(block: nn.Module, path: str) -> nn.Linear:

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from efficientllava.benchmarks.catalogue import BENCHMARKS
-from efficientllava.benchmarks.judge import Judge, JudgeSettings
-from efficientllava.benchmarks.llava_bench import parsed_scores
-from efficientllava.benchmarks.mmvet_grading import EXAMPLES, parsed_grade
-from efficientllava.benchmarks.scoring import Judging, score_files
+from efficientllava.benchmarks.judge.client import Judge, JudgeSettings, Judging
+from efficientllava.benchmarks.llava_bench.scores import parsed_scores
+from efficientllava.benchmarks.mmvet.grading import EXAMPLES, parsed_grade
+from efficientllava.benchmarks.scoring import score_files
 from efficientllava.errors import UserError
+from efficientllava.registry import BENCHMARKS
 from tests.benchmarks.judge_server import judge_server
 
 KEY = "sk-secret-of-this-test"

@@ -17,8 +17,13 @@ from urllib.parse import quote
 
 import pytest
 
-from efficientllava.benchmarks.judge import Judge, JudgeSettings, Reply, require_key
-from efficientllava.benchmarks.redaction import guard_loggers, secrets_of, shown, without_secrets
+from efficientllava.benchmarks.judge.client import Judge, JudgeSettings, Reply, require_key
+from efficientllava.benchmarks.judge.redaction import (
+    guard_loggers,
+    secrets_of,
+    shown,
+    without_secrets,
+)
 from efficientllava.errors import UserError, without_users
 from efficientllava.parameters import parse_parameters
 from flows.tracking.record import ModelRecord

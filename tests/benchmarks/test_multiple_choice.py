@@ -8,7 +8,11 @@ import pytest
 import torch
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from efficientllava.benchmarks.multiple_choice import Prediction, answer_questions, scores
+from efficientllava.benchmarks.demo_questions.multiple_choice import (
+    Prediction,
+    answer_questions,
+    scores,
+)
 from efficientllava.benchmarks.text_loss import text_loss
 from efficientllava.data.prompts import question_prompt
 from efficientllava.data.questions import Question, read_questions

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from efficientllava.benchmarks.catalogue import BENCHMARKS
-from efficientllava.benchmarks.scienceqa import read_problems
-from efficientllava.benchmarks.scienceqa_prompts import cqm_a
+from efficientllava.benchmarks.scienceqa.prompts import cqm_a
+from efficientllava.benchmarks.scienceqa.reading import read_problems
 from efficientllava.benchmarks.scoring import score_files
-from efficientllava.benchmarks.vizwiz import question_text, read_photos
+from efficientllava.benchmarks.vizwiz.reading import question_text, read_photos
+from efficientllava.registry import BENCHMARKS
 
 ROOT = os.environ.get("EFFICIENTLLAVA_DATA")
 DATA = Path(ROOT or ".")

@@ -8,13 +8,15 @@ from typing import Any
 
 import pytest
 
-from efficientllava.benchmarks.catalogue import BENCHMARKS, full_prompt, read_records
+from efficientllava.benchmarks.base import full_prompt, read_records
 from efficientllava.benchmarks.predictions import read_predictions
-from efficientllava.benchmarks.scienceqa import chosen_index, read_problems, stated_letter
-from efficientllava.benchmarks.scienceqa_prompts import qcm_lea
+from efficientllava.benchmarks.scienceqa.prompts import qcm_lea
+from efficientllava.benchmarks.scienceqa.reading import read_problems
+from efficientllava.benchmarks.scienceqa.scores import chosen_index, stated_letter
 from efficientllava.benchmarks.scoring import score_files
 from efficientllava.data.questions import parse_question
 from efficientllava.errors import UserError
+from efficientllava.registry import BENCHMARKS
 
 ScienceQA = BENCHMARKS["scienceqa"]
 

@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from efficientllava.benchmarks.catalogue import BENCHMARKS, full_prompt
+from efficientllava.benchmarks.base import full_prompt
 from efficientllava.benchmarks.records import Record
 from efficientllava.benchmarks.scoring import score_files
-from efficientllava.benchmarks.vizwiz import read_photos, submission
+from efficientllava.benchmarks.vizwiz.reading import read_photos
+from efficientllava.benchmarks.vizwiz.scores import submission
 from efficientllava.errors import UserError
+from efficientllava.registry import BENCHMARKS
 
 VizWiz = BENCHMARKS["vizwiz"]
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from efficientllava.benchmarks.contractions import CONTRACTIONS
-from efficientllava.benchmarks.vqa_answers import answer_accuracy, normalise
+from efficientllava.benchmarks.vizwiz.contractions import CONTRACTIONS
+from efficientllava.benchmarks.vizwiz.vqa_answers import answer_accuracy, normalise
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from efficientllava.benchmarks.multiple_choice import BREAKDOWNS
+from efficientllava.benchmarks.scienceqa.scores import BREAKDOWNS
 from efficientllava.data.questions import read_questions
 from efficientllava.demo.questions.facts import RELATIONS
 from efficientllava.demo.questions.generator import draw_conversation, draw_item, question_words

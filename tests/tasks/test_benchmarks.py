@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from efficientllava.benchmarks.catalogue import BENCHMARKS
 from efficientllava.benchmarks.scoring import score_files
 from efficientllava.files import read_json
+from efficientllava.registry import BENCHMARKS
 from efficientllava.report.comparison import _scores
 from tests.tasks.conftest import Here, Workspace
 from tests.tasks.test_bad_data import assert_told

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from efficientllava.benchmarks.contractions import CONTRACTIONS
+from efficientllava.benchmarks.vizwiz.contractions import CONTRACTIONS
 
 _NUMBERS = {
     word: str(value)

@@ -11,8 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from efficientllava.benchmarks.judge import Judge
-from efficientllava.benchmarks.llava_bench import PREFIX, Scene, parsed_scores
+from efficientllava.benchmarks.judge.client import Judge
+from efficientllava.benchmarks.llava_bench.reading import PREFIX, Scene
+from efficientllava.benchmarks.llava_bench.scores import parsed_scores
 from efficientllava.errors import UserError
 from efficientllava.files import read_json
 from efficientllava.progress import Progress

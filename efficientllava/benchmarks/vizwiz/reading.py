@@ -1,18 +1,10 @@
-"""VizWiz: photos by blind people, ten answers each.
-
-Sources: scripts/v1_5/eval/vizwiz.sh and convert_vizwiz_for_submission.py at haotian-liu/LLaVA
-c121f04. The answers of the test split are hidden: for it there is a file for the server instead
-of a score.
-"""
+"""VizWiz's records: from its annotations, LLaVA's question file, or the hub."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from efficientllava.benchmarks.accuracy import mean
 from efficientllava.benchmarks.records import (
     Record,
     has_parquet,
@@ -22,7 +14,6 @@ from efficientllava.benchmarks.records import (
     require_distinct,
 )
 from efficientllava.benchmarks.rows import Row, read_lines
-from efficientllava.benchmarks.vqa_answers import answer_accuracy, normalise
 from efficientllava.errors import UserError
 from efficientllava.files import read_json
 
@@ -139,41 +130,3 @@ def _from_hub(source: str, split: str) -> list[Photo]:
             )
         )
     return photos
-
-
-def by_number(photos: Sequence[Photo], texts: Mapping[str, str]) -> dict[str, str]:
-    """Answers by the questions' numbers, where a file names them by image (submissions)."""
-    numbers = {photo.name: photo.id for photo in photos}
-    numbers |= {photo.name.removesuffix(".jpg"): photo.id for photo in photos}
-    return {numbers.get(identifier, identifier): text for identifier, text in texts.items()}
-
-
-def submission(photos: Sequence[Photo], texts: Mapping[str, str]) -> list[dict[str, str]]:
-    """The file for the evaluation server: [{"image", "answer"}] with normalised answers."""
-    return [{"image": photo.name, "answer": normalise(texts[photo.id])} for photo in photos]
-
-
-def score_texts(photos: Sequence[Photo], texts: Mapping[str, str]) -> dict[str, Any]:
-    """Mean agreement with the annotators, in all and by type of answer.
-
-    Raises:
-        UserError: the split has no answers.
-    """
-    if not all(photo.answers for photo in photos):
-        raise UserError(
-            "the answers of this split are not public: there is nothing to score against",
-            where="vizwiz",
-            remedy="score split val, or write a file for the evaluation server (--submission)",
-        )
-    values = [answer_accuracy(texts[photo.id], photo.answers) for photo in photos]
-    kinds = {photo.answer_type for photo in photos} - {""}
-
-    def of(kind: str) -> list[float]:
-        pairs = zip(values, photos, strict=True)
-        return [value for value, photo in pairs if photo.answer_type == kind]
-
-    return {
-        **mean(values),
-        "breakdowns": {kind: mean(of(kind)) for kind in sorted(kinds)},
-        "notes": [],
-    }

@@ -1,19 +1,12 @@
-"""ScienceQA: its records, what an answer's text chooses, and the scores.
-
-Sources: llava/eval/eval_science_qa.py at haotian-liu/LLaVA c121f04 (extraction, total, IMG);
-tools/evaluate_acc.py of lupantech/ScienceQA (the eight classes). No answer is ever guessed.
-"""
+"""ScienceQA's records: from its official files, LLaVA's question files, or the hub."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from efficientllava.benchmarks.accuracy import share
-from efficientllava.benchmarks.multiple_choice import BREAKDOWNS
 from efficientllava.benchmarks.records import (
     Picture,
     Record,
@@ -24,13 +17,11 @@ from efficientllava.benchmarks.records import (
     require_distinct,
 )
 from efficientllava.benchmarks.rows import Row
-from efficientllava.benchmarks.scienceqa_prompts import LETTERS, cqm_a, qcm_lea
+from efficientllava.benchmarks.scienceqa.prompts import LETTERS, cqm_a, qcm_lea
 from efficientllava.data.questions import PROBLEMS, SPLITS, Question, parse_question
 from efficientllava.errors import UserError
 from efficientllava.files import read_json
 
-FAILED = "FAILED"
-_STATED = re.compile(r"The answer is ([A-Z]).")
 _LAYOUTS: dict[str, Callable[[Question], str]] = {"llava_v1_5": cqm_a, "llava_sqa": qcm_lea}
 
 
@@ -50,26 +41,6 @@ class Problem(Record):
     has_hint: bool
     has_image: bool
     question: Question | None = None
-
-
-def stated_letter(text: str) -> str:
-    """The letter that an answer states, or "FAILED": a letter alone; "X. ..."; or exactly one
-    "The answer is X" with any character after it.
-    """
-    if text in LETTERS:
-        return text
-    if len(text) >= 3 and text[0] in LETTERS and text[1:3] == ". ":
-        return text[0]
-    stated = _STATED.findall(text)
-    return stated[0] if len(stated) == 1 else FAILED
-
-
-def chosen_index(text: str, choices: int) -> int:
-    """The index that an answer's text chooses among `choices`; -1 (wrong) if it chooses none, or
-    a letter beyond them.
-    """
-    letter = stated_letter(text)
-    return LETTERS.index(letter) if letter in LETTERS[:choices] else -1
 
 
 def read_problems(
@@ -223,43 +194,3 @@ def _from_hub(source: str, split: str, style: str) -> list[Problem]:
         question = parse_question(str(number), record, Path(source), split, row.where)
         problems.append(_problem(question, image, _laid_out(question, style, row.where)))
     return problems
-
-
-def score_indices(problems: Sequence[Problem], chosen: Mapping[str, int]) -> dict[str, Any]:
-    """Accuracy in all, of the questions with an image, and by the eight classes.
-
-    Args:
-        chosen: index by id; a question without one counts as wrong, as officially.
-    """
-    right = [chosen.get(problem.id, -1) == problem.answer for problem in problems]
-
-    def part(belongs: Callable[[Problem], bool]) -> dict[str, Any]:
-        return share([hit for hit, each in zip(right, problems, strict=True) if belongs(each)])
-
-    classes: dict[str, Callable[[Problem], bool]] = {
-        "TXT": lambda problem: problem.has_hint,
-        "IMG": lambda problem: problem.has_image,
-        "NO": lambda problem: not problem.has_hint and not problem.has_image,
-    }
-    notes = []
-    full = [problem for problem in problems if problem.question is not None]
-    if len(full) == len(problems):
-        for name, belongs in BREAKDOWNS.items():
-            if name not in classes:
-                classes[name] = _of_question(belongs)
-    else:
-        notes.append(
-            f"NAT, SOC, LAN, G1-6 and G7-12 are left out: subject and grade are at hand for "
-            f"{len(full)} of {len(problems)} questions (they need the whole {PROBLEMS})"
-        )
-    order = [name for name in BREAKDOWNS if name in classes]
-    return {
-        **share(right),
-        "correct": sum(right),
-        "breakdowns": {name: part(classes[name]) for name in order},
-        "notes": notes,
-    }
-
-
-def _of_question(belongs: Callable[[Question], bool]) -> Callable[[Problem], bool]:
-    return lambda problem: problem.question is not None and belongs(problem.question)

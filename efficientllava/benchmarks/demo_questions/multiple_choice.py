@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from efficientllava.benchmarks.accuracy import share
+from efficientllava.benchmarks.scienceqa.scores import BREAKDOWNS
 from efficientllava.data.questions import Question
 from efficientllava.models.likelihood import choice_likelihoods
 from efficientllava.progress import Progress
-
-# ScienceQA's classes; TXT and IMG may overlap
-BREAKDOWNS: dict[str, Callable[[Question], bool]] = {
-    "NAT": lambda question: question.subject == "natural science",
-    "SOC": lambda question: question.subject == "social science",
-    "LAN": lambda question: question.subject == "language science",
-    "TXT": lambda question: bool(question.hint),
-    "IMG": lambda question: question.image is not None,
-    "NO": lambda question: not question.hint and question.image is None,
-    "G1-6": lambda question: question.grade_number <= 6,
-    "G7-12": lambda question: question.grade_number > 6,
-}
 
 
 @dataclass(frozen=True)

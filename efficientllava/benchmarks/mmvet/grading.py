@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from efficientllava.benchmarks.judge import Judge
-from efficientllava.benchmarks.mmvet import Sample
+from efficientllava.benchmarks.judge.client import Judge
+from efficientllava.benchmarks.mmvet.reading import Sample
 from efficientllava.progress import Progress
 
 TRIES = 5

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from efficientllava.benchmarks.redaction import (
+from efficientllava.benchmarks.judge.redaction import (
     FRAGMENT,
     guard_loggers,
     secrets_of,
@@ -266,6 +266,18 @@ class Judge:
         if content is not None and not isinstance(content, str):
             return f"content is no text: {self._told(content)[:80]!r}"
         return self._cleaned(Reply(content, str(value.get("model", ""))))
+
+
+@dataclass(frozen=True)
+class Judging:
+    """A judge, and how often each answer is judged."""
+
+    judge: Judge
+    runs: int = 1
+
+
+UNNAMED = "not named in the file"
+"""The judge's model, where a file of judgements does not say it."""
 
 
 def models_of(replies: Iterable[str]) -> list[str]:

@@ -7,8 +7,12 @@ The first is not what that script gives for its own format CQM-A.
 
 from __future__ import annotations
 
-from efficientllava.benchmarks.conversations import IMAGE_TOKEN, with_image
-from efficientllava.data.questions import Question
+from typing import TYPE_CHECKING
+
+from efficientllava.benchmarks.base import IMAGE_TOKEN, with_image
+
+if TYPE_CHECKING:
+    from efficientllava.data.questions import Question
 
 LETTERS = ("A", "B", "C", "D", "E")
 LETTER_SUFFIX = "Answer with the option's letter from the given choices directly."

@@ -1,0 +1,1 @@
+"""The demo questions: multiple choice, answered by likelihood."""

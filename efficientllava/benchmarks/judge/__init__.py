@@ -1,0 +1,1 @@
+"""A model that judges answers, behind an OpenAI-compatible endpoint."""

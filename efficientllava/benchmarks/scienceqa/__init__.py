@@ -1,0 +1,1 @@
+"""ScienceQA: multiple-choice questions from school books."""

@@ -1,0 +1,1 @@
+"""VizWiz: photos by blind people, with questions."""
