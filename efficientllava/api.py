@@ -27,7 +27,8 @@ from efficientllava.files import copy_folder, read_json, require_place, value_di
 from efficientllava.models.checkpoint import check_tokenizer, skeleton
 from efficientllava.models.loading import VisionLanguageModel
 from efficientllava.offload.devices import enough_memory, require_device
-from efficientllava.parameters import Parameters, parse_parameters
+from efficientllava.parameters import Parameters
+from efficientllava.parsing import parse_parameters
 from efficientllava.progress import Event, Progress, silent
 from efficientllava.pruning.finalize import finalize
 from efficientllava.registry import METHODS

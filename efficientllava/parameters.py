@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from efficientllava.errors import UserError
 from efficientllava.registry import BENCHMARKS, METHODS, RUNTIMES
@@ -497,52 +497,3 @@ class Parameters(Section):
                         "every matrix has the pattern's own number of zeros",
                     )
         return levels
-
-
-MOVED = {
-    "search.workers": "machine.workers",
-    "search.threads": "machine.threads",
-    "search.executor": "machine.executor",
-    "search.dask_address": "machine.dask_address",
-    "search.projector_checkpointing": "machine.gradient_checkpointing",
-}
-"""Earlier names of parameters, and where the same thing is set now."""
-
-
-def parse_parameters(values: Any, where: str = "params.yaml") -> Parameters:
-    """Validate what was read from params.yaml.
-
-    Raises:
-        UserError: naming every parameter that is unknown or out of bounds, with the nearest
-            known name where it looks misspelt, and the new place of one that has moved.
-    """
-    if not isinstance(values, dict):
-        raise UserError("holds no parameters (a mapping of sections is needed)", where=where)
-    try:
-        return Parameters.model_validate(values)
-    except ValidationError as error:
-        problems = [_describe(problem) for problem in error.errors()]
-    # not inside: pydantic's error quotes all values, a password among them, and would be its context
-    raise UserError("; ".join(problems), where=where)
-
-
-def _describe(problem: Any) -> str:
-    name = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        if name in MOVED:
-            return f"unknown parameter {name} (it is {MOVED[name]} now)"
-        known = sorted(_fields_at(problem["loc"][:-1]))
-        near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
-        return f"unknown parameter {name} ({hint})"
-    message = problem["msg"].removeprefix("Value error, ")
-    return f"{name or 'parameters'}: {message} (given: {problem['input']!r})"[:500]
-
-
-def _fields_at(location: tuple[Any, ...]) -> set[str]:
-    section: type[BaseModel] = Parameters
-    for part in location:
-        annotation = section.model_fields[part].annotation
-        assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
-        section = annotation
-    return set(section.model_fields)

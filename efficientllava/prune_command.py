@@ -18,7 +18,8 @@ from efficientllava.estimate import estimate
 from efficientllava.files import read_json, require_place
 from efficientllava.models.loading import VisionLanguageModel, load
 from efficientllava.offload.devices import enough_memory
-from efficientllava.parameters import Parameters, parse_parameters
+from efficientllava.parameters import Parameters
+from efficientllava.parsing import parse_parameters
 from efficientllava.progress import silent
 from efficientllava.terminal import print_rows, shown
 from efficientllava.work_folder import require_work

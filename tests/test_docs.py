@@ -10,7 +10,8 @@ import pytest
 from dvc.utils.serialize import parse_yaml
 
 from efficientllava.models.families import FAMILIES
-from efficientllava.parameters import Parameters, parse_parameters
+from efficientllava.parameters import Parameters
+from efficientllava.parsing import parse_parameters
 from efficientllava.registry import BENCHMARKS
 
 ROOT = Path(__file__).parents[1]

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 MOST_LINES = 330
 LONGER = {
-    "efficientllava/parameters.py": 540,  # one declarative list
+    "efficientllava/parameters.py": 500,  # one declarative list
 }
 """Files that are longer, and by how much at most: to shrink, not to grow."""
 MOST_FILES = 12

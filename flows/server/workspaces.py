@@ -15,7 +15,7 @@ from typing import Any
 from dvc.utils.serialize import dump_yaml
 
 from efficientllava.files import replacing
-from efficientllava.parameters import parse_parameters
+from efficientllava.parsing import parse_parameters
 from flows.runner.graph import open_repo
 from flows.tracking.tracking import tracking_uri
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from efficientllava.errors import UserError
-from efficientllava.parameters import Parameters, parse_parameters
+from efficientllava.parameters import Parameters
+from efficientllava.parsing import parse_parameters
 from efficientllava.progress import Progress
 from tasks.runtime.check import check_cell, check_device, check_parameters, check_spelling
 from tasks.runtime.environment import DASK_SCHEDULER, use_threads

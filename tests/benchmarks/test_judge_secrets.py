@@ -25,7 +25,7 @@ from efficientllava.benchmarks.judge.redaction import (
     without_secrets,
 )
 from efficientllava.errors import UserError, without_users
-from efficientllava.parameters import parse_parameters
+from efficientllava.parsing import parse_parameters
 from flows.tracking.record import ModelRecord
 from flows.tracking.tracking import Tracking
 from tests.benchmarks.judge_server import judge_server

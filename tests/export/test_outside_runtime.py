@@ -14,7 +14,7 @@ from efficientllava.errors import UserError
 from efficientllava.export.assistant import Assistant, Prompt, answer
 from efficientllava.export.model import export_model
 from efficientllava.files import write_json
-from efficientllava.parameters import parse_parameters
+from efficientllava.parsing import parse_parameters
 from efficientllava.registry import RUNTIMES
 from efficientllava.report.page import write_report
 from efficientllava.report.parameters_page import parameters_page

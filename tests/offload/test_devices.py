@@ -30,8 +30,8 @@ from efficientllava.parameters import (
     PruneParameters,
     PruningParameters,
     SearchParameters,
-    parse_parameters,
 )
+from efficientllava.parsing import parse_parameters
 from efficientllava.pruning.finalize import require_same_logits
 from efficientllava.pruning.masked import prune_masked
 from tests.conftest import random_llava, random_proxy

@@ -15,7 +15,8 @@ from efficientllava.data.proxy import ProxyData
 from efficientllava.errors import UserError
 from efficientllava.kernels import masks
 from efficientllava.models.families import Adapter
-from efficientllava.parameters import PruningParameters, parse_parameters
+from efficientllava.parameters import PruningParameters
+from efficientllava.parsing import parse_parameters
 from efficientllava.pruning.sequential import achieved_sparsity, prune_model, verify
 
 

@@ -18,7 +18,16 @@ STAGES: dict[str, Any] = load_yaml(str(ROOT / "dvc.yaml"))["stages"]
 EFFECTIVE = "artifacts/parameters.json"
 FOLLOWED = "efficientllava"
 # what everything stands on; it decides no result
-GROUND = {"errors", "files", "finite", "progress", "parameters", "registry", "terminal", "__init__"}
+GROUND = {
+    "errors",
+    "files",
+    "finite",
+    "progress",
+    "parameters",
+    "parsing",
+    "registry",
+    "terminal",
+} | {"__init__"}
 
 
 def parameters_of(stage: str) -> list[str]:
