@@ -63,7 +63,7 @@ def prune(  # every parameter is an option of the command
     dry_run: Annotated[bool, typer.Option("--dry-run", help="say what it would take")] = False,
 ) -> None:
     """Prune a model. Killed, the same command resumes."""
-    from efficientllava.prune_command import Request, dry, run
+    from efficientllava.commands.prune import Request, dry, run
 
     request = Request(
         model, revision, method, sparsity, text, pairs, work, device, max_seconds, tuple(set_ or ())
@@ -222,7 +222,7 @@ def parameters() -> None:
 @commands.command()
 def doctor() -> None:
     """Report versions, processor, devices, memory, disk and servers; exit 2 if one is unusable."""
-    from efficientllava.doctor import findings
+    from efficientllava.commands.doctor import findings
 
     section, bad = "", 0
     for found in findings():

@@ -48,7 +48,7 @@ def _write(stage: Stage, allocation: Allocation) -> None:
     record = {
         "method": stage.method,
         "ratio": stage.ratio,
-        "levels": stage.parameters.levels(stage.ratio),
+        "levels": stage.context().levels if allocation.history else [stage.ratio],
         "allocation": allocation.kind,
         "mean_sparsity": allocation.summary["mean_sparsity"],
         "policy": dict(allocation.policy),

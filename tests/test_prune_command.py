@@ -25,8 +25,8 @@ from PIL import Image
 from rich.console import Console
 
 from efficientllava import cli, prune_command
+from efficientllava.commands.estimate import Estimate
 from efficientllava.errors import UserError
-from efficientllava.estimate import Estimate
 from efficientllava.files import folder_digest, write_json
 from efficientllava.models.checkpoint import save_checkpoint
 from efficientllava.progress import Event

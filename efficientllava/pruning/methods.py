@@ -34,15 +34,24 @@ class Method(Protocol):
     """
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """As in params.yaml."""
+
     @property
-    def needs(self) -> frozenset[Need]: ...
+    def needs(self) -> frozenset[Need]:
+        """See `Need`."""
+
     @property
-    def structured(self) -> bool: ...
+    def structured(self) -> bool:
+        """Whether parts of the model are removed."""
+
     @property
-    def takes_pattern(self) -> bool: ...
+    def takes_pattern(self) -> bool:
+        """Whether an n:m pattern can be asked for."""
+
     @property
-    def keeps_weights(self) -> bool: ...
+    def keeps_weights(self) -> bool:
+        """Whether the weights that do not become zero stay as they are."""
 
     def evolves_projector(self, search: SearchParameters) -> bool:
         """Whether it needs image-text pairs, because it moves the vision projector."""

@@ -50,10 +50,6 @@ BAD: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"pruning": {"pattern": "4:8"}, "ratios": [0.5, 0.25], "methods": ["wanda"]},
         ["ratio 0.25 contradicts pruning.pattern 4:8", "use ratios: [0.5]"],
     ),
-    "n:m with levels between the counts that no search asks for": (
-        {"pruning": {"pattern": "1:4"}, "ratios": [0.25], "methods": ["sparsegpt"]},
-        ["search.offsets", "multiples of 1/4"],
-    ),
     "n:m with offsets between the counts": (
         {"pruning": {"pattern": "2:4"}},
         ["search.offsets", "multiples of 1/4"],

@@ -12,9 +12,9 @@ import yaml
 
 from efficientllava.api import context_of, holds, prune, require_data, settings
 from efficientllava.calibration.data import calibration_data
+from efficientllava.commands.estimate import estimate
 from efficientllava.data.proxy import ProxyData
 from efficientllava.errors import UserError
-from efficientllava.estimate import estimate
 from efficientllava.files import read_json, require_place
 from efficientllava.models.loading import VisionLanguageModel, load
 from efficientllava.offload.devices import enough_memory
