@@ -22,16 +22,7 @@ proxy data; `gradients`: of the whole model, which then lies on the device with 
 
 
 class Method(Protocol):
-    """What every method has.
-
-    Attributes:
-        name: as in params.yaml.
-        needs: see `Need`.
-        structured: whether parts of the model are removed. Then the model changes its shape, no
-            n:m pattern applies and the whole model lies in memory.
-        takes_pattern: whether an n:m pattern can be asked for.
-        keeps_weights: whether the weights that do not become zero stay as they are.
-    """
+    """What every method has."""
 
     @property
     def name(self) -> str:
@@ -43,7 +34,7 @@ class Method(Protocol):
 
     @property
     def structured(self) -> bool:
-        """Whether parts of the model are removed."""
+        """Whether parts are removed: the model changes its shape and lies in memory as a whole."""
 
     @property
     def takes_pattern(self) -> bool:
