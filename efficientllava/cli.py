@@ -25,7 +25,7 @@ Folder = Annotated[Path, typer.Argument(help="a checkpoint or an exported model"
 
 
 @commands.command()
-def prune(
+def prune(  # noqa: PLR0913 typer makes each an option
     model: Annotated[str, typer.Argument(help="a checkpoint's folder, or a hub id")],
     sparsity: Annotated[float, typer.Option(help="share of the decoder's weights that go")] = 0.5,
     method: Annotated[str, typer.Option(help="docs/methods.md names them")] = "efficientllava",
@@ -133,7 +133,7 @@ Style = Annotated[str | None, typer.Option(help="ScienceQA: llava_v1_5 or llava_
 
 
 @commands.command()
-def score(
+def score(  # noqa: PLR0913 typer makes each an option
     benchmark: Annotated[
         str, typer.Argument(help="scienceqa, scienceqa_img, vizwiz, mmvet or llava_bench")
     ],
