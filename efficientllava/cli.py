@@ -41,7 +41,7 @@ Folder = Annotated[Path, typer.Argument(help="a checkpoint or an exported model"
 
 
 @commands.command()
-def prune(  # every parameter is an option of the command
+def prune(  # noqa: PLR0913 every parameter is an option of the command
     model: Annotated[str, typer.Argument(help="a checkpoint's folder, or a hub id")],
     sparsity: Annotated[float, typer.Option(help="share of the decoder's weights that go")] = 0.5,
     method: Annotated[str, typer.Option(help="docs/methods.md names them")] = "efficientllava",
@@ -155,7 +155,7 @@ Style = Annotated[str | None, typer.Option(help="ScienceQA: llava_v1_5 or llava_
 
 
 @commands.command()
-def score(  # every parameter is an option of the command
+def score(  # noqa: PLR0913 every parameter is an option of the command
     benchmark: Annotated[str, typer.Argument(help="docs/benchmarks.md names them")],
     predictions: Annotated[list[Path], typer.Argument(help="official prediction file")],
     data: Data,

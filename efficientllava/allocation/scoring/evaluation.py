@@ -52,7 +52,7 @@ class StreamedModel(StitchedModel):
     """A language model whose blocks are stitched from the database when they come to the device.
 
     Args:
-        blocks: what brings them there; they hold these solutions until it is given back.
+        blocks: brings them there; their `overlay` is this model from the first `stitch` on.
 
     Raises:
         ValueError: a prunable matrix does not lie in the checkpoint as it is in memory, so that
@@ -113,7 +113,7 @@ def stitched_models(
     """The adapter's own language model and `count` - 1 copies of it, ready to be stitched.
 
     Args:
-        blocks: what brings the model's blocks to a device; then there is one model.
+        blocks: brings the model's blocks to a device; then there is one model.
     """
     if blocks is not None:
         return [StreamedModel(adapter, database, blocks)]
@@ -129,7 +129,7 @@ def stitched_models(
 
 
 class Evaluator(Protocol):
-    """What a search asks of whoever scores its candidates."""
+    """Scores the candidates of a search."""
 
     def losses(
         self, policies: Sequence[Sequence[float]], share: float = 1.0
@@ -144,7 +144,7 @@ class Evaluator(Protocol):
         """From now on candidates are scored with this projector."""
 
     def close(self) -> None:
-        """Let the workers go."""
+        """Stop the workers."""
 
 
 class CandidateEvaluator:
@@ -186,7 +186,7 @@ class CandidateEvaluator:
         self.loss.projector_moved()
 
     def close(self) -> None:
-        """Let the workers go."""
+        """Stop the workers."""
         self._pool.shutdown(cancel_futures=True)
 
 

@@ -1,7 +1,7 @@
 """Scoring candidates in other processes, on this machine or others, through any executor.
 
-Every process holds the model, its proxy loss and the memory-mapped database, opened from files at
-its first candidate. An executor is a `concurrent.futures.Executor`; where its processes run and
+Every process opens the model, its proxy loss and the memory-mapped database from files at its
+first candidate. An executor is a `concurrent.futures.Executor`; where its processes run and
 how they are kept alive is its own affair (a process pool, Dask's client).
 """
 
@@ -59,15 +59,15 @@ class Work:
 
 
 @dataclass
-class _Held:
+class _Opened:
     adapter: Adapter
     loss: ProxyLoss
     stitched: StitchedModel
-    ends: ExitStack
+    resources: ExitStack
     projector: str | None = None
 
 
-_held: dict[Work, _Held] = {}
+_opened: dict[Work, _Opened] = {}
 """What this process has opened; one entry, for one search at a time."""
 
 _device: list[str] = []
@@ -88,45 +88,45 @@ def evaluate(
         projector: safetensors file of the projector as it has moved; None for the model's own.
         share: of the proxy's batches, the first ones.
     """
-    held = _open(work)
-    if held.projector != projector:
+    opened = _open(work)
+    if opened.projector != projector:
         if projector is None:
-            _let_go()
-            held = _open(work)
+            _close_all()
+            opened = _open(work)
         else:
-            held.adapter.load_projector(load_tensors(Path(projector)))
-            held.loss.projector_moved()
-            held.projector = projector
-    held.stitched.stitch(policy)
-    return held.loss(held.adapter.language_model, share)
+            opened.adapter.load_projector(load_tensors(Path(projector)))
+            opened.loss.projector_moved()
+            opened.projector = projector
+    opened.stitched.stitch(policy)
+    return opened.loss(opened.adapter.language_model, share)
 
 
-def _open(work: Work) -> _Held:
-    if work not in _held:
-        _let_go()
+def _open(work: Work) -> _Opened:
+    if work not in _opened:
+        _close_all()
         torch.set_num_threads(work.threads)
         device = open_device(_device[0] if _device else work.device)
         machine = Machine(device, work.device_memory, work.sharing)
         proxy = load_proxy(Path(work.proxy))
-        ends = ExitStack()
-        folder = Path(ends.enter_context(TemporaryDirectory(prefix="efficientllava-")))
+        resources = ExitStack()
+        folder = Path(resources.enter_context(TemporaryDirectory(prefix="efficientllava-")))
         database = [Path(part) for part in work.database]
         model = placed(Path(work.model), database, proxy, machine, folder, 0, work.kl_tokens)
-        with ends:
-            found = ends.enter_context(model)
+        with resources:
+            found = resources.enter_context(model)
             adapter = found.adapter
             # the dense model's targets come first, before anything is stitched
             loss = ProxyLoss(adapter, proxy, work.fitness, work.fitness_data, work.kl_tokens)
             (stitched,) = stitched_models(adapter, found.database, 1, found.blocks)
-            _held[work] = _Held(adapter, loss, stitched, ends.pop_all())
-        atexit.register(_let_go)
-    return _held[work]
+            _opened[work] = _Opened(adapter, loss, stitched, resources.pop_all())
+        atexit.register(_close_all)
+    return _opened[work]
 
 
-def _let_go() -> None:
-    for held in _held.values():
-        held.ends.close()
-    _held.clear()
+def _close_all() -> None:
+    for opened in _opened.values():
+        opened.resources.close()
+    _opened.clear()
 
 
 class ProcessEvaluator:
@@ -201,7 +201,7 @@ class ProcessEvaluator:
                     future.cancel()
 
     def close(self) -> None:
-        """Let the processes go."""
+        """Stop the processes."""
         self._executor.shutdown()
 
 

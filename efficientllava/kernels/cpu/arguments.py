@@ -53,12 +53,12 @@ class Lists(NamedTuple):
     """Errors that are not zero, as lists; for one tile, or with leading dimensions for many.
 
     Attributes:
-        index, value: columns [entries] and errors [members, entries].
+        columns, errors: [entries] and [members, entries].
         begins: [rows + 1], where each row's list begins.
     """
 
-    index: np.ndarray
-    value: np.ndarray
+    columns: np.ndarray
+    errors: np.ndarray
     begins: np.ndarray
 
 

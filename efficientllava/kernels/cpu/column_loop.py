@@ -57,7 +57,7 @@ def prune_columns(  # type: ignore[no-untyped-def]
         np.zeros((wide, STRIP), dtype=np.uint32),
     )
     # rows 64 bytes more apart: else they share few of the cache's sets
-    lost = np.zeros((lists.value.shape[1], TILE, wide + LANES), dtype=np.float32)
+    lost = np.zeros((lists.errors.shape[1], TILE, wide + LANES), dtype=np.float32)
     for tile in range(first_tile, last_tile):
         rows = tiles.bounds[tile, 1] - tiles.bounds[tile, 0]
         for member in range(tiles.members[tile]):
@@ -73,7 +73,7 @@ def prune_columns(  # type: ignore[no-untyped-def]
                 )
                 _give_back(strip.weights, width, solution, top + low, many, block.start)
                 _transpose_errors(strip.errors, lost[member], low)
-        of_tile = Lists(lists.index[tile], lists.value[tile], lists.begins[tile])
+        of_tile = Lists(lists.columns[tile], lists.errors[tile], lists.begins[tile])
         list_errors(lost, tiles.members[tile], rows, wide, of_tile)
         for panel in range(len(block.right)):
             coming = block.right[(panel + 1) % len(block.right)]

@@ -28,7 +28,7 @@ def list_errors(lost, members, rows, wide, lists):  # type: ignore[no-untyped-de
         lost: errors of a tile, [members, rows, columns].
         lists: of the tile, see `arguments.Lists`; changed in place.
     """
-    index, value, begins = lists.index, lists.value, lists.begins
+    index, value, begins = lists.columns, lists.errors, lists.begins
     gap, apart = lost.shape[1] * lost.shape[2], value.shape[1]
     found = 0
     for row in range(rows):
@@ -47,7 +47,8 @@ def list_errors(lost, members, rows, wide, lists):  # type: ignore[no-untyped-de
 @compiled
 def spread_tile(factors, lists, weights, tiles, tile, coming):  # type: ignore[no-untyped-def]
     """Spread the listed errors of a tile to one panel [rows, 64] of the weights."""
-    index, value, begins, members = lists.index, lists.value, lists.begins, tiles.members[tile]
+    index, value, begins = lists.columns, lists.errors, lists.begins
+    members = tiles.members[tile]
     top, rows = tiles.bounds[tile, 0], tiles.bounds[tile, 1] - tiles.bounds[tile, 0]
     apart, further, ahead = value.shape[1], tiles.gaps[tile] * PANEL, 4 * PANEL
     for row in range(rows):
@@ -85,7 +86,7 @@ def spread_blocks(  # type: ignore[no-untyped-def]
                 else:
                     coming = factors[0, (panel + 1) % panels]
                 of_tile = Lists(
-                    lists.index[block, tile], lists.value[block, tile], lists.begins[block, tile]
+                    lists.columns[block, tile], lists.errors[block, tile], lists.begins[block, tile]
                 )
                 weights = stack[first_panel + panel]
                 spread_tile(factors[block, panel], of_tile, weights, tiles, tile, coming)

@@ -36,7 +36,7 @@ def _spread_rows(members: int) -> Callable[..., Any]:
     """Spread the errors of one row of a matrix at `members` levels to a panel of columns."""
 
     @intrinsic
-    def spread_rows(  # type: ignore[no-untyped-def]
+    def spread_rows(  # type: ignore[no-untyped-def]  # noqa: PLR0913 an intrinsic's pointers and sizes
         typing_context, panel, index, value, apart, count, weight, gap, ahead, coming
     ):
         """weight[m, :64] -= sum over k < count of value[m, k] * panel[index[k], :64].

@@ -42,7 +42,7 @@ def _keys(weight, diagonal, no_input):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _tile(  # type: ignore[no-untyped-def]
+def _tile(  # type: ignore[no-untyped-def]  # noqa: PLR0913 Triton passes each pointer and size
     stack,
     upper,
     dead,
@@ -69,7 +69,7 @@ def _tile(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def count_digits(  # type: ignore[no-untyped-def]
+def count_digits(  # type: ignore[no-untyped-def]  # noqa: PLR0913 Triton passes each pointer and size
     stack,
     upper,
     dead,
@@ -144,7 +144,7 @@ def narrow(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def count_equal(  # type: ignore[no-untyped-def]
+def count_equal(  # type: ignore[no-untyped-def]  # noqa: PLR0913 Triton passes each pointer and size
     stack,
     upper,
     dead,
@@ -220,7 +220,7 @@ def _bits(chosen, column):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def prune_tile(  # type: ignore[no-untyped-def]
+def prune_tile(  # type: ignore[no-untyped-def]  # noqa: PLR0913 Triton passes each pointer and size
     stack,
     errors,
     upper,
