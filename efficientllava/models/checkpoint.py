@@ -160,6 +160,18 @@ def skeleton(folder: Path) -> PreTrainedModel:
     return _without_weights(folder, check_checkpoint(folder))
 
 
+def _known_family(folder: Path) -> Family | None:
+    """The entry of a folder's model type, where there is one.
+
+    It is looked up before transformers reads config.json, so that another package's module has
+    registered the classes of its family.
+    """
+    path = folder / "config.json"
+    config = read_json(path) if path.is_file() else None
+    model_type = config.get("model_type") if isinstance(config, dict) else None
+    return FAMILIES[model_type] if model_type in FAMILIES else None
+
+
 def _loader(family: Family) -> Any:
     return AutoModelForImageTextToText if family.takes_images else AutoModelForCausalLM
 
@@ -184,9 +196,10 @@ def load_processor(folder: Path) -> ProcessorMixin | TextProcessor:
         UserError: the folder holds none, or one that cannot be used.
     """
     folder = Path(folder)
+    family = _known_family(folder)
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        if config.model_type in FAMILIES and not FAMILIES[config.model_type].takes_images:
+        if family is not None and not family.takes_images:
             return TextProcessor(
                 AutoTokenizer.from_pretrained(
                     folder, local_files_only=True, trust_remote_code=False
