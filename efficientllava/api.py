@@ -153,7 +153,9 @@ def prune(
         chosen = chosen.model_copy(update={"search": search})
     folder = Path(work).expanduser()
     with held(folder), enough_memory(chosen.machine.device):
-        named = _Named(progress)
+        named = _Named(
+            progress, "database" if "database" in METHODS[method].needs else "allocation"
+        )
         context = context_of(vlm, data, sparsity, chosen, folder, named)
         key = _key(method, context)
         result = folder / "pruned" / key
@@ -187,7 +189,7 @@ class _Named:
     """Calls decoder blocks, for whoever watches, by the work that is done on them."""
 
     progress: Progress
-    work: str = "database"
+    work: str
 
     def __call__(self, event: Event) -> None:
         self.progress(replace(event, name=self.work) if event.name == "block" else event)

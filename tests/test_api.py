@@ -202,6 +202,12 @@ def test_structured_methods(folder: Path, tmp_path: Path) -> None:
         commands(["verify", str(saved)], standalone_mode=False)
 
 
+def test_progress_names_the_work(folder: Path, tmp_path: Path) -> None:
+    vlm, events = load(folder), list[Event]()
+    prune(vlm, small_data(vlm), "owl", work=tmp_path, progress=events.append)
+    assert [event.name for event in events] == ["allocation"] * 2 + ["final pruning"] * 2
+
+
 def test_every_text_only_family_is_pruned(tmp_path: Path) -> None:
     for name in (name for name, family in FAMILIES.items() if not family.takes_images):
         vlm = load(checkpoint(name, tmp_path / name))
