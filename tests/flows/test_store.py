@@ -14,7 +14,7 @@ import pytest
 from efficientllava.errors import UserError
 from efficientllava.files import file_digest
 from efficientllava.parameters import TrackingParameters
-from flows import store
+from flows.tracking import store
 from flows.tracking.store import make_whole
 from flows.tracking.tracking import Tracking
 from tests.flows.conftest import ROOT
