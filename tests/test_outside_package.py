@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ import torch
 from efficientllava.files import load_tensors, read_json
 from efficientllava.models.checkpoint import save_checkpoint
 from tests.models.families import TINY
-from tests.tasks.conftest import ROOT, Outcome, Workspace, clean_environment
+from tests.tasks.conftest import ROOT, Here, Outcome, Workspace, clean_environment, run_here
 
 CELL = ("--method", "prune_first", "--ratio", "0.5")
 DENSE = ("--method", "dense", "--ratio", "0")
@@ -69,9 +70,17 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def ran(outside: Path, given: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    """All stages, each as a process of its own, with nothing but additions."""
-    made = Workspace(tmp_path_factory.mktemp("stages"), {"PYTHONPATH": f"{ROOT}:{outside}"})
+def importable(outside: Path) -> Iterator[None]:
+    """The package is installed for this process too, where torch is loaded once."""
+    sys.path.append(str(outside))
+    yield
+    sys.path.remove(str(outside))
+
+
+@pytest.fixture(scope="module")
+def ran(importable: None, given: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The artifacts of all stages' commands, with nothing but additions."""
+    made = Workspace(tmp_path_factory.mktemp("stages"))
     made.set_parameters(
         {
             "model": {"source": str(given / "model")},
@@ -91,15 +100,24 @@ def ran(outside: Path, given: Path, tmp_path_factory: pytest.TempPathFactory) ->
         ("evaluate", DENSE),
         ("report", ()),
     ):
-        outcome = made.run(f"tasks.{stage}", *cell)
-        assert outcome.status == 0, (stage, outcome.error)
-    return made
+        assert run_here(made.folder, None, f"tasks.{stage}", *cell).status == 0, stage
+    return made.folder / "artifacts"
+
+
+@pytest.fixture
+def here(capfd: pytest.CaptureFixture[str]) -> Here:
+    """Run a command in this process: `here(folder, "efficientllava.cli", "prune", ...)`."""
+    return lambda folder, module, *arguments: run_here(folder, capfd, module, *arguments)
 
 
 def command(outside: Path, *arguments: str | Path) -> Outcome:
     """Run `efficientllava ARGUMENTS` as a process of its own, with the package installed."""
+    return python(outside, "-m", "efficientllava.cli", *arguments)
+
+
+def python(outside: Path, *arguments: str | Path) -> Outcome:
     done = subprocess.run(
-        [sys.executable, "-m", "efficientllava.cli", *map(str, arguments)],
+        [sys.executable, *map(str, arguments)],
         env=clean_environment() | {"PYTHONPATH": f"{ROOT}:{outside}"},
         capture_output=True,
         text=True,
@@ -121,20 +139,20 @@ def first_weights_are_zero(folder: Path) -> bool:
     )
 
 
-def test_stages_prune_a_family_by_a_method_from_outside(ran: Workspace) -> None:
-    assert first_weights_are_zero(ran.folder / "artifacts" / "pruned" / "prune_first-0.5")
+def test_stages_prune_a_family_by_a_method_from_outside(ran: Path) -> None:
+    assert first_weights_are_zero(ran / "pruned" / "prune_first-0.5")
 
 
-def test_stages_score_a_benchmark_from_outside(ran: Workspace) -> None:
-    folder = ran.folder / "artifacts" / "evaluation" / "prune_first-0.5"
+def test_stages_score_a_benchmark_from_outside(ran: Path) -> None:
+    folder = ran / "evaluation" / "prune_first-0.5"
     scores = read_json(folder / "scores.json")
     assert (scores["benchmark"], scores["source"], scores["n"]) == ("echo", "my_package", 4)
     first = json.loads((folder / "answers" / "echo.jsonl").read_text().splitlines()[0])
     assert first["question_id"] == 0 and first["prompt"] == "w0"
 
 
-def test_additions_are_tabled(ran: Workspace) -> None:
-    report = ran.folder / "artifacts" / "report"
+def test_additions_are_tabled(ran: Path) -> None:
+    report = ran / "report"
     rows = list(csv.DictReader((report / "table.csv").read_text().splitlines()))
     assert [row["method"] for row in rows] == ["dense", "prune_first"]
     assert float(rows[1]["achieved_sparsity"]) == 0.5 and rows[1]["accuracy"] != ""
@@ -150,6 +168,13 @@ def test_prune_command(outside: Path, given: Path, tmp_path: Path) -> None:
     assert first_weights_are_zero(output)
     checked = command(outside, "verify", output)
     assert checked.status == 0 and "prune_first at 0.5" in checked.output, checked.error
+
+
+def test_processor_of_a_family_from_outside_is_read_first(outside: Path, given: Path) -> None:
+    """As stage `proxy` reads it: before any model, from which the family would be known."""
+    code = "import sys; from efficientllava.models.checkpoint import load_processor"
+    done = python(outside, "-c", f"{code}; load_processor(sys.argv[1])", given / "model")
+    assert done.status == 0, done.error
 
 
 def test_score_command(outside: Path, given: Path, tmp_path: Path) -> None:
@@ -183,7 +208,7 @@ def test_misspelt_in_parameters(
     assert "Traceback" not in outcome.error
 
 
-def test_misspelt_in_commands(outside: Path, given: Path, tmp_path: Path) -> None:
+def test_misspelt_in_commands(importable: None, given: Path, tmp_path: Path, here: Here) -> None:
     model = tmp_path / "model"
     model.mkdir()
     for file in (given / "model").iterdir():
@@ -196,7 +221,7 @@ def test_misspelt_in_commands(outside: Path, given: Path, tmp_path: Path) -> Non
         "did you mean echo?": ("score", "ecko", model / "config.json", "--data", model),
     }
     for told, arguments in wrong.items():
-        outcome = command(outside, *arguments)
+        outcome = here(tmp_path, "efficientllava.cli", *map(str, arguments))
         assert outcome.status == 2 and told in outcome.error, outcome.error
         assert "Traceback" not in outcome.error
 

@@ -54,8 +54,9 @@ class Method(Protocol):
         """Prune an open dense model in place.
 
         Returns:
-            The record, JSON-able: `matrices` (rows as `sequential.matrix_row`), and whatever else
-            belongs into pruning.json; `structure` where parts were removed.
+            The record, JSON-able: `matrices` (rows as `sequential.matrix_row`), `policy`,
+            `achieved_sparsity`, the losses of `measures.ProxyMeasures`, and whatever else belongs
+            into pruning.json; `structure` where parts were removed.
         """
 
 
