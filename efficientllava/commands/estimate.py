@@ -149,13 +149,15 @@ def _steps(method: Any, context: Context, missing: Sequence[float]) -> tuple[str
 
 
 def _working(opened: OpenModel, context: Context, levels: int) -> int:
-    """Bytes beside the weights: of calibration, or of the losses, whichever takes more."""
+    """Bytes beside the weights: of the database, or of the final pruning, whichever takes more.
+
+    The final pruning is calibrated at one level and holds two proxy losses at the same time.
+    """
     shape, tokens = shape_of(opened.adapter), Tokens.of(context.proxy)
-    parameters, device = context.parameters, opened.adapter.device.type
-    return max(
-        calibration_bytes(shape, tokens, levels, parameters.pruning.block_size),
-        search_bytes(shape, tokens, parameters.search.kl_tokens, device=device),
-    )
+    block_size, device = context.parameters.pruning.block_size, opened.adapter.device.type
+    database = calibration_bytes(shape, tokens, levels, block_size)
+    final = calibration_bytes(shape, tokens, 1, block_size)
+    return max(database, final + 2 * search_bytes(shape, tokens, device=device))
 
 
 def _passes(method: Any, blocks: int, ratio: float) -> int:
@@ -177,9 +179,10 @@ def _trial(opened: OpenModel, context: Context, levels: int) -> tuple[float, flo
     tokens = Tokens.of(proxy)
     share = first.segments.numel() / (tokens.text + tokens.pairs)
     passed = (time.perf_counter() - started) / share
-    walk = block_walk(adapter, first, pruning)
+    walk, dtype = block_walk(adapter, first, pruning), getattr(torch, pruning.precision)
+    walk.hessians(0, dtype)  # what is imported or read at the first call is no part of the walk
     started = time.perf_counter()
-    groups = walk.hessians(0, getattr(torch, pruning.precision))
+    groups = walk.hessians(0, dtype)
     walked = (time.perf_counter() - started) / share
     ratios = [context.ratio] * levels
     solve_group(groups[0], ratios, pruning)
