@@ -165,7 +165,7 @@ def _known_family(folder: Path) -> Family | None:
     """
     path = folder / "config.json"
     config = read_json(path) if path.is_file() else None
-    model_type = config.get("model_type") if isinstance(config, dict) else None
+    model_type = str(config.get("model_type")) if isinstance(config, dict) else ""
     return FAMILIES[model_type] if model_type in FAMILIES else None
 
 
