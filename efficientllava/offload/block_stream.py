@@ -1,8 +1,8 @@
-"""Decoder blocks that pass through a device: two have a place there, the next one is on its way.
+"""Decoder blocks that pass through a device: two have a slot there, the next one is on its way.
 
 On CUDA the next block is copied on a stream of its own while the current one computes: from
 pinned memory, through which the host leads what it reads from files. On the CPU the same steps
-follow each other. A block stays until its place is needed, so that running one block over many
+follow each other. A block stays until its slot is needed, so that running one block over many
 batches copies it once.
 """
 
@@ -22,7 +22,7 @@ ALIGNMENT = 256
 """Bytes: where a weight may begin, as CUDA's own allocations do."""
 
 Copy = Callable[[torch.Tensor, torch.Tensor], None]
-"""Copies a weight of the host into its place on the device, if possible without waiting."""
+"""Copies a weight of the host into its slot on the device, if possible without waiting."""
 
 
 class Source(Protocol):
@@ -31,18 +31,18 @@ class Source(Protocol):
     def key(self, block: int) -> Hashable:
         """What decides a block's weights now: equal keys, equal weights."""
 
-    def fill(self, block: int, places: Mapping[str, torch.Tensor], copy: Copy) -> None:
-        """Write a block's weights into their places on the device, by parameter name."""
+    def fill(self, block: int, slots: Mapping[str, torch.Tensor], copy: Copy) -> None:
+        """Write a block's weights into their slots on the device, by parameter name."""
 
-    def came(self, block: int, places: Mapping[str, torch.Tensor]) -> None:
-        """The block's parameters are their places on the device from now on."""
+    def onloaded(self, block: int, slots: Mapping[str, torch.Tensor]) -> None:
+        """The block's parameters lie in their slots on the device from now on."""
 
-    def leave(self, block: int) -> None:
-        """Give the block's parameters their place away from the device; keep what changed."""
+    def offload(self, block: int) -> None:
+        """Move the block's parameters off the device; keep what changed."""
 
 
 @dataclass
-class _Place:
+class _Slot:
     """Room for one block.
 
     Attributes:
@@ -78,13 +78,11 @@ class BlockStream:
     ) -> None:
         self._blocks, self._source, self._device = blocks, source, device
         self._parameters = [
-            {name: dict(block.named_parameters())[name] for name in wanted}
-            for block, wanted in zip(blocks, names, strict=True)
+            {name: dict(block.named_parameters())[name] for name in brought}
+            for block, brought in zip(blocks, names, strict=True)
         ]
         most = max(sum(map(_room, each.values())) for each in self._parameters)
-        self._places = [
-            _Place(torch.empty(most, dtype=torch.uint8, device=device)) for _ in range(2)
-        ]
+        self._slots = [_Slot(torch.empty(most, dtype=torch.uint8, device=device)) for _ in range(2)]
         self._entered, self._direction = -1, 1
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._before: Any = None
@@ -92,78 +90,78 @@ class BlockStream:
 
     def enter(self, block: int) -> None:
         """Have a block's weights on the device before anything that is queued from now on."""
-        place = self._place_of(block)
-        if place is None or not self._valid(place):
-            place = place or self._other_than(self._entered)
-            self._fill(place, block, self._now())
-        if place.filled is not None:
-            torch.cuda.current_stream(self._device).wait_event(place.filled)
-            place.filled = None
-        if not place.shown:
+        slot = self._slot_of(block)
+        if slot is None or not self._valid(slot):
+            slot = slot or self._other_than(self._entered)
+            self._fill(slot, block, self._now())
+        if slot.filled is not None:
+            torch.cuda.current_stream(self._device).wait_event(slot.filled)
+            slot.filled = None
+        if not slot.shown:
             for name, parameter in self._parameters[block].items():
-                parameter.data = place.weights[name]
-            self._source.came(block, place.weights)
-            place.shown = True
-        # whatever uses the other place was queued before this
+                parameter.data = slot.weights[name]
+            self._source.onloaded(block, slot.weights)
+            slot.shown = True
+        # whatever uses the other slot was queued before this
         self._before = self._now()
         if abs(block - self._entered) == 1:
             self._direction = block - self._entered
         self._entered = block
 
-    def after(self, block: int) -> None:
-        """A block's work is queued: send for the one that will be wanted next."""
+    def prefetch_after(self, block: int) -> None:
+        """A block's work is queued: start to copy the one that runs next."""
         following = (block + self._direction) % len(self._blocks)
-        place = self._place_of(following)
-        if following != block and (place is None or not self._valid(place)):
-            self._fill(place or self._other_than(block), following, self._before)
+        slot = self._slot_of(following)
+        if following != block and (slot is None or not self._valid(slot)):
+            self._fill(slot or self._other_than(block), following, self._before)
 
-    def drop(self, block: int | None = None) -> None:
+    def release(self, block: int | None = None) -> None:
         """Take a block (all of them when None) off the device."""
-        for place in self._places:
-            if place.block is not None and block in (None, place.block):
-                if place.filled is not None:
+        for slot in self._slots:
+            if slot.block is not None and block in (None, slot.block):
+                if slot.filled is not None:
                     # it may be on its way yet: nothing else may be given this memory before
-                    torch.cuda.current_stream(self._device).wait_event(place.filled)
-                    place.filled.synchronize()
-                self._clear(place)
+                    torch.cuda.current_stream(self._device).wait_event(slot.filled)
+                    slot.filled.synchronize()
+                self._clear(slot)
 
-    def _place_of(self, block: int) -> _Place | None:
-        return next((place for place in self._places if place.block == block), None)
+    def _slot_of(self, block: int) -> _Slot | None:
+        return next((slot for slot in self._slots if slot.block == block), None)
 
-    def _other_than(self, block: int) -> _Place:
-        free = [place for place in self._places if place.block is None]
-        return (free or [place for place in self._places if place.block != block])[0]
+    def _other_than(self, block: int) -> _Slot:
+        free = [slot for slot in self._slots if slot.block is None]
+        return (free or [slot for slot in self._slots if slot.block != block])[0]
 
-    def _valid(self, place: _Place) -> bool:
-        """Whether what lies in a place is what the block's weights are now."""
-        assert place.block is not None
-        if place.key != self._source.key(place.block):
+    def _valid(self, slot: _Slot) -> bool:
+        """Whether what lies in a slot is what the block's weights are now."""
+        assert slot.block is not None
+        if slot.key != self._source.key(slot.block):
             return False
-        return place.shown or place.origin == self._origin(place.block)
+        return slot.shown or slot.origin == self._origin(slot.block)
 
     def _origin(self, block: int) -> tuple[int, ...]:
         return tuple(parameter.data_ptr() for parameter in self._parameters[block].values())
 
-    def _fill(self, place: _Place, block: int, after: Any) -> None:
-        if place.block is not None:
-            self._clear(place)
-        place.weights = _carved(place.memory, self._parameters[block])
+    def _fill(self, slot: _Slot, block: int, after: Any) -> None:
+        if slot.block is not None:
+            self._clear(slot)
+        slot.weights = _carved(slot.memory, self._parameters[block])
         with self._copying(after):
             copy: Copy = _copy if self._pinned is None else self._pinned.begin()
-            self._source.fill(block, place.weights, copy)
+            self._source.fill(block, slot.weights, copy)
         if self._copies is not None:
-            place.filled = self._copies.record_event()
+            slot.filled = self._copies.record_event()
             assert self._pinned is not None
-            self._pinned.end(place.filled)
-        place.block, place.shown = block, False
-        place.key, place.origin = self._source.key(block), self._origin(block)
+            self._pinned.end(slot.filled)
+        slot.block, slot.shown = block, False
+        slot.key, slot.origin = self._source.key(block), self._origin(block)
 
-    def _clear(self, place: _Place) -> None:
-        assert place.block is not None
-        if place.shown:
-            self._source.leave(place.block)
+    def _clear(self, slot: _Slot) -> None:
+        assert slot.block is not None
+        if slot.shown:
+            self._source.offload(slot.block)
         # the memory may be written again once what reads it now is done: see `after` of _fill
-        place.block, place.shown, place.filled, place.weights = None, False, None, {}
+        slot.block, slot.shown, slot.filled, slot.weights = None, False, None, {}
 
     def _now(self) -> Any:
         """The computing stream as it is queued now."""
@@ -240,7 +238,7 @@ def streaming(blocks: Sequence[nn.Module], stream: BlockStream) -> Iterator[None
         for number, block in enumerate(blocks):
             run = partial(_run, stream, number, block.forward)
             ends.enter_context(replaced_forward(block, run))
-        ends.callback(stream.drop)
+        ends.callback(stream.release)
         yield
 
 
@@ -264,7 +262,7 @@ def _run(
     def run(*args: Any, **kwargs: Any) -> Any:
         stream.enter(number)
         output = forward(*args, **kwargs)
-        stream.after(number)
+        stream.prefetch_after(number)
         return output
 
     given = (*args, *kwargs.values())

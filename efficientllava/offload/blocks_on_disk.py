@@ -116,32 +116,32 @@ class BlocksOnDisk:
         """See `block_stream.Source`: files do not change, an overlay does."""
         return None if self.overlay is None else self.overlay.key(block)
 
-    def fill(self, block: int, places: Mapping[str, torch.Tensor], copy: Copy) -> None:
+    def fill(self, block: int, slots: Mapping[str, torch.Tensor], copy: Copy) -> None:
         """See `block_stream.Source`."""
-        self.leave(block)  # what was replaced while the block was away
+        self.offload(block)  # what was replaced while the block was away
         covered = set() if self.overlay is None else self._prunable[block]
         for name, parameter in self._blocks[block].named_parameters():
-            if name in places and name not in covered:
-                copy(places[name], parameter.data)
+            if name in slots and name not in covered:
+                copy(slots[name], parameter.data)
         if self.overlay is not None:
-            self.overlay.put(block, {self._names[block][name]: places[name] for name in covered})
+            self.overlay.put(block, {self._names[block][name]: slots[name] for name in covered})
 
-    def came(self, block: int, places: Mapping[str, torch.Tensor]) -> None:
+    def onloaded(self, block: int, slots: Mapping[str, torch.Tensor]) -> None:
         """See `block_stream.Source`."""
-        for name, place in places.items():
-            self._mapped[self._names[block][name]] = place.data_ptr()
+        for name, slot in slots.items():
+            self._mapped[self._names[block][name]] = slot.data_ptr()
 
-    def let_go(self, block: int | None = None) -> None:
+    def release(self, block: int | None = None) -> None:
         """Write what changed in a block (in all of them when None) and map its weights anew."""
         if block is None:
-            for each in range(len(self._blocks)):
-                self.let_go(each)
+            for number in range(len(self._blocks)):
+                self.release(number)
             return
         if self.stream is not None:
-            self.stream.drop(block)
-        self.leave(block)
+            self.stream.release(block)
+        self.offload(block)
 
-    def leave(self, block: int) -> None:
+    def offload(self, block: int) -> None:
         """Write what changed in a block, which is on no device any more, and map its weights."""
         parameters = dict(self._blocks[block].named_parameters())
         changed = {
@@ -191,7 +191,7 @@ class BlocksOnDisk:
 
         Tied weights are written once, as transformers does.
         """
-        self.let_go()
+        self.release()
         state = self._model.state_dict()
         count, size, placed = len(self._contents), 0, {}
         for number, names in enumerate(self._contents, 1):
@@ -301,16 +301,16 @@ def blocks_on_disk(
             yield kept
             return
         for number, block in enumerate(adapter.blocks):
-            handle = block.register_forward_hook(_letting_go(kept, number))
+            handle = block.register_forward_hook(_releasing(kept, number))
             hooks.callback(handle.remove)
         yield kept
 
 
-def _letting_go(kept: BlocksOnDisk, block: int) -> Callable[..., None]:
-    def let_go(module: nn.Module, args: Any, output: Any) -> None:
-        kept.let_go(block)
+def _releasing(kept: BlocksOnDisk, block: int) -> Callable[..., None]:
+    def release(module: nn.Module, args: Any, output: Any) -> None:
+        kept.release(block)
 
-    return let_go
+    return release
 
 
 def _trim_heap() -> None:

@@ -63,7 +63,7 @@ def prune_masked(
     if database is not None:
         sequential = _weights(opened)
         _replace(adapter, dense)
-        finished = () if opened.blocks is None else (opened.blocks.let_go,)
+        finished = () if opened.blocks is None else (opened.blocks.release,)
         stitched_rows = stitch_model(adapter, database, policy, *finished)
         stitched_scores, loss = measures(adapter.language_model)
         stitched = _risks(stitched_rows, stitched_scores, allocation, "stitched", loss)
@@ -112,7 +112,7 @@ def _weights(opened: OpenModel) -> list[torch.Tensor]:
     """The prunable weights as they are, to be put back later; nothing is copied."""
     if opened.blocks is None:
         return [matrix.weight for matrix in opened.adapter.matrices]
-    opened.blocks.let_go()
+    opened.blocks.release()
     return [opened.blocks.weight(matrix) for matrix in opened.adapter.matrices]
 
 
@@ -125,5 +125,5 @@ def _verify(opened: OpenModel, rows: Sequence[dict[str, Any]]) -> None:
     if opened.blocks is None:
         verify(opened.adapter, rows)
     else:
-        opened.blocks.let_go()
+        opened.blocks.release()
         verify(opened.adapter, rows, opened.blocks.weight)

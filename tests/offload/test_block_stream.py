@@ -79,7 +79,7 @@ def test_no_more_than_two_blocks_are_there(folder: Path) -> None:
     largest = sum(p.numel() * p.element_size() for p in adapter.blocks[0].parameters())
     with blocks_on_disk(adapter, folder / "model", folder / "work", CPU) as kept:
         assert kept.stream is not None
-        memory = [place.memory for place in kept.stream._places]
+        memory = [slot.memory for slot in kept.stream._slots]
         assert sum(each.numel() for each in memory) < 2 * largest + 2 * 9 * 256
         seen: list[tuple[int, ...]] = []
 
@@ -161,7 +161,7 @@ def test_database_search_and_final_model_are_the_same(folder: Path, storage: str
                     database,
                 )
             )
-            kept.let_go()
+            kept.release()
             weights.append([kept.weight(matrix).clone() for matrix in adapter.matrices])
     assert (folder / "disk/db/manifest.json").read_bytes() == (
         folder / "stream/db/manifest.json"

@@ -173,7 +173,7 @@ def watch(kept: Any) -> None:
     ]
     if kept is not None and kept.stream is not None:
         for gpu in modes:
-            gpu.watch |= {each.memory.data_ptr() for each in kept.stream._places}
+            gpu.watch |= {each.memory.data_ptr() for each in kept.stream._slots}
             gpu.watch.add(kept.stream._pinned._memory.data_ptr())
 
 
