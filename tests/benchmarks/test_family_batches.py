@@ -24,7 +24,7 @@ from efficientllava.models.checkpoint import load_model, load_processor, save_ch
 from efficientllava.models.families import FAMILIES
 from efficientllava.models.likelihood import choice_likelihoods
 from efficientllava.progress import silent
-from tests.models.families import TINY
+from tests.models.families import PICTURED
 
 SIZES = [(20, 30), (40, 16), (16, 16), (30, 30), (17, 64), (33, 20)]
 """Width and height: the families cut these into different numbers of tiles."""
@@ -72,10 +72,10 @@ class Case:
         ]
 
 
-@pytest.fixture(scope="module", params=TINY)
+@pytest.fixture(scope="module", params=PICTURED)
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
     folder = tmp_path_factory.mktemp(request.param)
-    save_checkpoint(*TINY[request.param].build(), folder / "model")
+    save_checkpoint(*PICTURED[request.param].build(), folder / "model")
     generator = np.random.default_rng(0)
     images = []
     for index, (width, height) in enumerate(SIZES):
