@@ -24,7 +24,7 @@ FULLER = {"efficientllava/benchmarks": 23}
 
 FILES = sorted(
     path
-    for room in ("efficientllava", "tasks", "flows", "bench")
+    for room in ("efficientllava", "tasks", "flows", "bench", "tools")
     for path in (ROOT / room).rglob("*.py")
 )
 FOLDERS = sorted({path.parent for path in FILES})
