@@ -82,7 +82,7 @@ experiments: $(EXPERIMENTS)  ## the paper's tables and figures, and all methods,
 
 screenshots: .venv/installed  ## pictures of the MLflow and Prefect pages, by a headless Chromium
 	@XDG_CONFIG_HOME=$(CURDIR)/.work/caches/config XDG_CACHE_HOME=$(CURDIR)/.work/caches \
-		$(BIN)/python -m flows.screenshots
+		$(BIN)/python -m tools.screenshots
 
 ui: .venv/installed  ## MLflow on http://127.0.0.1:5000 and Prefect on http://127.0.0.1:4200
 	@echo "== MLflow http://127.0.0.1:5000   Prefect http://127.0.0.1:4200   (Ctrl-C ends both)"

@@ -35,7 +35,7 @@ FULLER: dict[str, int] = {}
 
 FILES = sorted(
     path
-    for room in ("efficientllava", "tasks", "flows", "bench")
+    for room in ("efficientllava", "tasks", "flows", "bench", "tools")
     for path in (ROOT / room).rglob("*.py")
 )
 FOLDERS = sorted({path.parent for path in FILES})

@@ -9,9 +9,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
 import pytest
+from flows.browser import wait_for_server
 
 from efficientllava.errors import UserError
-from flows.browser import wait_for_server
 from flows.runner.loopback import environment_of_stages, on_loopback, past_proxies, request
 from flows.tracking.tracking import check_server
 from tasks.runtime.environment import reach_loopback
