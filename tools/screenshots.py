@@ -24,6 +24,7 @@ from playwright.sync_api import Error, Page, sync_playwright
 from efficientllava.errors import UserError
 from efficientllava.parameters import TrackingParameters
 from flows.runner.guard import guarded, stop
+from flows.runner.loopback import request
 from flows.server.server import LOOPBACK, free_port
 from flows.tracking.champion import CHAMPION
 from flows.tracking.tracking import tracking_uri
@@ -101,7 +102,7 @@ def server(command: list[str], health: str, **environment: str) -> Iterator[str]
 
 def _answers(url: str) -> bool:
     try:
-        return httpx.get(url, timeout=5).status_code == 200
+        return request("GET", url, timeout=5).status_code == 200
     except httpx.HTTPError:
         return False
 
@@ -169,7 +170,7 @@ def prefect_pages(page: Page, address: str) -> None:
     """
     query = {"sort": "START_TIME_DESC", "limit": 20}
     query["flow_runs"] = {"state": {"type": {"any_": ["COMPLETED"]}}}  # type: ignore[assignment]
-    runs = httpx.post(f"{address}/api/flow_runs/filter", json=query, timeout=30).json()
+    runs = request("POST", f"{address}/api/flow_runs/filter", json=query, timeout=30).json()
     if not runs:
         raise UserError("no run was completed", where="Prefect", remedy="make demo")
     run = max(runs, key=lambda run: run["total_run_time"])  # cached ones show no rounds

@@ -9,7 +9,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
 import pytest
-from flows.browser import wait_for_server
 
 from efficientllava.errors import UserError
 from flows.runner.loopback import environment_of_stages, on_loopback, past_proxies, request
@@ -48,7 +47,6 @@ def proxies(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_requests_go_past_proxies(server: str, proxies: str) -> None:
     assert request("GET", f"{server}/health").text == "true"
-    wait_for_server(server, seconds=5)  # chromedriver's, MLflow's and Prefect's for the pictures
     check_server(server)
     with pytest.raises(UserError, match="does not answer"):
         check_server("http://mlflow.invalid")
