@@ -1,5 +1,5 @@
 """Experiments that measure the method; their outcome is in docs/results.md."""
 
-from tasks.environment import prepare
+from tasks.runtime.environment import prepare
 
 prepare()

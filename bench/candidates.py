@@ -29,7 +29,7 @@ from bench.random_models import (
     size_of,
     size_options,
 )
-from tasks.environment import prepare, use_threads
+from tasks.runtime.environment import prepare, use_threads
 
 
 def main() -> None:
@@ -50,10 +50,10 @@ def main() -> None:
     import torch
 
     from bench.machine import machine
+    from efficientllava.allocation.evaluation import stitched_models, swap_order
+    from efficientllava.calibration.proxy_loss import ProxyLoss, mean_loss
     from efficientllava.data.proxy import ProxyData
-    from efficientllava.models.adapter import adapter_for
-    from efficientllava.pruning.loss import ProxyLoss, mean_loss
-    from efficientllava.search.evaluation import stitched_models, swap_order
+    from efficientllava.models.families import adapter_for
 
     torch.set_num_threads(wanted.threads)
     print(json.dumps({**vars(wanted), "machine": machine(), "load": os.getloadavg()[0]}))

@@ -13,23 +13,23 @@ from typing import Any
 
 import torch
 
+from efficientllava.allocation.search import Search, SearchResult
 from efficientllava.benchmarks.multiple_choice import answer_questions, scores
 from efficientllava.benchmarks.text_loss import text_loss
-from efficientllava.data.embedded import write_questions
 from efficientllava.data.proxy import ProxyData, build_pairs
 from efficientllava.data.questions import read_questions
 from efficientllava.data.text import held_out_segments, read_text, sample_segments
+from efficientllava.database.build import Database, build_database, open_database
+from efficientllava.demo.model import train_embedded
+from efficientllava.demo.questions.layout import write_questions
 from efficientllava.files import file_digest, folder_digest, read_json, write_json
-from efficientllava.models.adapter import Adapter, adapter_for
+from efficientllava.kernels.masks import zeros_at
 from efficientllava.models.checkpoint import load_model, load_processor
-from efficientllava.models.embedded import train_embedded
+from efficientllava.models.families import Adapter, adapter_for
 from efficientllava.parameters import Parameters
 from efficientllava.progress import silent
-from efficientllava.pruning.database import Database, build_database, open_database
-from efficientllava.pruning.masks import zeros_at
+from efficientllava.pruning.finalize import prune_finally
 from efficientllava.pruning.methods import METHODS
-from efficientllava.search.final import prune_finally
-from efficientllava.search.run import Search, SearchResult
 
 MATCHED = "sparsegpt_matched"
 """Uniform OBS at the sparsity that the search reached: the fair comparison."""

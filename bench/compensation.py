@@ -17,7 +17,7 @@ from efficientllava.files import read_json, value_digest, write_json, write_text
 from efficientllava.parameters import Parameters, PruneParameters
 from efficientllava.report.comparison import markdown_table
 from efficientllava.report.statistics import Row, differences, mean, mean_of, told
-from tasks.stage import guarded, read_parameters
+from tasks.runtime.stage import guarded, read_parameters
 
 COMPENSATIONS: tuple[str, ...] = get_args(PruneParameters.model_fields["compensation"].annotation)
 FIELDS = (("text_loss", 3, 1.0), ("answer_nll", 3, 1.0), ("accuracy", 2, 100.0))

@@ -24,7 +24,7 @@ from typing import Any
 from unittest.mock import patch
 
 from bench.random_models import LEVELS, DecoderSize, random_llava, size_of, size_options
-from tasks.environment import prepare, use_threads
+from tasks.runtime.environment import prepare, use_threads
 
 PHASES = {
     "solve_group": "OBS",
@@ -37,7 +37,7 @@ PHASES = {
 @contextmanager
 def clocked(seconds: dict[str, float]) -> Iterator[None]:
     """Add to `seconds` what the phases of a build take."""
-    from efficientllava.pruning import database
+    from efficientllava.database import build as database
 
     def timed(work: Callable[..., Any], phase: str) -> Callable[..., Any]:
         def run(*arguments: Any) -> Any:
@@ -74,9 +74,9 @@ def main() -> None:
 
     from bench.machine import machine
     from efficientllava.data.proxy import ProxyData
-    from efficientllava.models.adapter import adapter_for
+    from efficientllava.database.build import build_database
+    from efficientllava.models.families import adapter_for
     from efficientllava.parameters import PruningParameters
-    from efficientllava.pruning.database import build_database
 
     torch.set_num_threads(wanted.threads)
     print(json.dumps({**vars(wanted), "machine": machine(), "load": os.getloadavg()[0]}))

@@ -20,12 +20,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasks.environment import prepare, use_threads
+from tasks.runtime.environment import prepare, use_threads
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from efficientllava.search.evolution import Candidate
+    from efficientllava.allocation.evolution import Candidate
 
 
 def shared_leading_blocks(candidates: Sequence[Candidate], blocks: int) -> float:
@@ -62,13 +62,13 @@ def main() -> None:
     import torch
 
     from bench.machine import machine
+    from efficientllava.allocation.evolution import survivors
+    from efficientllava.allocation.search import Search
     from efficientllava.data.proxy import load_proxy
-    from efficientllava.models.adapter import adapter_for
+    from efficientllava.database.build import open_database
     from efficientllava.models.checkpoint import load_model
+    from efficientllava.models.families import adapter_for
     from efficientllava.parameters import SearchParameters
-    from efficientllava.pruning.database import open_database
-    from efficientllava.search.evolution import survivors
-    from efficientllava.search.run import Search
 
     print(json.dumps({**vars(wanted), "machine": machine()}, default=str))
     proxy = load_proxy(wanted.artifacts / "proxy")

@@ -28,7 +28,7 @@ from efficientllava.export.speed import (
     timing_inputs,
     warn_of_load,
 )
-from efficientllava.models.adapter import adapter_for
+from efficientllava.models.families import adapter_for
 from efficientllava.report.speedup import Speedup
 
 

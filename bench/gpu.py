@@ -26,7 +26,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from tasks.environment import prepare, use_threads
+from tasks.runtime.environment import prepare, use_threads
 
 LEVELS = (0.4, 0.45, 0.5, 0.55, 0.6)
 GB = 10**9
@@ -43,7 +43,7 @@ class Bench:
         import torch
 
         from efficientllava.data.proxy import load_proxy
-        from efficientllava.models.devices import open_device
+        from efficientllava.offload.devices import open_device
         from efficientllava.parameters import PruningParameters, SearchParameters
 
         self.wanted, self.folder, self.limit = wanted, folder, limit
@@ -116,10 +116,10 @@ class Bench:
 
     def database(self) -> str:
         """Every matrix at every level."""
-        from efficientllava.models.adapter import adapter_for
-        from efficientllava.models.blocks_on_disk import blocks_on_disk
+        from efficientllava.database.build import build_database
         from efficientllava.models.checkpoint import load_model
-        from efficientllava.pruning.database import build_database
+        from efficientllava.models.families import adapter_for
+        from efficientllava.offload.blocks_on_disk import blocks_on_disk
 
         adapter = adapter_for(load_model(self.folder / "model"))
         target, times = self.folder / "database", [time.perf_counter()]
@@ -137,7 +137,7 @@ class Bench:
 
     def placed(self) -> Any:
         """Model and database, where they fit."""
-        from efficientllava.search.placed import Machine, placed
+        from efficientllava.database.placed import Machine, placed
 
         machine, pairs = Machine(self.device, self.memory), self.search_parameters.projector_batch
         model, database = self.folder / "model", self.folder / "database"
@@ -148,8 +148,8 @@ class Bench:
         """Candidates in turn with bare forward passes of the same tokens."""
         import random
 
-        from efficientllava.pruning.loss import ProxyLoss, mean_loss
-        from efficientllava.search.evaluation import stitched_models
+        from efficientllava.allocation.evaluation import stitched_models
+        from efficientllava.calibration.proxy_loss import ProxyLoss, mean_loss
 
         with self.placed() as found:
             adapter = found.adapter
@@ -193,7 +193,7 @@ class Bench:
 
     def search(self) -> str:
         """The whole search, with projector evolution."""
-        from efficientllava.search.run import Search
+        from efficientllava.allocation.search import Search
 
         shutil.rmtree(self.folder / "search", ignore_errors=True)
         rounds = [time.perf_counter()]
@@ -216,11 +216,11 @@ class Bench:
 
     def prune(self) -> str:
         """The final model, verified, saved and loaded again."""
-        from efficientllava.models.adapter import adapter_for
-        from efficientllava.models.blocks_on_disk import blocks_on_disk
+        from efficientllava.database.build import Database, open_database
         from efficientllava.models.checkpoint import load_model, save_checkpoint
-        from efficientllava.pruning.database import Database, open_database
-        from efficientllava.search.final import prune_finally, require_same_logits
+        from efficientllava.models.families import adapter_for
+        from efficientllava.offload.blocks_on_disk import blocks_on_disk
+        from efficientllava.pruning.finalize import prune_finally, require_same_logits
 
         dense, saved = self.folder / "model", self.folder / "pruned"
         adapter = adapter_for(load_model(dense))
@@ -293,7 +293,7 @@ def main() -> int:
         return Bench(wanted, wanted.folder, float(wanted.part)).run()
 
     from bench.machine import machine
-    from efficientllava.models.devices import describe, require_device
+    from efficientllava.offload.devices import describe, require_device
 
     wanted.folder.mkdir(parents=True, exist_ok=True)
     # bytes a weight: model, blocks pruned and stitched, saved; the database

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Sequence
 
 from bench.obs import LEVELS, Group, block_groups, problem, timed
-from tasks.environment import prepare, use_threads
+from tasks.runtime.environment import prepare, use_threads
 
 
 def operations(width: int, mlp: int, levels: int) -> float:
@@ -35,7 +35,7 @@ def peak_bytes(width: int, mlp: int, levels: Sequence[float]) -> float:
     """
     import torch
 
-    from efficientllava.pruning.sections import Section, batches_of, bundles_of
+    from efficientllava.kernels.cpu.sections import Section, batches_of, bundles_of
 
     largest = 0.0
     for group in block_groups(width, mlp):
@@ -62,8 +62,8 @@ def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
 
 def measure(width: int, mlp: int) -> dict[str, float]:
     """Prune one block in this process."""
-    from efficientllava.pruning.hessian import inverse_factor
-    from efficientllava.pruning.obs import prune_levels
+    from efficientllava.kernels.hessian import inverse_factor
+    from efficientllava.kernels.obs import prune_levels
 
     weights, matrix = problem(Group(("w",), (64,), 192), 0)
     prune_levels(weights, inverse_factor(matrix), [0.5])

@@ -17,15 +17,15 @@ import random
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasks.environment import prepare, use_threads
+from tasks.runtime.environment import prepare, use_threads
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     import torch
 
-    from efficientllava.models.adapter import Adapter
-    from efficientllava.pruning.loss import Distribution, LossBatch
+    from efficientllava.calibration.proxy_loss import Distribution, LossBatch
+    from efficientllava.models.families import Adapter
 
 BEST = 4
 
@@ -36,7 +36,7 @@ def divergences(
     """Mean KL [kinds] over a part's positions: one forward pass, all kinds of targets."""
     import torch
 
-    from efficientllava.pruning.loss import chunked_logits, hidden_states, kl_divergence
+    from efficientllava.calibration.proxy_loss import chunked_logits, hidden_states, kl_divergence
 
     sums, count = 0.0, 0
     with torch.no_grad():
@@ -66,13 +66,13 @@ def main() -> None:
     from scipy.stats import spearmanr
 
     from bench.machine import machine
+    from efficientllava.allocation.evaluation import stitched_models, swap_order
+    from efficientllava.calibration.proxy_loss import Distribution, ProxyLoss
+    from efficientllava.calibration.structural_risk import mean_log_norm, structural_risk
     from efficientllava.data.proxy import load_proxy
-    from efficientllava.models.adapter import adapter_for
+    from efficientllava.database.build import open_database
     from efficientllava.models.checkpoint import load_model
-    from efficientllava.pruning.database import open_database
-    from efficientllava.pruning.loss import Distribution, ProxyLoss
-    from efficientllava.search.evaluation import stitched_models, swap_order
-    from efficientllava.search.risk import mean_log_norm, structural_risk
+    from efficientllava.models.families import adapter_for
 
     torch.set_num_threads(1)
     print(json.dumps({**vars(wanted), "machine": machine()}, default=str))

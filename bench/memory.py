@@ -23,13 +23,13 @@ from typing import Any
 
 from efficientllava.data.proxy import ProxyData
 from efficientllava.files import write_text
-from efficientllava.models.adapter import adapter_for
-from efficientllava.models.blocks_on_disk import blocks_on_disk
 from efficientllava.models.checkpoint import load_model, save_checkpoint
+from efficientllava.models.families import adapter_for
 from efficientllava.models.weight_files import weight_files
+from efficientllava.offload.blocks_on_disk import blocks_on_disk
 from efficientllava.parameters import PruningParameters, SearchParameters
+from efficientllava.pruning.finalize import prune_finally
 from efficientllava.pruning.methods import METHODS
-from efficientllava.search.final import prune_finally
 
 PAGE = Path(__file__).parents[1] / "docs" / "memory.md"
 SIZES = {"small": (512, 32), "medium": (512, 48), "large": (512, 80)}

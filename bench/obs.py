@@ -23,7 +23,7 @@ from functools import partial
 from statistics import median
 from typing import Any
 
-from tasks.environment import prepare, use_threads
+from tasks.runtime.environment import prepare, use_threads
 
 LEVELS = (0.4, 0.45, 0.5, 0.55, 0.6)
 
@@ -78,7 +78,7 @@ def floor(groups: list[Group], levels: int, device: str) -> dict[str, float]:
     import torch
     from scipy.linalg import get_lapack_funcs
 
-    from efficientllava.pruning.hessian import inverse_factor
+    from efficientllava.kernels.hessian import inverse_factor
 
     updates = sum(levels * sum(g.rows) * g.columns**2 for g in groups)
     factors = sum(2 / 3 * g.columns**3 for g in groups)
@@ -121,7 +121,7 @@ def compared(ours: Any, theirs: Any, weight: Any, matrix: Any) -> dict[str, floa
 
     Float32 products are good enough: their errors are off by 4e-8 at most (bench.obs_accuracy).
     """
-    from efficientllava.pruning.hessian import relative_error
+    from efficientllava.kernels.hessian import relative_error
 
     return {
         "same_mask": float(((ours == 0) == (theirs == 0)).double().mean()),
@@ -154,9 +154,9 @@ def main() -> None:
     import torch
 
     from bench.machine import machine
-    from efficientllava.pruning.hessian import inverse_factor
-    from efficientllava.pruning.obs import prune_levels
-    from efficientllava.pruning.precision import full_float32
+    from efficientllava.kernels.hessian import inverse_factor
+    from efficientllava.kernels.obs import prune_levels
+    from efficientllava.kernels.precision import full_float32
 
     torch.set_num_threads(wanted.threads)
     groups = [
@@ -256,8 +256,8 @@ def exact_errors(weights: list[Any], matrix: Any, wanted: argparse.Namespace) ->
     """[matrix][level]: output errors with a factor made in float64, then rounded; not timed."""
     import torch
 
-    from efficientllava.pruning.hessian import inverse_factor, relative_errors
-    from efficientllava.pruning.obs import prune_levels
+    from efficientllava.kernels.hessian import inverse_factor, relative_errors
+    from efficientllava.kernels.obs import prune_levels
 
     factor = in_float32(inverse_factor(matrix.double(), dtype=torch.float64))
     solutions = prune_levels(weights, factor, wanted.levels, kernel=wanted.kernel)
@@ -279,8 +279,8 @@ def run_engine(
     """
     import torch
 
-    from efficientllava.pruning.hessian import inverse_factor
-    from efficientllava.pruning.obs import prune_levels
+    from efficientllava.kernels.hessian import inverse_factor
+    from efficientllava.kernels.obs import prune_levels
 
     device = wanted.device
     if device != "cpu":

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 
 from bench.obs import Group, in_float32, problem
-from tasks.environment import prepare, use_threads
+from tasks.runtime.environment import prepare, use_threads
 
 
 def main() -> None:
@@ -29,9 +29,9 @@ def main() -> None:
     use_threads(wanted.threads)
 
     from bench.sparsegpt_reference import fasterprune
-    from efficientllava.pruning.hessian import inverse_factor, output_error
-    from efficientllava.pruning.obs import prune, quotas_of_blocks
-    from efficientllava.pruning.precision import full_float32
+    from efficientllava.kernels.hessian import inverse_factor, output_error
+    from efficientllava.kernels.obs import prune, quotas_of_blocks
+    from efficientllava.kernels.precision import full_float32
 
     print("| problem | code | zeros | masks differ | error against float64 | float32 sum off by |")
     print("|---|---|---|---|---|---|")

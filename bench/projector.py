@@ -24,7 +24,7 @@ from statistics import median
 from typing import Any
 
 from bench.random_models import DecoderSize, random_llava, size_of, size_options
-from tasks.environment import prepare, use_threads
+from tasks.runtime.environment import prepare, use_threads
 
 SIZES = (
     DecoderSize(160, 384, 6, 2560),
@@ -83,10 +83,10 @@ def measure(wanted: argparse.Namespace) -> dict[str, Any]:
 
     import torch
 
+    from efficientllava.allocation.projector import ProjectorEvolution
+    from efficientllava.calibration.proxy_loss import Distribution
     from efficientllava.data.proxy import IGNORED, Pairs
-    from efficientllava.models.adapter import adapter_for
-    from efficientllava.pruning.loss import Distribution
-    from efficientllava.search.projector import ProjectorEvolution
+    from efficientllava.models.families import adapter_for
 
     torch.set_num_threads(wanted.threads)
     dtype = getattr(torch, wanted.dtype)

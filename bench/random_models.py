@@ -86,10 +86,10 @@ def magnitude_database(adapter: Any, folder: Path, form: Any) -> Any:
     Args:
         form: "dense" or "compact", as `pruning.storage`.
     """
+    from efficientllava.database import storage
+    from efficientllava.database.build import MANIFEST, block_file, level_key, open_database
     from efficientllava.files import file_digest, save_tensors, write_json
-    from efficientllava.pruning import storage
-    from efficientllava.pruning.database import MANIFEST, block_file, level_key, open_database
-    from efficientllava.pruning.masks import magnitude
+    from efficientllava.kernels.masks import magnitude
 
     records, files = {}, {}
     for block in range(len(adapter.blocks)):

@@ -21,7 +21,7 @@ from efficientllava.errors import UserError
 from efficientllava.files import value_digest
 from efficientllava.parameters import Parameters
 from efficientllava.pruning.methods import METHODS
-from tasks.stage import guarded, read_parameters
+from tasks.runtime.stage import guarded, read_parameters
 
 CALIBRATIONS = ("text_and_pairs", "text")
 BOTH = ("sparsegpt", "efficientllava")

@@ -26,7 +26,7 @@ from bench.random_models import (
     size_of,
     size_options,
 )
-from tasks.environment import prepare, use_threads
+from tasks.runtime.environment import prepare, use_threads
 
 
 def main() -> None:
@@ -43,11 +43,11 @@ def main() -> None:
     import torch
 
     from bench.machine import machine
+    from efficientllava.allocation.workers import ProcessEvaluator, Work
     from efficientllava.data.proxy import ProxyData, save_proxy
-    from efficientllava.models.adapter import adapter_for
+    from efficientllava.models.families import adapter_for
     from efficientllava.parameters import SearchParameters
-    from efficientllava.search.workers import ProcessEvaluator, Work
-    from tasks.executors import dask_executor
+    from tasks.runtime.executors import dask_executor
 
     torch.set_num_threads(1)
     print(json.dumps({**vars(wanted), "machine": machine(), "load": os.getloadavg()[0]}))

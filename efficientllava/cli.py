@@ -48,8 +48,8 @@ def ask(
     import torch
 
     from efficientllava.export.parity import reference_answer
-    from efficientllava.models.adapter import require_family
     from efficientllava.models.checkpoint import load_model, load_processor
+    from efficientllava.models.families import require_family
 
     torch.set_num_threads(threads)
     model, processor = load_model(folder), load_processor(folder)
@@ -64,9 +64,10 @@ def ask(
 def verify(folder: Folder) -> None:
     """Check that a pruned checkpoint loads, is finite and has the zeros and sizes of its record."""
     from efficientllava.files import read_json
-    from efficientllava.models.adapter import adapter_for
     from efficientllava.models.checkpoint import load_model
-    from efficientllava.pruning import sequential, smaller
+    from efficientllava.models.families import adapter_for
+    from efficientllava.pruning import sequential
+    from efficientllava.pruning.structured import structured as smaller
 
     record = read_json(folder / "pruning.json")
     try:

@@ -3,6 +3,6 @@
 Nothing here does mathematics or knows a file format of the method, and nothing phones home.
 """
 
-from tasks.environment import prepare
+from tasks.runtime.environment import prepare
 
 prepare()

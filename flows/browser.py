@@ -15,8 +15,8 @@ from typing import Any
 import httpx
 
 from efficientllava.errors import UserError
-from flows.loopback import request
-from flows.server import LOOPBACK, free_port
+from flows.runner.loopback import request
+from flows.server.server import LOOPBACK, free_port
 
 # no window, no network of its own, no first-run pages
 OPTIONS = """--headless=new --no-sandbox --disable-gpu --no-first-run

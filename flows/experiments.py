@@ -25,10 +25,10 @@ from efficientllava.pruning.methods import METHODS
 from efficientllava.report.comparison import read_rows
 from efficientllava.report.experiments import Measured, accuracy_of, models_of, write_experiment
 from flows.pipeline import pipeline, run_to_end
-from flows.recording import RECORDING, leave
-from flows.tracking import log_experiment
-from flows.workspaces import changed, make_workspace
-from tasks.stage import ARTIFACTS, WORK, read_parameters, read_values
+from flows.runner.recording import RECORDING, leave
+from flows.server.workspaces import changed, make_workspace
+from flows.tracking.tracking import log_experiment
+from tasks.runtime.stage import ARTIFACTS, WORK, read_parameters, read_values
 
 RESULTS = Path("experiments")
 EVALUATED, EXPORTED = ("evaluate", "evaluate_dense"), ("evaluate", "evaluate_dense", "export")

@@ -23,18 +23,18 @@ from prefect.utilities.urls import url_for
 
 from efficientllava.errors import UserError
 from efficientllava.parameters import Parameters
-from flows.cluster import SearchCluster
-from flows.console import say_failures_once
-from flows.graph import Node, read_graph
-from flows.live import Values
-from flows.record import ModelRecord, cell_of, read_record
-from flows.recording import RECORDING, leave
-from flows.server import mark_crashed, prefect_server
-from flows.stages import USER_ERROR, Call, StageFailure, Watchers, run_stage
-from flows.tracking import Tracking, check_server, tracking_uri
-from tasks.check import check_device
-from tasks.stage import ARTIFACTS, read_parameters
-from tasks.workspace import workspace_lock
+from flows.runner.console import say_failures_once
+from flows.runner.graph import Node, read_graph
+from flows.runner.live import Values
+from flows.runner.recording import RECORDING, leave
+from flows.runner.stages import USER_ERROR, Call, StageFailure, Watchers, run_stage
+from flows.server.cluster import SearchCluster
+from flows.server.server import mark_crashed, prefect_server
+from flows.tracking.record import ModelRecord, cell_of, read_record
+from flows.tracking.tracking import Tracking, check_server, tracking_uri
+from tasks.runtime.check import check_device
+from tasks.runtime.stage import ARTIFACTS, read_parameters
+from tasks.runtime.workspace import workspace_lock
 
 
 class PipelineFailure(Exception):

@@ -20,12 +20,12 @@ from urllib.parse import quote
 from efficientllava.errors import UserError
 from efficientllava.parameters import TrackingParameters
 from flows.browser import Page, browser, wait_for_server
-from flows.champion import CHAMPION
-from flows.guard import guarded, stop
-from flows.loopback import request
-from flows.server import LOOPBACK, free_port
-from flows.tracking import tracking_uri
-from tasks.stage import read_parameters
+from flows.runner.guard import guarded, stop
+from flows.runner.loopback import request
+from flows.server.server import LOOPBACK, free_port
+from flows.tracking.champion import CHAMPION
+from flows.tracking.tracking import tracking_uri
+from tasks.runtime.stage import read_parameters
 
 TARGET = Path("docs/screenshots")
 

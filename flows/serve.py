@@ -18,9 +18,9 @@ from pydantic import ValidationError
 
 from efficientllava.errors import UserError
 from flows.pipeline import pipeline
-from flows.server import prefect_server
-from flows.stages import USER_ERROR
-from tasks.stage import read_parameters
+from flows.runner.stages import USER_ERROR
+from flows.server.server import prefect_server
+from tasks.runtime.stage import read_parameters
 
 
 def schedule(cron: str, timezone: str) -> Schedule:

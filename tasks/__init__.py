@@ -1,5 +1,5 @@
 """One module per DVC stage: read parameters and inputs, call the library, write outputs."""
 
-from tasks.environment import prepare
+from tasks.runtime.environment import prepare
 
 prepare()

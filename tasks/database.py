@@ -7,16 +7,16 @@ Finished blocks are kept in .work/database: a killed run goes on from there.
 
 from __future__ import annotations
 
-from tasks.stage import ARTIFACTS, WORK, Stage, run_stage
+from tasks.runtime.stage import ARTIFACTS, WORK, Stage, run_stage
 
 
 def database(stage: Stage) -> None:
     """Build the database at the levels of all target ratios."""
     from efficientllava.data.proxy import load_proxy
+    from efficientllava.database.build import build_database
     from efficientllava.files import folder_digest
-    from efficientllava.pruning.database import build_database
-    from tasks.devices import block_by_block
-    from tasks.identity import unfinished
+    from tasks.runtime.devices import block_by_block
+    from tasks.runtime.identity import unfinished
 
     parameters = stage.parameters
     levels = {level for ratio in parameters.ratios for level in parameters.levels(ratio)}

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.stage import ARTIFACTS, WORK, Stage, run_stage
+from tasks.runtime.stage import ARTIFACTS, WORK, Stage, run_stage
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -46,11 +46,11 @@ def _answering(stage: Stage, folder: Path) -> Iterator[PreTrainedModel]:
     Raises:
         UserError: not even streaming fits.
     """
-    from efficientllava.models.adapter import adapter_for
-    from efficientllava.models.blocks_on_disk import blocks_on_disk
     from efficientllava.models.checkpoint import load_model
-    from efficientllava.models.devices import host_memory, open_device, usable_memory
-    from efficientllava.models.placement import answering_bytes, needs_of, place, shape_of
+    from efficientllava.models.families import adapter_for
+    from efficientllava.offload.blocks_on_disk import blocks_on_disk
+    from efficientllava.offload.devices import host_memory, open_device, usable_memory
+    from efficientllava.offload.placement import answering_bytes, needs_of, place, shape_of
 
     machine = stage.parameters.machine
     device, memory = open_device(machine.device), machine.device_memory

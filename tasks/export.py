@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 
-from tasks.stage import ARTIFACTS, Stage, run_stage
+from tasks.runtime.stage import ARTIFACTS, Stage, run_stage
 
 
 def export(stage: Stage) -> None:

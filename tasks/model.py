@@ -10,8 +10,8 @@ import shutil
 from pathlib import Path
 
 from efficientllava.errors import UserError
-from tasks.check import model_folder
-from tasks.stage import ARTIFACTS, WORK, Stage, run_stage
+from tasks.runtime.check import model_folder
+from tasks.runtime.stage import ARTIFACTS, WORK, Stage, run_stage
 
 # what is fetched from the hub; never pickles, never code
 PATTERNS = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
@@ -22,7 +22,7 @@ def model(stage: Stage) -> None:
     source = stage.parameters.model.source
     folder = ARTIFACTS / "model"
     if source == "embedded":
-        from efficientllava.models.embedded import train_embedded
+        from efficientllava.demo.model import train_embedded
 
         train_embedded(
             folder, stage.parameters.model.embedded, ARTIFACTS / "questions", stage.progress
@@ -41,8 +41,8 @@ def take(given: Path, folder: Path) -> None:
         UserError: see `checkpoint_files`, `require_room` and `load_model`.
     """
     from efficientllava.files import replacing, write_json
-    from efficientllava.models.adapter import adapter_for
     from efficientllava.models.checkpoint import check_tokenizer, load_model, load_processor
+    from efficientllava.models.families import adapter_for
     from efficientllava.models.own_files import checkpoint_files, require_room
 
     files = checkpoint_files(given)

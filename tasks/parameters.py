@@ -8,7 +8,7 @@ Out: artifacts/parameters.json: all parameters by section. The `params` of the o
 
 from __future__ import annotations
 
-from tasks.stage import EFFECTIVE, Stage, run_stage
+from tasks.runtime.stage import EFFECTIVE, Stage, run_stage
 
 
 def parameters(stage: Stage) -> None:

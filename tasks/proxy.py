@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tasks.stage import ARTIFACTS, Stage, run_stage
+from tasks.runtime.stage import ARTIFACTS, Stage, run_stage
 
 
 def proxy(stage: Stage) -> None:
@@ -17,8 +17,8 @@ def proxy(stage: Stage) -> None:
     from efficientllava.data.questions import read_questions
     from efficientllava.data.text import read_text, sample_segments
     from efficientllava.files import read_json, value_digest
-    from efficientllava.models.adapter import require_family
     from efficientllava.models.checkpoint import load_processor
+    from efficientllava.models.families import require_family
 
     wanted = stage.parameters.proxy
     processor = load_processor(ARTIFACTS / "model")

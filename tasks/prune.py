@@ -12,12 +12,12 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, cast
 
 from efficientllava.pruning.methods import method_named
-from tasks.stage import ARTIFACTS, WORK, Stage, run_stage
+from tasks.runtime.stage import ARTIFACTS, WORK, Stage, run_stage
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from efficientllava.models.blocks_on_disk import BlocksOnDisk
+    from efficientllava.offload.blocks_on_disk import BlocksOnDisk
 
 GRADIENTS = 3
 """Taylor importance holds weights, their gradients and the product of both."""
@@ -27,18 +27,18 @@ def prune(stage: Stage) -> None:
     """Prune with the policy, save, load again and compare."""
     from efficientllava import __version__
     from efficientllava.data.proxy import load_proxy
+    from efficientllava.database.build import open_database
     from efficientllava.files import folder_digest, load_tensors, read_json, write_json
-    from efficientllava.models.adapter import adapter_for
-    from efficientllava.models.blocks_on_disk import blocks_on_disk
     from efficientllava.models.checkpoint import load_model, save_checkpoint
-    from efficientllava.pruning.database import open_database
-    from efficientllava.report.plots import sparsity_plot
-    from efficientllava.search.final import (
+    from efficientllava.models.families import adapter_for
+    from efficientllava.offload.blocks_on_disk import blocks_on_disk
+    from efficientllava.pruning.finalize import (
         prune_finally,
         require_kept_weights,
         require_same_logits,
     )
-    from tasks.devices import block_by_block, whole
+    from efficientllava.report.plots import sparsity_plot
+    from tasks.runtime.devices import block_by_block, whole
 
     method = method_named(stage.method)
     search = stage.folder("search")

@@ -6,12 +6,12 @@ Out: artifacts/questions/ (problems.json, pid_splits.json, images/)
 
 from __future__ import annotations
 
-from tasks.stage import ARTIFACTS, Stage, run_stage
+from tasks.runtime.stage import ARTIFACTS, Stage, run_stage
 
 
 def questions(stage: Stage) -> None:
     """Write the question set; the evaluation asks it, whatever the model."""
-    from efficientllava.data.embedded import write_questions
+    from efficientllava.demo.questions.layout import write_questions
 
     write_questions(ARTIFACTS / "questions", stage.parameters.model.embedded, stage.progress)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tasks.stage import ARTIFACTS, PARAMETERS, Stage, run_stage
+from tasks.runtime.stage import ARTIFACTS, PARAMETERS, Stage, run_stage
 
 EXPERIMENTS = Path("experiments")
 

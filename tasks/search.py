@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from efficientllava.pruning.methods import Method, method_named
-from tasks.stage import ARTIFACTS, WORK, Stage, run_stage
+from tasks.runtime.stage import ARTIFACTS, WORK, Stage, run_stage
 
 if TYPE_CHECKING:
+    from efficientllava.allocation.workers import ProcessEvaluator
     from efficientllava.parameters import MachineParameters, SearchParameters
-    from efficientllava.search.workers import ProcessEvaluator
 
 
 def search(stage: Stage) -> None:
@@ -42,9 +42,9 @@ def _write_uniform(stage: Stage) -> None:
 
 
 def _write_outliers(stage: Stage) -> None:
+    from efficientllava.allocation.owl import outlier_policy
     from efficientllava.data.proxy import load_proxy
-    from efficientllava.pruning.owl import outlier_policy
-    from tasks.devices import block_by_block
+    from tasks.runtime.devices import block_by_block
 
     wanted, proxy = stage.parameters.prune, load_proxy(ARTIFACTS / "proxy")
     with block_by_block(
@@ -70,14 +70,14 @@ def _write_outliers(stage: Stage) -> None:
 
 
 def _search(stage: Stage, method: Method) -> None:
+    from efficientllava.allocation.search import Search
     from efficientllava.data.proxy import load_proxy
+    from efficientllava.database.build import open_database
+    from efficientllava.database.placed import Machine, placed
     from efficientllava.files import file_digest, folder_digest
-    from efficientllava.pruning.database import open_database
-    from efficientllava.search.placed import Machine, placed
-    from efficientllava.search.run import Search
-    from tasks.devices import opened
-    from tasks.executors import worker_devices
-    from tasks.identity import unfinished
+    from tasks.runtime.devices import opened
+    from tasks.runtime.executors import worker_devices
+    from tasks.runtime.identity import unfinished
 
     levels = stage.parameters.levels(stage.ratio)
     proxy, machine = load_proxy(ARTIFACTS / "proxy"), stage.parameters.machine
@@ -130,8 +130,8 @@ def _make_evaluator(
     sharing: int,
 ) -> Callable[[Path], ProcessEvaluator] | None:
     """Scores candidates in other processes, if params.yaml asks for that."""
-    from efficientllava.search.workers import ProcessEvaluator, Work
-    from tasks.executors import executor_maker
+    from efficientllava.allocation.workers import ProcessEvaluator, Work
+    from tasks.runtime.executors import executor_maker
 
     make_executor = executor_maker(parameters, devices)
     if make_executor is None:

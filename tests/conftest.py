@@ -14,7 +14,7 @@ os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else 
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from efficientllava.data.proxy import IGNORED, Pairs, ProxyData
-from efficientllava.models.adapter import Adapter, adapter_for
+from efficientllava.models.families import Adapter, adapter_for
 
 IMAGE_TOKENS = 4
 

@@ -10,7 +10,7 @@ from typing import get_args
 import pytest
 from dvc.utils.serialize import parse_yaml
 
-from efficientllava.models.adapter import FAMILIES
+from efficientllava.models.families import FAMILIES
 from efficientllava.parameters import BenchmarkName, Parameters, parse_parameters
 
 ROOT = Path(__file__).parents[1]

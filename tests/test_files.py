@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from efficientllava.data.proxy import ProxyData
+from efficientllava.database.build import build_database
 from efficientllava.errors import UserError
 from efficientllava.files import bring_file, folder_digest
-from efficientllava.models.adapter import Adapter
+from efficientllava.models.families import Adapter
 from efficientllava.parameters import PruningParameters
-from efficientllava.pruning.database import build_database
 
 CROSS_DEVICE = OSError(errno.EXDEV, os.strerror(errno.EXDEV))
 

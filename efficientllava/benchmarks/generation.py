@@ -16,8 +16,8 @@ from efficientllava.benchmarks.records import Record
 from efficientllava.data.encoding import Encoded, encode_prompt
 from efficientllava.errors import UserError
 from efficientllava.files import file_digest, value_digest
-from efficientllava.models.adapter import require_family
 from efficientllava.models.batches import batch_inputs, reads_token_types
+from efficientllava.models.families import require_family
 from efficientllava.progress import Event, Progress
 
 

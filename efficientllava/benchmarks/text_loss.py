@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from efficientllava.models.adapter import device_of
+from efficientllava.models.families import device_of
 
 
 @torch.no_grad()

@@ -22,8 +22,8 @@ from transformers.cache_utils import Cache, DynamicLayer
 from efficientllava.errors import UserError
 from efficientllava.export.heads import with_padded_heads
 from efficientllava.files import read_json, save_tensors
-from efficientllava.models.adapter import adapter_for
 from efficientllava.models.checkpoint import check_checkpoint, load_model
+from efficientllava.models.families import adapter_for
 
 OPSET = 14
 IR_VERSION = 8

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from efficientllava.models.adapter import adapter_for
+from efficientllava.models.families import adapter_for
 
 MULTIPLE = 16
 """DeepSparse 1.8 crashes in the decode graph at head widths 10, 20 and 40, not at 8, 16 and 32."""

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from efficientllava.errors import UserError
 from efficientllava.export.assistant import Assistant, Prompt, processed, require_length
 from efficientllava.export.heads import with_padded_heads
-from efficientllava.models.adapter import adapter_for
+from efficientllava.models.families import adapter_for
 
 # largest absolute difference that is still called the same
 TOLERANCE = 1e-3

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from efficientllava.data.encoding import Encoded, join
-from efficientllava.models.adapter import device_of
+from efficientllava.models.families import device_of
 
 
 def batch_inputs(

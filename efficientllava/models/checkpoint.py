@@ -19,7 +19,7 @@ from transformers import (
 
 from efficientllava.errors import UserError
 from efficientllava.files import read_json, replacing, stored_numbers, write_json
-from efficientllava.models.adapter import require_family
+from efficientllava.models.families import require_family
 from efficientllava.models.image_tokens import check_image_size, fit_image_tokens
 from efficientllava.models.llava_images import use_original_images
 from efficientllava.models.still_images import processor_class

@@ -13,8 +13,8 @@ from efficientllava.data.encoding import Encoded, answer_tokens, encode_answered
 from efficientllava.data.prompts import question_prompt
 from efficientllava.data.questions import Question
 from efficientllava.errors import UserError
-from efficientllava.models.adapter import require_family
 from efficientllava.models.batches import batch_inputs
+from efficientllava.models.families import require_family
 from efficientllava.progress import Event, Progress
 
 

@@ -1,1 +1,1 @@
-"""Pruning: Hessians, Optimal Brain Surgeon, the database of solutions, sequential pruning."""
+"""Pruning a whole model: the methods, sequential pruning, the final model, refinement."""

@@ -7,17 +7,17 @@ from typing import Any
 
 import torch
 
+from efficientllava.calibration.block_walk import GroupHessian, block_walk
 from efficientllava.data.proxy import ProxyData
+from efficientllava.database.build import Database, level_key
 from efficientllava.errors import UserError
-from efficientllava.models.adapter import Adapter, Matrix
+from efficientllava.kernels.hessian import InverseFactor, inverse_factor, relative_error
+from efficientllava.kernels.masks import magnitude, wanda, zeros_at
+from efficientllava.kernels.obs import prune
+from efficientllava.models.families import Adapter, Matrix
 from efficientllava.models.weight_files import all_finite
 from efficientllava.parameters import PruningParameters
 from efficientllava.progress import Event, Progress, silent
-from efficientllava.pruning.calibration import GroupHessian, block_walk
-from efficientllava.pruning.database import Database, level_key
-from efficientllava.pruning.hessian import InverseFactor, inverse_factor, relative_error
-from efficientllava.pruning.masks import magnitude, wanda, zeros_at
-from efficientllava.pruning.obs import prune
 from efficientllava.pruning.refine import refine
 
 Policy = Mapping[str, float]

@@ -20,8 +20,8 @@ from efficientllava.data.prompts import question_prompt
 from efficientllava.data.proxy import build_pairs
 from efficientllava.data.questions import Question
 from efficientllava.errors import UserError
-from efficientllava.models.adapter import FAMILIES
 from efficientllava.models.checkpoint import load_model, load_processor, save_checkpoint
+from efficientllava.models.families import FAMILIES
 from efficientllava.models.likelihood import choice_likelihoods
 from efficientllava.progress import silent
 from tests.models.families import TINY

@@ -21,8 +21,8 @@ from efficientllava.benchmarks.judge import Judge, JudgeSettings, Reply, require
 from efficientllava.benchmarks.redaction import guard_loggers, secrets_of, shown, without_secrets
 from efficientllava.errors import UserError, without_users
 from efficientllava.parameters import parse_parameters
-from flows.record import ModelRecord
-from flows.tracking import Tracking
+from flows.tracking.record import ModelRecord
+from flows.tracking.tracking import Tracking
 from tests.benchmarks.judge_server import judge_server
 
 KEY = "sk-secret/of+this_test"

@@ -10,11 +10,11 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from efficientllava.benchmarks.multiple_choice import Prediction, answer_questions, scores
 from efficientllava.benchmarks.text_loss import text_loss
-from efficientllava.data.embedded import write_questions
 from efficientllava.data.prompts import question_prompt
 from efficientllava.data.questions import Question, read_questions
-from efficientllava.models.embedded import build_model, build_processor
-from efficientllava.models.embedded_tokenizer import build_tokenizer
+from efficientllava.demo.model import build_model, build_processor
+from efficientllava.demo.questions.layout import write_questions
+from efficientllava.demo.tokenizer import build_tokenizer
 from efficientllava.parameters import EmbeddedParameters
 from efficientllava.progress import Event, silent
 

@@ -24,8 +24,8 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from efficientllava.export.assistant import Assistant, Prompt
 from efficientllava.export.model import export_model
 from efficientllava.export.runtimes import RUNTIMES, unavailable
-from efficientllava.models.adapter import adapter_for
 from efficientllava.models.checkpoint import save_checkpoint
+from efficientllava.models.families import adapter_for
 from efficientllava.parameters import ExportParameters
 
 PROMPT_TOKENS, CONTEXT, NEW_TOKENS = 24, 32, 6

@@ -15,8 +15,8 @@ from efficientllava.export.assistant import Decoding, prefill_inputs
 from efficientllava.export.graphs import export_graphs
 from efficientllava.export.parity import graph_zeros, sparsity
 from efficientllava.export.runtimes import open_graph
-from efficientllava.models.adapter import adapter_for
 from efficientllava.models.checkpoint import load_model
+from efficientllava.models.families import adapter_for
 from tests.export.conftest import each_runtime, tiny_model
 
 

@@ -18,8 +18,8 @@ from efficientllava.export.model import export_model
 from efficientllava.export.parity import parity, reference_answer, require_parity
 from efficientllava.export.runtimes import unavailable
 from efficientllava.export.speed import WARM_UP, interleaved, milliseconds, ratio_quartiles
-from efficientllava.models.adapter import adapter_for
 from efficientllava.models.checkpoint import load_model, load_processor, save_checkpoint
+from efficientllava.models.families import adapter_for
 from efficientllava.parameters import ExportParameters
 from efficientllava.progress import Event
 from tests.export.conftest import (

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from efficientllava.files import replacing, write_json
-from flows.graph import open_repo, restore_outputs
+from flows.runner.graph import open_repo, restore_outputs
 from tests.flows.conftest import ROOT, change
 
 

@@ -8,12 +8,12 @@ import pytest
 
 from efficientllava.errors import UserError
 from efficientllava.parameters import SearchParameters
-from flows.cluster import SearchCluster
-from flows.graph import Node
 from flows.pipeline import pipeline
-from flows.workspaces import changed, make_workspace
-from tasks.executors import DASK_SCHEDULER, dask_executor
-from tasks.stage import read_values
+from flows.runner.graph import Node
+from flows.server.cluster import SearchCluster
+from flows.server.workspaces import changed, make_workspace
+from tasks.runtime.executors import DASK_SCHEDULER, dask_executor
+from tasks.runtime.stage import read_values
 from tests.flows.conftest import ROOT, enter
 
 pytest.importorskip("prefect_dask")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from efficientllava.errors import UserError
-from flows.graph import why
+from flows.runner.graph import why
 
 COMMAND = "/usr/bin/dvc repro --single-item model"
 
@@ -53,7 +53,7 @@ def _write(root: Path) -> None:
     from dvc.lock import LockError
     from dvc.repo import Repo
 
-    from flows.locks import lock_error
+    from flows.runner.locks import lock_error
 
     with Repo(str(root)) as repo, repo.lock:
         [stage] = repo.stage.collect("model")

@@ -12,9 +12,9 @@ import pytest
 
 from efficientllava.errors import UserError
 from flows.browser import wait_for_server
-from flows.loopback import environment_of_stages, on_loopback, past_proxies, request
-from flows.tracking import check_server
-from tasks.environment import reach_loopback
+from flows.runner.loopback import environment_of_stages, on_loopback, past_proxies, request
+from flows.tracking.tracking import check_server
+from tasks.runtime.environment import reach_loopback
 
 NAMES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
 

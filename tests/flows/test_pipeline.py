@@ -14,8 +14,8 @@ from prefect.client.schemas.objects import State, StateType
 from prefect.states import Running
 
 from flows.pipeline import PipelineFailure, pipeline
-from flows.server import workspace_tag
-from flows.stages import StageFailure
+from flows.runner.stages import StageFailure
+from flows.server.server import workspace_tag
 from tests.flows.conftest import change, task_runs
 
 STAGES = ["model", "evaluate_dense", "report"] + [

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from flows.graph import why
-from flows.guard import guarded, stop
-from flows.process import reproduce
+from flows.runner.graph import why
+from flows.runner.guard import guarded, stop
+from flows.runner.process import reproduce
 from tests.flows.conftest import ROOT
 
 
@@ -39,7 +39,7 @@ SLEEPER = "sh -c 'sleep 600 & echo $!; wait'"  # prints the process id of a gran
 def test_kill_9_of_the_starter_ends_the_grandchildren() -> None:
     code = (
         "import os, subprocess, sys, time\n"
-        "from flows.guard import guarded\n"
+        "from flows.runner.guard import guarded\n"
         f"p = guarded(['sh', '-c', {SLEEPER!r}], os.environ, stdout=subprocess.PIPE)\n"
         "print(p.stdout.readline().strip(), flush=True)\n"
         "time.sleep(600)\n"

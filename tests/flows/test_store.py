@@ -14,9 +14,8 @@ import pytest
 from efficientllava.errors import UserError
 from efficientllava.files import file_digest
 from efficientllava.parameters import TrackingParameters
-from flows import store
-from flows.store import make_whole
-from flows.tracking import Tracking
+from flows.tracking.store import make_whole
+from flows.tracking.tracking import Tracking, store
 from tests.flows.conftest import ROOT
 
 # Makes FOLDER/N.db for each N given; the maker kills itself, by SIGKILL, before its Nth statement.
@@ -24,7 +23,7 @@ KILLER = """
 import os, signal, sys
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
-from flows.store import make_whole
+from flows.tracking.store import make_whole
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 who, folder, *moments = sys.argv[1:]

@@ -15,10 +15,10 @@ from prefect.client.schemas.objects import State
 
 from efficientllava.errors import UserError
 from efficientllava.parameters import TrackingParameters
-from flows.champion import champion
-from flows.graph import read_graph
-from flows.record import ModelRecord, _read_output, read_record
-from flows.tracking import Tracking, check_server, tracking_uri
+from flows.runner.graph import read_graph
+from flows.tracking.champion import champion
+from flows.tracking.record import ModelRecord, _read_output, read_record
+from flows.tracking.tracking import Tracking, check_server, tracking_uri
 
 
 @pytest.fixture(scope="module")

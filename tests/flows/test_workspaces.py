@@ -12,9 +12,9 @@ from dvc.utils.serialize import dump_yaml, load_yaml
 from efficientllava.errors import UserError
 from efficientllava.parameters import Parameters, parse_parameters
 from flows.experiments import EXPERIMENTS, seeded
-from flows.graph import open_repo, read_graph
-from flows.record import read_record
-from flows.workspaces import PATHS, changed, make_workspace
+from flows.runner.graph import open_repo, read_graph
+from flows.server.workspaces import PATHS, changed, make_workspace
+from flows.tracking.record import read_record
 from tests.flows.conftest import ROOT, change
 
 

@@ -13,11 +13,11 @@ from transformers import AutoModelForImageTextToText, PreTrainedModel
 
 from efficientllava.data.proxy import ProxyData
 from efficientllava.files import read_json, write_json
-from efficientllava.models.adapter import adapter_for
-from efficientllava.models.blocks_on_disk import blocks_on_disk
 from efficientllava.models.checkpoint import load_model, save_checkpoint
+from efficientllava.models.families import adapter_for
+from efficientllava.offload.blocks_on_disk import blocks_on_disk
 from efficientllava.parameters import PruningParameters, SearchParameters
-from efficientllava.search.final import (
+from efficientllava.pruning.finalize import (
     prune_finally,
     require_kept_weights,
     require_same_logits,

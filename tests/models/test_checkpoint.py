@@ -13,13 +13,13 @@ from transformers import AutoModelForImageTextToText, LlavaConfig, LlavaForCondi
 
 from efficientllava.errors import UserError
 from efficientllava.files import read_json, write_json
-from efficientllava.models.adapter import adapter_for
 from efficientllava.models.checkpoint import (
     check_tokenizer,
     load_model,
     load_processor,
     save_checkpoint,
 )
+from efficientllava.models.families import adapter_for
 from tests.conftest import random_llava
 from tests.export.conftest import tiny_model, tiny_processor
 

@@ -13,23 +13,23 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, PreTrainedModel, ProcessorMixin
 
+from efficientllava.allocation.search import Search
+from efficientllava.calibration.block_walk import BlockWalk, calibration_inputs
+from efficientllava.calibration.proxy_loss import ProxyLoss
 from efficientllava.data.proxy import ProxyData, build_pairs, load_proxy, save_proxy
 from efficientllava.data.questions import Question
-from efficientllava.models.adapter import FAMILIES, Adapter, adapter_for
-from efficientllava.models.blocks_on_disk import blocks_on_disk
+from efficientllava.database.build import build_database, open_database
 from efficientllava.models.checkpoint import (
     check_tokenizer,
     load_model,
     load_processor,
     save_checkpoint,
 )
+from efficientllava.models.families import FAMILIES, Adapter, adapter_for
 from efficientllava.models.weight_files import weight_files
+from efficientllava.offload.blocks_on_disk import blocks_on_disk
 from efficientllava.parameters import PruningParameters, SearchParameters
-from efficientllava.pruning.calibration import BlockWalk, calibration_inputs
-from efficientllava.pruning.database import build_database, open_database
-from efficientllava.pruning.loss import ProxyLoss
-from efficientllava.search.final import prune_finally, require_same_logits
-from efficientllava.search.run import Search
+from efficientllava.pruning.finalize import prune_finally, require_same_logits
 from tests.models.families import TINY
 from tests.pretend_gpu import GPU, pretend_gpu
 

@@ -14,10 +14,10 @@ from transformers import AutoModelForImageTextToText
 
 from efficientllava.errors import UserError
 from efficientllava.files import folder_digest, read_json, write_json
-from efficientllava.models.adapter import adapter_for
-from efficientllava.models.blocks_on_disk import blocks_on_disk
 from efficientllava.models.checkpoint import load_model, save_checkpoint
+from efficientllava.models.families import adapter_for
 from efficientllava.models.weight_files import INDEX, weight_files
+from efficientllava.offload.blocks_on_disk import blocks_on_disk
 from tasks.model import take
 from tests.models.families import TINY
 

@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 import torch
 
+from efficientllava.calibration.block_walk import BlockWalk, calibration_inputs
+from efficientllava.calibration.proxy_loss import ProxyLoss
 from efficientllava.data.proxy import ProxyData
+from efficientllava.database.build import Database, build_database, open_database
 from efficientllava.errors import UserError
 from efficientllava.files import folder_digest
-from efficientllava.models.adapter import Adapter, adapter_for
+from efficientllava.kernels.hessian import accumulate, empty, inverse_factor
+from efficientllava.kernels.obs import prune
+from efficientllava.models.families import Adapter, adapter_for
 from efficientllava.parameters import PruningParameters
-from efficientllava.pruning.calibration import BlockWalk, calibration_inputs
-from efficientllava.pruning.database import Database, build_database, open_database
-from efficientllava.pruning.hessian import accumulate, empty, inverse_factor
-from efficientllava.pruning.loss import ProxyLoss
-from efficientllava.pruning.obs import prune
 from efficientllava.pruning.sequential import (
     achieved_sparsity,
     prune_model,
@@ -270,7 +270,7 @@ def test_kl_of_the_dense_model_is_zero_and_grows(
 def test_library_stands_alone() -> None:
     """Importing the method loads none of the tools around it."""
     code = (
-        "import sys, efficientllava.search.run\n"
+        "import sys, efficientllava.allocation.search\n"
         "assert not {'prefect', 'dvc', 'mlflow'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from efficientllava.data.proxy import ProxyData
-from efficientllava.models.adapter import adapter_for
+from efficientllava.kernels import hessian, obs
+from efficientllava.models.families import adapter_for
 from efficientllava.parameters import PruningParameters
-from efficientllava.pruning import hessian, obs
 from efficientllava.pruning.refine import refine
 from efficientllava.pruning.sequential import prune_model, verify
 from tests.conftest import random_llava
-from tests.pruning.test_obs import problem
+from tests.kernels.test_obs import problem
 
 METHODS = ["least_squares", "admm"]
 

@@ -9,12 +9,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from efficientllava.allocation import owl
+from efficientllava.calibration.block_walk import block_walk
 from efficientllava.data.proxy import ProxyData
 from efficientllava.errors import UserError
-from efficientllava.models.adapter import Adapter
+from efficientllava.kernels import masks
+from efficientllava.models.families import Adapter
 from efficientllava.parameters import PruningParameters, parse_parameters
-from efficientllava.pruning import masks, owl
-from efficientllava.pruning.calibration import block_walk
 from efficientllava.pruning.sequential import achieved_sparsity, prune_model, verify
 
 

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
+from efficientllava.calibration.structural_risk import mean_log_norm, structural_risk
 from efficientllava.data.proxy import IGNORED, ProxyData
-from efficientllava.models.adapter import Adapter, adapter_for
+from efficientllava.database.build import build_database, open_database
+from efficientllava.models.families import Adapter, adapter_for
 from efficientllava.parameters import PruningParameters, SearchParameters
-from efficientllava.pruning.database import build_database, open_database
+from efficientllava.pruning.finalize import prune_finally
 from efficientllava.pruning.sequential import prune_model, stitch_model
-from efficientllava.search.final import prune_finally
-from efficientllava.search.risk import mean_log_norm, structural_risk
 from tests.conftest import random_llava, random_proxy
 
 PRUNING = PruningParameters()

@@ -7,8 +7,8 @@ import torch
 from transformers import PreTrainedModel
 
 from efficientllava.errors import UserError
-from efficientllava.models.adapter import adapter_for
-from efficientllava.search.final import require_kept_weights
+from efficientllava.models.families import adapter_for
+from efficientllava.pruning.finalize import require_kept_weights
 from tests.conftest import random_llava
 
 DENSE = "weight .* is not the one that transformers reads from the dense model"

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from efficientllava.files import folder_digest, load_tensors, read_json, save_tensors, write_json
-from efficientllava.models import blocks_on_disk
+from efficientllava.offload import blocks_on_disk
 from tests.tasks.conftest import Here, Outcome, Workspace, clean_environment
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tasks.stage import read_values
+from tasks.runtime.stage import read_values
 from tests.tasks.conftest import Workspace
 
 BAD: dict[str, tuple[dict[str, Any], list[str]]] = {
@@ -119,7 +119,7 @@ def test_bad_parameters_cost_no_import_of_torch(workspace: Workspace) -> None:
 
 def test_a_number_with_exponent_is_a_number(workspace: Workspace) -> None:
     """PyYAML would read 1e-3 as a string."""
-    from tasks.stage import read_parameters
+    from tasks.runtime.stage import read_parameters
 
     path = workspace.folder / "params.yaml"
     text = path.read_text().replace(
@@ -133,7 +133,7 @@ def test_a_number_with_exponent_is_a_number(workspace: Workspace) -> None:
 def test_repository_parameters_are_the_defaults() -> None:
     """params.yaml shows every default: what is written there and in the code cannot drift."""
     from efficientllava.parameters import Parameters
-    from tasks.stage import read_parameters
+    from tasks.runtime.stage import read_parameters
     from tests.tasks.conftest import ROOT
 
     assert read_parameters(ROOT / "params.yaml") == Parameters()

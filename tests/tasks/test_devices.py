@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from efficientllava.files import folder_digest
-from tasks.executors import process_pool
+from tasks.runtime.executors import process_pool
 from tests.tasks.conftest import Here, Workspace
 
 CELL = ("--method", "efficientllava", "--ratio", "0.5")
@@ -54,7 +54,7 @@ def test_a_limit_that_is_too_low_is_told(ready: Workspace, here: Here) -> None:
 
 def device_taken() -> str:
     """Which device this process has; slowly, so that another process takes the next question."""
-    from efficientllava.search import workers
+    from efficientllava.allocation import workers
 
     time.sleep(2.0)
     return workers._device[0]

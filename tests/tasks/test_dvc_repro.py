@@ -10,7 +10,7 @@ from dvc.utils.serialize import dump_yaml, load_yaml
 
 from efficientllava.files import folder_digest, read_json
 from efficientllava.parameters import Parameters
-from tasks.stage import read_parameters
+from tasks.runtime.stage import read_parameters
 from tests.tasks.conftest import Here, Outcome, Workspace
 
 EARLIER = ("questions", "model", "proxy", "database")

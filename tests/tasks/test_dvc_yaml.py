@@ -15,7 +15,7 @@ from tests.tasks.conftest import ROOT
 
 STAGES: dict[str, Any] = load_yaml(str(ROOT / "dvc.yaml"))["stages"]
 EFFECTIVE = "artifacts/parameters.json"
-FOLLOWED = ("efficientllava", "tasks.devices")
+FOLLOWED = ("efficientllava", "tasks.runtime.devices")
 # what everything stands on; it decides no result
 GROUND = {"errors", "files", "progress", "parameters", "__init__"}
 

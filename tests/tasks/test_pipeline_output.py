@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from efficientllava.files import read_json
-from tasks.stage import read_parameters
+from tasks.runtime.stage import read_parameters
 
 pytestmark = pytest.mark.skipif(
     "EFFICIENTLLAVA_CLONE" not in os.environ,

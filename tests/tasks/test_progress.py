@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from efficientllava.progress import Event
-from tasks.progress import EVENTS, describe, reporter
+from tasks.runtime.progress import EVENTS, describe, reporter
 
 ROUND = {"round": 2, "best_risk": 0.12345678, "evaluations_per_second": 3.456, "seconds_left": 61.7}
 

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from efficientllava.files import folder_digest
-from tasks.workspace import workspace_lock
+from tasks.runtime.workspace import workspace_lock
 from tests.tasks.conftest import Workspace, clean_environment
 
 # a stage that needs no torch, with all that stages share
 STAGE = """
 from pathlib import Path
-from tasks.stage import run_stage
+from tasks.runtime.stage import run_stage
 
 def work(stage):
     assert not Path("out").exists(), "DVC removes what a stage is about to write"
@@ -64,7 +64,7 @@ def test_stage_of_the_run_that_holds_the_lock_enters(toy: Workspace) -> None:
 
 def test_lock_is_free_after_kill(workspace: Workspace) -> None:
     hold = (
-        "import time; from tasks.workspace import workspace_lock\n"
+        "import time; from tasks.runtime.workspace import workspace_lock\n"
         "with workspace_lock('the flow'): print('held', flush=True); time.sleep(60)\n"
     )
     holder = subprocess.Popen(
@@ -84,7 +84,7 @@ def test_lock_is_free_after_kill(workspace: Workspace) -> None:
 def test_stage_ends_with_the_run_that_started_it(workspace: Workspace) -> None:
     """A run is killed (-9): its stage must not compute on beside the next run."""
     stage = (
-        "import time; from tasks.workspace import end_with_starter\n"
+        "import time; from tasks.runtime.workspace import end_with_starter\n"
         "end_with_starter(); print('started', flush=True); time.sleep(60)\n"
     )
     run = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from efficientllava.progress import Event
-from tasks.progress import reporter
+from tasks.runtime.progress import reporter
 
 ACCURACIES = {"magnitude-0.5": 0.80, "sparsegpt-0.5": 0.85, "dense": 0.90}
 name, cell = sys.argv[1], (sys.argv[2:] or [""])[0]

@@ -1,0 +1,204 @@
+"""Scoring candidates: stitch from the database what changed, one forward pass, the risk."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from math import inf
+from queue import SimpleQueue
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from efficientllava.calibration.proxy_loss import ProxyLoss, Score
+from efficientllava.database.build import Database
+from efficientllava.models.families import Adapter
+from efficientllava.offload.blocks_on_disk import BlocksOnDisk
+
+
+class StitchedModel:
+    """A language model whose prunable matrices are swapped in from the database.
+
+    Args:
+        language_model: changed in place.
+        modules: its prunable matrices in the adapter's order.
+        names: their names in the database.
+    """
+
+    def __init__(
+        self,
+        language_model: nn.Module,
+        modules: Sequence[nn.Module],
+        names: Sequence[str],
+        database: Database,
+    ) -> None:
+        self.language_model, self.database = language_model, database
+        self._modules, self._names = modules, names
+        self.sizes = [module.weight.numel() for module in modules]  # type: ignore[operator,union-attr]
+        self._current: list[float | None] = [None] * len(names)
+
+    @torch.no_grad()
+    def stitch(self, policy: Sequence[float]) -> None:
+        """Put the solutions of a policy in place; only matrices whose level changed are copied."""
+        for index, level in enumerate(policy):
+            if self._current[index] != level:
+                weight: torch.Tensor = self._modules[index].weight  # type: ignore[assignment]
+                self.database.put(self._names[index], level, weight.data)
+                self._current[index] = level
+
+
+class StreamedModel(StitchedModel):
+    """A language model whose blocks are stitched from the database when they come to the device.
+
+    Args:
+        blocks: what brings them there; they hold these solutions until it is given back.
+
+    Raises:
+        ValueError: a prunable matrix does not lie in the checkpoint as it is in memory, so that
+            it is not brought.
+    """
+
+    def __init__(self, adapter: Adapter, database: Database, blocks: BlocksOnDisk) -> None:
+        names = [matrix.name for matrix in adapter.matrices]
+        modules = [matrix.module for matrix in adapter.matrices]
+        super().__init__(adapter.language_model, modules, names, database)
+        if blocks.stream is None or blocks.prunable != {f"{name}.weight" for name in names}:
+            raise ValueError("not every prunable matrix is streamed")
+        self._blocks = blocks
+        self._levels: dict[str, float] = {}
+        self._of_block: dict[int, list[str]] = {}
+        for matrix in adapter.matrices:
+            self._of_block.setdefault(matrix.block, []).append(matrix.name)
+
+    def stitch(self, policy: Sequence[float]) -> None:
+        """From now on blocks come with the solutions of a policy."""
+        self._levels = dict(zip(self._names, policy, strict=True))
+        self._blocks.overlay = self
+
+    def key(self, block: int) -> Hashable:
+        """The levels of a block's matrices."""
+        return tuple(self._levels[name] for name in self._of_block[block])
+
+    @torch.no_grad()
+    def put(self, block: int, places: Mapping[str, torch.Tensor]) -> None:
+        """Copy a block's solutions into their places on the device."""
+        for name in self._of_block[block]:
+            self.database.put(name, self._levels[name], places[f"{name}.weight"])
+
+
+def swap_order(policies: Sequence[Sequence[float]], sizes: Sequence[int]) -> list[int]:
+    """An order of policies in which little is copied: always the nearest of those left is next.
+
+    Each policy is stitched whole, so the order changes no loss.
+
+    Args:
+        policies: ratios of every matrix.
+        sizes: weights of every matrix.
+    """
+    if not policies:
+        return []
+    levels, weights = torch.tensor(policies), torch.tensor(sizes, dtype=torch.float64)
+    order, left = [0], set(range(1, len(policies)))
+    while left:
+        copied = ((levels != levels[order[-1]]) * weights).sum(dim=1).tolist()
+        order.append(min(left, key=lambda index: (copied[index], index)))
+        left.remove(order[-1])
+    return order
+
+
+def stitched_models(
+    adapter: Adapter, database: Database, count: int, blocks: BlocksOnDisk | None = None
+) -> list[StitchedModel]:
+    """The adapter's own language model and `count` - 1 copies of it, ready to be stitched.
+
+    Args:
+        blocks: what brings the model's blocks to a device; then there is one model.
+    """
+    if blocks is not None:
+        return [StreamedModel(adapter, database, blocks)]
+    names = [matrix.name for matrix in adapter.matrices]
+    paths = {module: path for path, module in adapter.language_model.named_modules()}
+    originals = [matrix.module for matrix in adapter.matrices]
+    models = [StitchedModel(adapter.language_model, originals, names, database)]
+    for _ in range(count - 1):
+        duplicate = copy.deepcopy(adapter.language_model)
+        modules = [duplicate.get_submodule(paths[module]) for module in originals]
+        models.append(StitchedModel(duplicate, modules, names, database))
+    return models
+
+
+class Evaluator(Protocol):
+    """What a search asks of whoever scores its candidates."""
+
+    def scores(
+        self,
+        policies: Sequence[Sequence[float]],
+        share: float = 1.0,
+        limits: Sequence[float] | None = None,
+    ) -> Iterator[tuple[int, Score]]:
+        """(index, score) of every policy, as they finish.
+
+        Args:
+            share: of the proxy's batches, the first ones.
+            limits: a policy's scoring ends once its loss is known to exceed its limit.
+        """
+
+    def projector_moved(self, state: Mapping[str, torch.Tensor]) -> None:
+        """From now on candidates are scored with this projector."""
+
+    def close(self) -> None:
+        """Let the workers go."""
+
+
+class CandidateEvaluator:
+    """Scores of policies, several side by side; which worker scores what changes nothing.
+
+    Args:
+        models: one stitched model per worker.
+        threads: torch threads of one evaluation.
+    """
+
+    def __init__(self, models: list[StitchedModel], loss: ProxyLoss, threads: int) -> None:
+        self.loss, self._sizes = loss, models[0].sizes
+        self._free: SimpleQueue[StitchedModel] = SimpleQueue()
+        for model in models:
+            self._free.put(model)
+        self._pool = ThreadPoolExecutor(len(models), initializer=lambda: _use_threads(threads))
+
+    def _evaluate(self, policy: Sequence[float], share: float, limit: float) -> Score:
+        model = self._free.get()
+        try:
+            model.stitch(policy)
+            return self.loss.score(model.language_model, share, limit)
+        finally:
+            self._free.put(model)
+
+    def scores(
+        self,
+        policies: Sequence[Sequence[float]],
+        share: float = 1.0,
+        limits: Sequence[float] | None = None,
+    ) -> Iterator[tuple[int, Score]]:
+        """(index, score) of every policy, as they finish."""
+        futures = {
+            self._pool.submit(
+                self._evaluate, policies[index], share, inf if limits is None else limits[index]
+            ): index
+            for index in swap_order(policies, self._sizes)
+        }
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+
+    def projector_moved(self, state: Mapping[str, torch.Tensor]) -> None:
+        """From now on candidates are scored with this projector, which the adapter holds."""
+        self.loss.projector_moved()
+
+    def close(self) -> None:
+        """Let the workers go."""
+        self._pool.shutdown(cancel_futures=True)
+
+
+def _use_threads(threads: int) -> None:
+    torch.set_num_threads(threads)

@@ -1,0 +1,107 @@
+"""Ratios per block by their outliers (OWL, Yin et al. 2024): a cheap allocation, no search.
+
+A block whose weights meet unusually large activations keeps more of them. Its measure is the
+layerwise outlier distribution: the share of |w_ij| * ||x_j||_2 that exceeds M times the block's
+mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from efficientllava.calibration.block_walk import block_walk
+from efficientllava.data.proxy import ProxyData
+from efficientllava.errors import UserError
+from efficientllava.models.families import Adapter
+from efficientllava.parameters import PruningParameters
+from efficientllava.progress import Event, Progress, silent
+
+
+def outlier_share(scores: Sequence[torch.Tensor], threshold: float) -> float:
+    """The share of all scores of a block that exceed `threshold` times their mean.
+
+    Args:
+        scores: |W| * ||x|| of each matrix of the block, [out, in].
+        threshold: M of the paper.
+    """
+    count = sum(score.numel() for score in scores)
+    mean = sum(float(score.sum(dtype=torch.float64)) for score in scores) / count
+    return sum(int((score > threshold * mean).sum()) for score in scores) / count
+
+
+def ratios_by_outliers(
+    shares: Sequence[float], sizes: Sequence[int], ratio: float, spread: float
+) -> list[float]:
+    """Ratios with the given mean, lower where there are more outliers.
+
+    As in the official code the shares are brought to [0, 2 lambda] and taken off the ratios,
+    which are then shifted to the target; the shift here makes the mean over weights exact, with
+    every ratio in [0, 1].
+
+    Args:
+        shares: `outlier_share` of each block.
+        sizes: prunable weights of each block.
+        ratio: target mean, weighted by size.
+        spread: lambda of the paper: ratios differ by at most 2 lambda.
+    """
+    low, high = min(shares), max(shares)
+    reach = high - low
+    raw = [-2 * spread * (share - low) / reach if reach > 0 else 0.0 for share in shares]
+    # clipping to [0, 1] changes the mean: find the shift that gives it back (monotone)
+    bottom, top = -1.0 - 2 * spread, 1.0 + 2 * spread
+    total = sum(sizes)
+
+    def mean(shift: float) -> float:
+        return sum(_clipped(r + shift) * size for r, size in zip(raw, sizes, strict=True)) / total
+
+    for _ in range(200):
+        middle = (bottom + top) / 2
+        bottom, top = (middle, top) if mean(middle) < ratio else (bottom, middle)
+    return [_clipped(r + top) for r in raw]
+
+
+def _clipped(value: float) -> float:
+    return min(max(value, 0.0), 1.0)
+
+
+@torch.no_grad()
+def outlier_policy(
+    adapter: Adapter,
+    proxy: ProxyData,
+    ratio: float,
+    parameters: PruningParameters,
+    threshold: float,
+    spread: float,
+    progress: Progress = silent,
+) -> tuple[dict[str, float], list[float]]:
+    """OWL's ratio for every prunable matrix: the same inside a block, from one dense pass.
+
+    Returns:
+        the policy, and the outlier share of each block.
+
+    Raises:
+        UserError: an n:m pattern is asked for, which fixes every ratio.
+    """
+    if parameters.group_size is not None:
+        raise UserError(
+            f"owl gives every block a ratio of its own, pattern {parameters.pattern} fixes them",
+            where="params.yaml, pruning.pattern",
+            remedy="use `unstructured` with owl, or leave owl out of methods",
+        )
+    walk = block_walk(adapter, proxy, parameters)
+    shares, sizes = [], []
+    total = len(adapter.blocks)
+    for block in range(total):
+        scores = []
+        for group in walk.hessians(block, keep_outputs=True):
+            norms = group.hessian.diagonal().sqrt()
+            scores += [matrix.weight.abs().float() * norms for matrix in group.matrices]
+        shares.append(outlier_share(scores, threshold))
+        sizes.append(sum(score.numel() for score in scores))
+        if block + 1 < total:
+            walk.advance(block)
+        progress(Event("block", block + 1, total))
+    ratios = ratios_by_outliers(shares, sizes, ratio, spread)
+    return {matrix.name: ratios[matrix.block] for matrix in adapter.matrices}, shares

@@ -1,0 +1,1 @@
+"""Calibration data through the model: block walk, proxy loss, structural risk, memory they need."""

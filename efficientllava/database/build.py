@@ -1,0 +1,234 @@
+"""The database: every prunable matrix's OBS solution at every level, from one calibration pass.
+
+A candidate policy is then stitched from it and costs a forward pass (method.md section 3).
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from efficientllava.calibration.block_walk import BlockWalk, GroupHessian, block_walk
+from efficientllava.data.proxy import ProxyData
+from efficientllava.database import storage
+from efficientllava.errors import UserError
+from efficientllava.files import (
+    bring_file,
+    file_digest,
+    load_tensors,
+    read_json,
+    replacing,
+    save_tensors,
+    value_digest,
+    write_json,
+)
+from efficientllava.kernels.hessian import InverseFactor, inverse_factor, relative_errors
+from efficientllava.kernels.obs import prune_levels
+from efficientllava.models.families import Adapter
+from efficientllava.parameters import PruningParameters
+from efficientllava.progress import Event, Progress, silent
+
+MANIFEST = "manifest.json"
+
+
+def block_file(block: int) -> str:
+    """Name of a block's file of solutions."""
+    return f"block-{block:03d}.safetensors"
+
+
+def level_key(level: float) -> str:
+    """A level as it is written in keys: four decimals."""
+    return f"{level:.4f}"
+
+
+def solve_group(
+    group: GroupHessian, levels: Sequence[float], parameters: PruningParameters
+) -> tuple[list[list[torch.Tensor]], InverseFactor]:
+    """The solutions [matrix][level] of matrices that share an input, and the factor used."""
+    dtype = getattr(torch, parameters.precision)
+    factor = inverse_factor(
+        group.hessian, parameters.damping, group.name, group.tokens, dtype=dtype
+    )
+    weights = [matrix.weight for matrix in group.matrices]
+    solutions = prune_levels(
+        weights, factor, levels, parameters.block_size, parameters.group_size, parameters.kernel
+    )
+    return solutions, factor
+
+
+def build_database(
+    adapter: Adapter,
+    proxy: ProxyData,
+    levels: Sequence[float],
+    parameters: PruningParameters,
+    folder: Path,
+    work: Path,
+    identity: dict[str, Any],
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Build the database of a dense model.
+
+    A block's file is written and its digest taken while the next block is computed, and it is
+    finished before that one's begins; blocks found in the work folder under the same key are not
+    computed again.
+
+    Args:
+        levels: ratios in [0, 1].
+        folder: where the finished database goes, whole or not at all.
+        work: where unfinished databases are kept.
+        identity: digests (model, proxy, code) that decide whether unfinished work still counts.
+
+    Returns:
+        The manifest: levels, digests of the files, and per matrix and level the zeros, the
+        relative output error tr(dW H dW^T) / tr(W H W^T) and the Frobenius norm.
+    """
+    levels = [round(level, 4) for level in levels]
+    header = {
+        "levels": levels,
+        "pruning": parameters.model_dump(mode="json"),
+        **identity,
+    }
+    unfinished = Path(work) / value_digest(header)[:16]
+    records: dict[str, Any] = {}
+    walk = block_walk(adapter, proxy, parameters)
+    total = len(adapter.blocks)
+    files: dict[str, str] = {}
+    written: Future[str] | None = None
+
+    def finish(block: int) -> None:
+        if written is not None:
+            files[block_file(block)] = written.result()
+            progress(Event("block", block + 1, total))
+
+    with ThreadPoolExecutor(1) as writer:
+        for block in range(total):
+            record_file = unfinished / f"block-{block:03d}.json"
+            path = unfinished / block_file(block)
+            solved: tuple[dict[str, Any], dict[str, torch.Tensor]] | None = None
+            if not (record_file.exists() and path.exists()):
+                solved = _solve_block(walk, block, levels, parameters)
+            finish(block - 1)
+            if solved is None:
+                records.update(read_json(record_file))
+                written = writer.submit(file_digest, path)
+            else:
+                records.update(solved[0])
+                written = writer.submit(_write_block, path, record_file, *solved)
+                del solved
+            if block + 1 < total:
+                walk.advance(block)
+        finish(total - 1)
+    manifest = {**header, "matrices": records, "files": files}
+    with replacing(Path(folder)) as temporary:
+        temporary.mkdir()
+        for block in range(total):
+            bring_file(unfinished / block_file(block), temporary / block_file(block))
+        write_json(temporary / MANIFEST, manifest)
+    shutil.rmtree(unfinished, ignore_errors=True)
+    return manifest
+
+
+def _write_block(
+    path: Path, record_file: Path, records: dict[str, Any], tensors: dict[str, torch.Tensor]
+) -> str:
+    """Write a block's solutions, then its record as the sign that they are there; their digest."""
+    save_tensors(path, tensors)
+    write_json(record_file, records)
+    return file_digest(path)
+
+
+def _solve_block(
+    walk: BlockWalk, block: int, levels: Sequence[float], parameters: PruningParameters
+) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    records: dict[str, Any] = {}
+    tensors: dict[str, torch.Tensor] = {}
+    for group in walk.hessians(block, getattr(torch, parameters.precision), keep_outputs=True):
+        solutions, factor = solve_group(group, levels, parameters)
+        for matrix, per_level in zip(group.matrices, solutions, strict=True):
+            dense = matrix.weight
+            errors = relative_errors(per_level, dense, group.hessian)
+            records[matrix.name] = {
+                "block": block,
+                "size": matrix.size,
+                "norm": float(dense.double().norm()),
+                "damping": factor.damping,
+                "already_zero": int(((dense == 0) | factor.dead).sum()),
+                "tokens": group.tokens,
+                "levels": {
+                    level_key(level): {
+                        "zeros": int((solution == 0).sum()),
+                        "relative_error": error,
+                        "norm": float(solution.double().norm()),
+                    }
+                    for level, solution, error in zip(levels, per_level, errors, strict=True)
+                },
+            }
+            for level, solution in zip(levels, per_level, strict=True):
+                key = f"{matrix.name}@{level_key(level)}"
+                tensors.update(storage.stored(key, solution, parameters.storage))
+    return records, tensors
+
+
+@dataclass(frozen=True)
+class Database:
+    """A finished database; tensors are memory-mapped and read when they are used.
+
+    Attributes:
+        manifest: what `build_database` returned.
+        tensors: what `storage.stored` made of each solution [out, in], by "NAME@LEVEL".
+    """
+
+    manifest: dict[str, Any]
+    tensors: dict[str, torch.Tensor]
+
+    def solution(self, name: str, level: float) -> torch.Tensor:
+        """The OBS solution [out, in] of a matrix at a level."""
+        size = self.manifest["matrices"][name]["size"]
+        return storage.restored(self.tensors, f"{name}@{level_key(level)}", size)
+
+    def put(self, name: str, level: float, weight: torch.Tensor) -> None:
+        """Copy the solution of a matrix at a level into `weight` [out, in]."""
+        storage.restore_into(self.tensors, f"{name}@{level_key(level)}", weight)
+
+    def norm_ratio(self, name: str, level: float) -> float:
+        """||W^_i||_F / ||W_i||_F of equation (3)."""
+        record = self.manifest["matrices"][name]
+        norm = record["norm"]
+        return float(record["levels"][level_key(level)]["norm"] / norm) if norm > 0 else 1.0
+
+
+def open_database(folder: Path, levels: Sequence[float] = (), check: bool = False) -> Database:
+    """Open a finished database.
+
+    Args:
+        levels: those that will be needed.
+        check: read every file and compare its digest with the manifest's.
+
+    Raises:
+        UserError: a file is missing or damaged, or a level is not in it.
+    """
+    folder = Path(folder)
+    manifest = read_json(folder / MANIFEST)
+    missing = [level for level in levels if round(level, 4) not in manifest["levels"]]
+    if missing:
+        raise UserError(
+            f"levels {missing} are not in the database (it has {manifest['levels']})",
+            where=str(folder),
+            remedy="build the database again for these ratios and offsets",
+        )
+    tensors: dict[str, torch.Tensor] = {}
+    for name, digest in manifest["files"].items():
+        tensors.update(load_tensors(folder / name))
+        if check and file_digest(folder / name) != digest:
+            raise UserError(
+                "is not the file that was written",
+                where=str(folder / name),
+                remedy="build the database again",
+            )
+    return Database(manifest, tensors)

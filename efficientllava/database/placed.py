@@ -1,0 +1,98 @@
+"""A search's model and database, put where they fit: the device, host memory, or files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from efficientllava.calibration.working_set import Tokens, search_bytes
+from efficientllava.data.proxy import ProxyData
+from efficientllava.database.build import Database, open_database
+from efficientllava.database.residency import resident
+from efficientllava.models.checkpoint import load_model
+from efficientllava.models.families import Adapter, adapter_for
+from efficientllava.offload.blocks_on_disk import BlocksOnDisk, blocks_on_disk
+from efficientllava.offload.devices import host_memory, usable_memory
+from efficientllava.offload.placement import Placement, needs_of, place, shape_of
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a search may use.
+
+    Attributes:
+        device: where it computes.
+        memory: GiB of the device; None for what is free (on the CPU: no limit).
+        sharing: how many processes have the device, and a like part of its memory, to themselves.
+    """
+
+    device: torch.device
+    memory: float | None = None
+    sharing: int = 1
+
+
+@dataclass(frozen=True)
+class Placed:
+    """What a search computes with.
+
+    Attributes:
+        blocks: what brings decoder blocks to the device; None where all of them are there.
+        placement: None on a CPU without a limit: all is mapped from its files.
+    """
+
+    adapter: Adapter
+    database: Database
+    blocks: BlocksOnDisk | None
+    placement: Placement | None
+
+
+@contextmanager
+def placed(
+    model: Path,
+    database: Database | Path,
+    proxy: ProxyData,
+    machine: Machine,
+    work: Path,
+    projector_pairs: int = 0,
+    kl_tokens: int | None = None,
+    checkpointing: bool = False,
+) -> Iterator[Placed]:
+    """Load a dense model and bring it and its database where they fit.
+
+    Args:
+        model: its checkpoint.
+        database: opened, or its folder.
+        work: made here and removed at the end.
+        projector_pairs: image-text pairs in a step of the projector; 0 without evolution.
+        checkpointing: whether such a step computes blocks again; streamed blocks always do.
+
+    Raises:
+        UserError: see `models.placement.place` and what is read from files.
+    """
+    adapter = adapter_for(load_model(model))
+    opened = open_database(database) if isinstance(database, Path) else database
+    if machine.device.type == "cpu" and machine.memory is None:
+        yield Placed(adapter, opened, None, None)
+        return
+    shape, tokens = shape_of(adapter), Tokens.of(proxy, projector_pairs)
+    working, kept = (
+        search_bytes(shape, tokens, kl_tokens, again, machine.device.type)
+        for again in (True, checkpointing)
+    )
+    size = sum(tensor.nbytes for tensor in opened.tensors.values())
+    placement = place(
+        needs_of(adapter, working, size, kept - working),
+        usable_memory(machine.device, machine.memory) // machine.sharing,
+        host_memory() // machine.sharing,
+    )
+    solutions = resident(opened, placement.database, machine.device)
+    if placement.blocks == "device":
+        adapter.model.to(machine.device)
+        yield Placed(adapter, solutions, None, placement)
+    else:
+        with blocks_on_disk(adapter, model, work, machine.device) as blocks:
+            yield Placed(adapter, solutions, blocks, placement)

@@ -1,0 +1,1 @@
+"""The demo questions: pictures, stories and facts, and multiple-choice questions about them."""

@@ -1,0 +1,298 @@
+"""The two training loops of the embedded model: the vision tower, then projector and decoder."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import LlavaForConditionalGeneration
+
+from efficientllava.demo.questions.items import split_of
+from efficientllava.demo.questions.pictures import (
+    COLOURS,
+    SHAPES,
+    Picture,
+    draw_digit,
+    draw_map,
+    draw_scene,
+)
+from efficientllava.demo.sequences import (
+    ANSWER,
+    IGNORED,
+    Conversations,
+    picture_tensor,
+)
+from efficientllava.progress import Event, Progress
+
+PIXEL_MEAN, PIXEL_STD = 0.25, 0.30
+_UNLABELLED = -100
+_REPORT_EVERY = 25
+
+
+def normalise(pixels: Tensor) -> Tensor:
+    """uint8 pixels -> the vision tower's input, as the processor makes it."""
+    return (pixels.float() / 255 - PIXEL_MEAN) / PIXEL_STD
+
+
+def image_features(model: LlavaForConditionalGeneration, pixels: Tensor) -> Tensor:
+    """uint8 [n, 3, height, width] -> what the projector receives, [n, image tokens, width]."""
+    states = model.model.vision_tower(normalise(pixels), output_hidden_states=True).hidden_states
+    return states[model.config.vision_feature_layer][:, 1:]
+
+
+@torch.no_grad()
+def all_image_features(model: LlavaForConditionalGeneration, pixels: Tensor) -> Tensor:
+    """Features of all pictures [n, tokens, width], batch by batch."""
+    parts = [image_features(model, part) for part in pixels.split(512)]
+    return torch.cat(parts) if parts else torch.zeros(0)
+
+
+# --- optimisers -------------------------------------------------------------------------------
+
+
+class Schedule:
+    """Warm-up, constant, then linear decay of the learning rates of several optimisers."""
+
+    def __init__(
+        self, optimisers: list[torch.optim.Optimizer], steps: int, warm_up: int, decay: float
+    ) -> None:
+        self.optimisers, self.steps, self.warm_up, self.decay = optimisers, steps, warm_up, decay
+        self.peaks = [[group["lr"] for group in each.param_groups] for each in optimisers]
+
+    def step(self, done: int, loss: Tensor, parameters: list[nn.Parameter]) -> None:
+        """One step down the loss, the norm of its gradient clipped at 1."""
+        left = 1 - done / self.steps
+        factor = min(1.0, (done + 1) / self.warm_up) * min(1.0, max(0.02, left / self.decay))
+        for optimiser, peaks in zip(self.optimisers, self.peaks, strict=True):
+            for group, peak in zip(optimiser.param_groups, peaks, strict=True):
+                group["lr"] = peak * factor
+            optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        for optimiser in self.optimisers:
+            optimiser.step()
+
+
+def _optimisers(
+    matrices: list[nn.Parameter], others: list[nn.Parameter], muon_rate: float, adam_rate: float
+) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside blocks, AdamW for everything else."""
+    return [
+        torch.optim.Muon(matrices, lr=muon_rate, weight_decay=0.01, momentum=0.95),
+        torch.optim.AdamW(others, lr=adam_rate, weight_decay=0.01, betas=(0.9, 0.95)),
+    ]
+
+
+def _block_matrices(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """(matrices inside its blocks, all other parameters that are trained)."""
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            inside = parameter.ndim == 2 and "layers." in name
+            (matrices if inside else others).append(parameter)
+    return matrices, others
+
+
+# --- vision tower -----------------------------------------------------------------------------
+
+
+class _PictureHeads(nn.Module):
+    """Small classifiers on the tower's features; thrown away after training.
+
+    Every image token learns the shape, the colour and the position of the whole cell that it
+    lies in: the decoder then finds all of an object in any one token.
+    """
+
+    def __init__(self, width: int, side: int) -> None:
+        super().__init__()
+        self.shape = nn.Linear(width, 1 + len(SHAPES))
+        self.colour = nn.Linear(width, 1 + len(COLOURS))
+        self.cell = nn.Linear(width, 4)
+        self.digit = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 10))
+        row = torch.arange(side).repeat_interleave(side)
+        column = torch.arange(side).repeat(side)
+        self.cell_of_token = row // (side // 2) * 2 + column // (side // 2)
+
+    def loss(self, features: Tensor, labels: Tensor) -> Tensor:
+        """features [n, tokens, width]; labels [n, 9] = four shapes, four colours, the digit."""
+        cells = self.cell_of_token
+        terms = (
+            (self.shape(features), labels[:, :4][:, cells]),
+            (self.colour(features), labels[:, 4:8][:, cells]),
+            (self.cell(features), cells.expand(len(features), -1)),
+            (self.digit(features.mean(dim=1)), labels[:, 8]),
+        )
+        losses = [
+            F.cross_entropy(logits.flatten(0, -2), wanted.flatten(), ignore_index=_UNLABELLED)
+            for logits, wanted in terms
+            if bool((wanted != _UNLABELLED).any())
+        ]
+        return torch.stack(losses).sum()
+
+
+def train_vision_tower(
+    model: LlavaForConditionalGeneration, steps: int, seed: int, progress: Progress
+) -> None:
+    """Teach the tower what the training split's pictures show."""
+    pool, batch = min(6000, 128 * steps), 128
+    draw = random.Random(f"pictures {seed}")
+    pictures = [_training_picture(draw) for _ in range(pool)]
+    pixels, labels = picture_tensor(pictures), torch.tensor([_labels(each) for each in pictures])
+    vision = model.config.vision_config
+    heads = _PictureHeads(vision.hidden_size, vision.image_size // vision.patch_size)
+    matrices, others = _block_matrices(model.model.vision_tower)
+    others += list(heads.parameters())
+    schedule = Schedule(_optimisers(matrices, others, 0.02, 2e-3), steps, warm_up=20, decay=0.5)
+    batches = _batches(pool, batch, seed)
+    for step in range(steps):
+        chosen = next(batches)
+        loss = heads.loss(image_features(model, pixels[chosen]), labels[chosen])
+        schedule.step(step, loss, matrices + others)
+        _report(progress, "vision step", step, steps, loss=loss.item())
+
+
+def _training_picture(draw: random.Random) -> Picture:
+    draws = (draw_scene, draw_digit, draw_map)
+    while True:
+        picture = draw.choices(draws, (3, 6, 1))[0](draw)
+        if split_of(picture.key) == "train":
+            return picture
+
+
+def _labels(picture: Picture) -> list[int]:
+    """Four shapes, four colours (0 where a cell is empty), the digit."""
+    unlabelled = [_UNLABELLED] * 4
+    shapes, colours = unlabelled, unlabelled
+    if picture.kind == "scene":
+        shapes = [0 if shape is None else 1 + SHAPES.index(shape) for shape in picture.shapes]
+    if picture.kind in ("scene", "map"):
+        names = list(COLOURS)
+        colours = [0 if name is None else 1 + names.index(name) for name in picture.colours]
+    digit = _UNLABELLED if picture.digit is None else picture.digit
+    return [*shapes, *colours, digit]
+
+
+# --- projector and decoder --------------------------------------------------------------------
+
+
+@torch.no_grad()
+def standardise_projector(model: LlavaForConditionalGeneration, features: Tensor) -> None:
+    """Fresh projector weights that first bring every feature to mean 0 and deviation 1."""
+    flat = features[:1000].flatten(0, 1)
+    mean, deviation = flat.mean(dim=0), flat.std(dim=0) + 1e-3
+    first = model.model.multi_modal_projector.linear_1
+    second = model.model.multi_modal_projector.linear_2
+    nn.init.normal_(first.weight, std=first.in_features**-0.5)
+    first.weight.div_(deviation)
+    first.bias.copy_(-(first.weight @ mean))
+    nn.init.normal_(second.weight, std=0.05)
+
+
+@dataclass(frozen=True)
+class DecoderRecipe:
+    """What was found to train the decoder fast."""
+
+    steps: int
+    batch_size: int
+    seed: int
+    muon_rate: float = 0.01
+    adam_rate: float = 5e-3
+    warm_up: int = 40
+    decay: float = 0.4
+    prompt_weight: float = 0.1
+    text_weight: float = 0.1
+    text_batch: int = 3
+    text_length: int = 128
+
+
+def train_decoder(
+    model: LlavaForConditionalGeneration,
+    conversations: Conversations,
+    text: Tensor,
+    recipe: DecoderRecipe,
+    progress: Progress,
+) -> None:
+    """Train projector and decoder; the vision tower stays as it is.
+
+    Args:
+        text: [tokens], ordinary text of which every step sees a few windows.
+    """
+    model.model.vision_tower.requires_grad_(False)
+    features = all_image_features(model, conversations.pixels)
+    if len(features):
+        standardise_projector(model, features)
+    matrices, others = _block_matrices(model)
+    schedule = Schedule(
+        _optimisers(matrices, others, recipe.muon_rate, recipe.adam_rate),
+        recipe.steps,
+        recipe.warm_up,
+        recipe.decay,
+    )
+    generator = torch.Generator().manual_seed(recipe.seed)
+    batches = _batches(len(conversations.ids), recipe.batch_size, recipe.seed)
+    window = torch.arange(recipe.text_length)
+    for step in range(recipe.steps):
+        rows = next(batches)
+        answers, prompts = _conversation_losses(model, conversations, features, rows)
+        starts = torch.randint(
+            0, len(text) - recipe.text_length, (recipe.text_batch,), generator=generator
+        )
+        prose = _text_loss(model, text[starts[:, None] + window])
+        loss = answers + recipe.prompt_weight * prompts + recipe.text_weight * prose
+        schedule.step(step, loss, matrices + others)
+        _report(
+            progress, "training step", step, recipe.steps,
+            answer_loss=answers.item(), text_loss=prose.item(),
+        )  # fmt: skip
+
+
+def _conversation_losses(
+    model: LlavaForConditionalGeneration,
+    conversations: Conversations,
+    features: Tensor,
+    rows: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Mean loss over the tokens of answers, and over those of prompts."""
+    roles = conversations.roles[rows]
+    longest = int((roles != IGNORED).nonzero()[:, 1].max()) + 1
+    ids, roles = conversations.ids[rows, :longest], roles[:, :longest]
+    picture = conversations.picture[rows]
+    embedded = model.model.language_model.embed_tokens(ids)
+    if bool((picture >= 0).any()):
+        projected = model.model.multi_modal_projector(features[picture[picture >= 0]])
+        places = (ids == model.config.image_token_id)[..., None]
+        embedded = embedded.masked_scatter(places, projected)
+    states = model.model.language_model(inputs_embeds=embedded, use_cache=False).last_hidden_state
+    wanted_roles = roles[:, 1:]
+    used = wanted_roles != IGNORED
+    losses = F.cross_entropy(
+        model.lm_head(states[:, :-1][used]), ids[:, 1:][used], reduction="none"
+    )
+    is_answer = wanted_roles[used] == ANSWER
+    return losses[is_answer].mean(), losses[~is_answer].mean()
+
+
+def _text_loss(model: LlavaForConditionalGeneration, windows: Tensor) -> Tensor:
+    """Mean next-token loss of ordinary text, [n, length]."""
+    states = model.model.language_model(input_ids=windows, use_cache=False).last_hidden_state
+    logits = model.lm_head(states[:, :-1])
+    return F.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
+
+
+def _batches(count: int, size: int, seed: int) -> Iterator[Tensor]:
+    """Random rows without end; every row once before any row twice."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        yield from torch.randperm(count, generator=generator)[: max(count // size, 1) * size].split(
+            size
+        )
+
+
+def _report(progress: Progress, name: str, step: int, steps: int, **values: float) -> None:
+    if (step + 1) % _REPORT_EVERY == 0 or step + 1 == steps:
+        progress(Event(name, step + 1, steps, {key: round(v, 4) for key, v in values.items()}))

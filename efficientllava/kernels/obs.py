@@ -1,0 +1,251 @@
+"""Optimal Brain Surgeon by columns (SparseGPT, Frantar & Alistarh 2023): one matrix, all levels.
+
+Rows are independent given the factor of the inverse Hessian, so all matrices that read the same
+input, at all ratios, are stacked as rows and go through the column loop once. The eager path is
+the reference and runs on every device; the compiled one (`obs_compiled`) gives the same bits on a
+CPU, the one in Triton (`obs_triton`) the same up to the order of additions on a GPU.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import Literal
+
+import torch
+
+from efficientllava.errors import UserError
+from efficientllava.kernels.cpu.obs_compiled import prune_sections
+from efficientllava.kernels.cpu.sections import Section
+from efficientllava.kernels.hessian import InverseFactor
+from efficientllava.kernels.masks import (
+    check_group_size,
+    in_dtype,
+    smallest,
+    smallest_in_groups,
+    zeros_at,
+    zeros_per_group,
+)
+from efficientllava.kernels.precision import full_float32
+
+Kernel = Literal["auto", "eager", "compiled", "triton"]
+
+
+def prune(
+    weight: torch.Tensor,
+    factor: InverseFactor,
+    ratio: float,
+    block_size: int = 128,
+    group_size: int | None = None,
+    kernel: Kernel = "auto",
+) -> torch.Tensor:
+    """Prune one matrix [out, in] to one ratio; see `prune_levels`."""
+    return prune_levels([weight], factor, [ratio], block_size, group_size, kernel)[0][0]
+
+
+@full_float32()
+def prune_levels(
+    weights: Sequence[torch.Tensor],
+    factor: InverseFactor,
+    levels: Sequence[float],
+    block_size: int = 128,
+    group_size: int | None = None,
+    kernel: Kernel = "auto",
+) -> list[list[torch.Tensor]]:
+    """Prune matrices that share an input to several ratios in one pass (method.md section 2).
+
+    Columns go from left to right in blocks. At a block's start the mask takes the smallest
+    w^2 / U_jj^2 (n:m: at each group's start, within the group); the error (w_j - w^_j) / U_jj is
+    spread to the columns on its right, inside the block at once, past it lazily.
+
+    Args:
+        weights: matrices [out_i, in].
+        factor: of the Hessian of their input.
+        levels: ratios in [0, 1].
+        group_size: m of an n:m pattern (n = ratio * m); None for unstructured.
+        kernel: "eager" is plain torch operations on any device; "compiled" gives the same bits on
+            a CPU in float32 by torch.get_num_threads() threads; "triton" is for CUDA in float32
+            and group sizes 2, 4, 8, 16, 32; "auto" takes the fastest that can.
+
+    Returns:
+        [matrix][level] -> [out_i, in] in the matrix's dtype, with exactly round(ratio * numel)
+        pruned weights (n in every group). Weights of dead inputs are zero and count first; only
+        if they alone exceed the ratio are there more zeros.
+
+    Raises:
+        UserError: the block size or the columns are not a multiple of `group_size`, or a ratio is
+            no whole number of zeros per group; a kernel is asked for where it cannot run.
+    """
+    columns = weights[0].shape[1]
+    dead = factor.dead.cpu()
+    heights = [weight.shape[0] for weight in weights for _ in levels]
+    rows = [0, *accumulate(heights)]
+    counts = [0] * len(heights)
+    if group_size is not None:
+        check_group_size(columns, block_size, group_size)
+        counts = [zeros_per_group(level, group_size) for _ in weights for level in levels]
+    starts = [*range(0, columns, block_size), columns]
+    quotas = [
+        quotas_of_blocks(weight.shape[0], level, dead, block_size)
+        for weight in weights
+        for level in levels
+    ]
+    plan = _Plan(rows, starts, quotas, counts, group_size)
+    chosen = _kernel_for(kernel, factor.upper, group_size)
+    if chosen == "compiled":
+        singles = [weight.float().contiguous() for weight in weights]  # one copy for all levels
+        stack = [weight for weight in singles for _ in levels]
+        densities = [level for _ in weights for level in levels]
+        sections = [Section(*each) for each in zip(stack, quotas, counts, densities, strict=True)]
+        threads = torch.get_num_threads()
+        solutions = prune_sections(sections, factor.upper, factor.dead, starts, group_size, threads)
+    elif chosen == "triton":
+        solutions = _prune_on_gpu(weights, len(levels), factor, plan)
+    else:
+        solutions = _prune_stack(weights, len(levels), factor, plan)
+    return [
+        [
+            in_dtype(solutions[index * len(levels) + position], weight.dtype).contiguous()
+            for position in range(len(levels))
+        ]
+        for index, weight in enumerate(weights)
+    ]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How a stack is pruned.
+
+    Attributes:
+        rows: bounds of the sections, one matrix at one level each; its mask is chosen within.
+        starts: bounds of the blocks of columns.
+        quotas: [section][block], pruned weights.
+        counts: [section], zeros in a group of `group_size` columns (0 when unstructured).
+    """
+
+    rows: Sequence[int]
+    starts: Sequence[int]
+    quotas: Sequence[Sequence[int]]
+    counts: Sequence[int]
+    group_size: int | None
+
+
+def _kernel_for(kernel: Kernel, upper: torch.Tensor, group_size: int | None) -> Kernel:
+    """The kernel that runs: for "auto" the fastest that can, else the one asked for if it can."""
+    device, precision = upper.device.type, str(upper.dtype).removeprefix("torch.")
+    missing = {"compiled": "", "triton": ""}
+    if precision != "float32" or device != "cpu":
+        missing["compiled"] = f"works on a CPU in float32, not on {device} in {precision}"
+    interpreted = device == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
+    if precision != "float32" or not (device == "cuda" or interpreted):
+        missing["triton"] = f"works on CUDA in float32, not on {device} in {precision}"
+    elif group_size not in (None, 2, 4, 8, 16, 32):
+        missing["triton"] = f"has no groups of {group_size} columns, but of 2, 4, 8, 16 and 32"
+    elif importlib.util.find_spec("triton") is None:
+        missing["triton"] = "needs the package triton: pip install efficientllava[gpu]"
+    if kernel == "auto":
+        fastest: Kernel = "triton" if device == "cuda" else "compiled"
+        return "eager" if missing[fastest] else fastest
+    if missing.get(kernel):
+        raise UserError(
+            f"the {kernel} kernel {missing[kernel]}",
+            where="pruning.kernel",
+            remedy="use pruning.kernel: auto",
+        )
+    return kernel
+
+
+def _prune_on_gpu(
+    weights: Sequence[torch.Tensor], levels: int, factor: InverseFactor, plan: _Plan
+) -> list[torch.Tensor]:
+    """The solutions [matrix x level] by the Triton kernel."""
+    from efficientllava.kernels.triton.obs_triton import Blocks, prune_stack  # needs triton
+
+    blocks = Blocks(
+        weights,
+        levels,
+        factor.upper,
+        factor.dead,
+        plan.rows,
+        plan.starts,
+        plan.quotas,
+        plan.counts,
+        plan.group_size,
+    )
+    return prune_stack(blocks)
+
+
+def _prune_stack(
+    weights: Sequence[torch.Tensor],
+    levels: int,
+    factor: InverseFactor,
+    plan: _Plan,
+) -> list[torch.Tensor]:
+    """The eager path: the solutions [matrix x level], block of columns by block."""
+    # rows side by side, [columns, rows]: one column of all rows is contiguous
+    stack = torch.cat([w.to(factor.upper.dtype).T for w in weights for _ in range(levels)], 1)
+    stack[factor.dead] = 0.0
+    for number, (start, end) in enumerate(pairwise(plan.starts)):
+        quotas = [quota[number] for quota in plan.quotas]
+        inner, dead = factor.upper[start:end, start:end], factor.dead[start:end]
+        errors = _prune_block(stack[start:end], inner, dead, plan, quotas)
+        stack[end:].addmm_(factor.upper[start:end, end:].T, errors, alpha=-1.0)
+    return [stack[:, top:bottom].T for top, bottom in pairwise(plan.rows)]
+
+
+def _prune_block(
+    block: torch.Tensor,
+    upper: torch.Tensor,
+    dead: torch.Tensor,
+    plan: _Plan,
+    quotas: Sequence[int],
+) -> torch.Tensor:
+    """The eager path inside a block [columns, rows], changed in place; returns its errors."""
+    sections, group_size = list(pairwise(plan.rows)), plan.group_size
+    diagonal = upper.diagonal()
+    mask = torch.zeros_like(block, dtype=torch.bool)
+    if group_size is None:
+        score = (block / diagonal[:, None]).square_().masked_fill_(dead[:, None], -1.0)
+        for (top, bottom), quota in zip(sections, quotas, strict=True):
+            mask[:, top:bottom] = smallest(score[:, top:bottom].T, quota).T
+    errors = torch.empty_like(block)
+    for column in range(len(block)):
+        if group_size is not None and column % group_size == 0:
+            group = slice(column, column + group_size)
+            score = (block[group] / diagonal[group, None]).square_()
+            score.masked_fill_(dead[group, None], -1.0)
+            for (top, bottom), count in zip(sections, plan.counts, strict=True):
+                chosen = smallest_in_groups(score[:, top:bottom].T, count, group_size)
+                mask[group, top:bottom] = chosen.T
+        new = block[column].masked_fill(mask[column] | dead[column], 0.0)
+        errors[column] = (block[column] - new) / diagonal[column]
+        block[column] = new
+        # product and difference are rounded one by one: a fused operation (addr_) would round
+        # once in full vector registers and twice in what is left over
+        block[column + 1 :] -= torch.outer(upper[column, column + 1 :], errors[column])
+    return errors
+
+
+def quotas_of_blocks(height: int, level: float, dead: torch.Tensor, block_size: int) -> list[int]:
+    """Pruned weights per block of columns, so that they add up to round(level * numel).
+
+    Weights of dead inputs are pruned first; the rest is spread in proportion to live columns.
+
+    Args:
+        height: rows of the matrix.
+        dead: [columns], on the CPU.
+    """
+    columns = len(dead)
+    starts = [*range(0, columns, block_size), columns]
+    dead_before = [0, *dead.cumsum(0).tolist()]
+    at_starts = [dead_before[start] for start in starts]
+    live = columns - at_starts[-1]
+    wanted = max(zeros_at(level, height * columns) - height * at_starts[-1], 0)
+    cumulative = [
+        height * dead_count + (round(wanted * (end - dead_count) / live) if live else 0)
+        for end, dead_count in zip(starts, at_starts, strict=True)
+    ]
+    return [after - before for before, after in pairwise(cumulative)]

@@ -1,0 +1,1 @@
+"""The OBS kernel for CUDA, in Triton."""

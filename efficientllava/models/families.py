@@ -1,0 +1,201 @@
+"""One table: where each model family keeps its decoder blocks, prunable matrices and projector."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from efficientllava.errors import UserError
+
+LLAMA_GROUPS = (
+    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    ("self_attn.o_proj",),
+    ("mlp.gate_proj", "mlp.up_proj"),
+    ("mlp.down_proj",),
+)
+
+
+@dataclass(frozen=True)
+class Family:
+    """Module paths of one `model_type`, from the model's root.
+
+    Attributes:
+        language_model: the decoder without its head.
+        blocks: the list of decoder blocks, from `language_model`.
+        input_groups: prunable matrices inside a block; those in one group read the same input
+            and share one Hessian.
+        projector: the module (projector, connector, merger) between vision tower and language
+            model.
+        image_token: what stands for an image in a prompt, as the family's processor reads it.
+    """
+
+    language_model: str
+    projector: str
+    image_token: str = "<image>"
+    blocks: str = "layers"
+    input_groups: tuple[tuple[str, ...], ...] = LLAMA_GROUPS
+
+
+FAMILIES: dict[str, Family] = {
+    "llava": Family("model.language_model", "model.multi_modal_projector"),
+    "llava_next": Family("model.language_model", "model.multi_modal_projector"),
+    "qwen2_5_vl": Family(
+        "model.language_model",
+        "model.visual.merger",
+        "<|vision_start|><|image_pad|><|vision_end|>",
+    ),
+    "paligemma": Family("model.language_model", "model.multi_modal_projector"),
+    "idefics3": Family("model.text_model", "model.connector"),
+    "smolvlm": Family("model.text_model", "model.connector"),
+    "internvl": Family("model.language_model", "model.multi_modal_projector", "<IMG_CONTEXT>"),
+}
+"""The hub's `-hf` layouts; their decoders are Llama, Mistral, Qwen 2 / 2.5 / 3, Gemma, Gemma 2."""
+
+
+def known_families() -> str:
+    """The model types that can be pruned, for messages."""
+    return ", ".join(sorted(FAMILIES))
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """One prunable matrix [out, in] of the language model.
+
+    Attributes:
+        name: its path from the model's root, as in the checkpoint without `.weight`.
+        block: index of its decoder block.
+        group: index of its input group inside the block.
+    """
+
+    name: str
+    block: int
+    group: int
+    module: nn.Linear
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The weight [out, in], outside autograd."""
+        return self.module.weight.data
+
+    def replace(self, weight: torch.Tensor) -> None:
+        """Put another weight [out, in] in place of the old one, which stays as it was.
+
+        Raises:
+            ValueError: it has another shape.
+        """
+        if weight.shape != self.weight.shape:
+            raise ValueError(f"{self.name}: {tuple(weight.shape)} for {tuple(self.weight.shape)}")
+        self.module.weight.data = weight.to(self.weight.device, self.weight.dtype)
+
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+        return self.module.weight.numel()
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A model seen through its family's entry: what is pruned, in order."""
+
+    model: nn.Module
+    language_model: nn.Module
+    projector: nn.Module
+    blocks: list[nn.Module]
+    matrices: list[Matrix]
+
+    def of_block(self, block: int) -> list[list[Matrix]]:
+        """The matrices of a decoder block, grouped by shared input."""
+        groups: dict[int, list[Matrix]] = {}
+        for matrix in self.matrices:
+            if matrix.block == block:
+                groups.setdefault(matrix.group, []).append(matrix)
+        return [groups[index] for index in sorted(groups)]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes: where all but its blocks lie, which may be streamed."""
+        return device_of(self.model)
+
+    @property
+    def head(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Hidden states [..., width] to logits [..., vocabulary], capped where Gemma 2 does."""
+        model: Any = self.model
+        linear: nn.Module = model.get_output_embeddings()
+        cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+        if cap is None:
+            return linear
+        return lambda hidden: torch.tanh(linear(hidden) / cap) * cap
+
+    @property
+    def sizes(self) -> list[int]:
+        """Number of weights of each prunable matrix, in order."""
+        return [matrix.size for matrix in self.matrices]
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model takes its inputs: the device of its input embeddings."""
+    device: torch.device = model.get_input_embeddings().weight.device  # type: ignore[operator]
+    return device
+
+
+def adapter_for(model: nn.Module) -> Adapter:
+    """Find the decoder blocks, prunable matrices and projector of a model.
+
+    Raises:
+        UserError: the model's family has no entry, or the model lacks what its entry names.
+    """
+    model_type = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
+    family = require_family(model_type)
+    try:
+        language_model = model.get_submodule(family.language_model)
+        projector = model.get_submodule(family.projector)
+        blocks = list(language_model.get_submodule(family.blocks).children())
+        matrices = [
+            Matrix(
+                f"{family.language_model}.{family.blocks}.{index}.{path}",
+                index,
+                group,
+                _linear(block, path),
+            )
+            for index, block in enumerate(blocks)
+            for group, paths in enumerate(family.input_groups)
+            for path in paths
+        ]
+    except AttributeError as error:
+        raise UserError(
+            f"no decoder blocks known to us: {error}",
+            where=f"model of type {model_type}",
+            remedy="mend its entry in efficientllava/models/families.py",
+        ) from error
+    if not blocks:
+        raise UserError("the language model has no decoder blocks", where=f"model {model_type}")
+    return Adapter(model, language_model, projector, blocks, matrices)
+
+
+def require_family(model_type: str) -> Family:
+    """The entry of a model type.
+
+    Raises:
+        UserError: saying which types are known and what an entry needs.
+    """
+    if model_type not in FAMILIES:
+        raise UserError(
+            f"no decoder blocks known to us in models of type '{model_type}' "
+            f"(known: {known_families()})",
+            where="model",
+            remedy="add a Family to efficientllava/models/families.py: paths of the language model, "
+            "its list of blocks, the matrices that share an input, the projector, and the "
+            "image token of its prompts (docs/models.md)",
+        )
+    return FAMILIES[model_type]
+
+
+def _linear(block: nn.Module, path: str) -> nn.Linear:
+    module = block.get_submodule(path)
+    if not isinstance(module, nn.Linear):
+        raise AttributeError(f"{path} is a {type(module).__name__}, not a Linear")
+    return module

@@ -1,0 +1,1 @@
+"""Where weights lie: devices, placement, blocks streamed to a device, blocks on disk."""

@@ -1,0 +1,320 @@
+"""Decoder blocks that lie in files and are in memory only while they run.
+
+`load_model` maps a checkpoint's files into memory: nothing is read before it is used, but what was
+used stays. Here a block's weights are mapped anew after every run of the block, which lets go of
+what was read; and weights that were replaced meanwhile (`Matrix.replace`) are written to a file
+first and mapped from there, as are at once those that transformers converted to another dtype.
+Host memory then holds one block, whatever the size of the model.
+
+With a device, a block's weights are copied there before it runs, and everything but the blocks
+lies there all the time (`block_stream`).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import shutil
+import sys
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
+
+from efficientllava.files import save_tensors
+from efficientllava.models.families import Adapter, Matrix
+from efficientllava.models.weight_files import INDEX, WHOLE, weight_files
+from efficientllava.offload.block_stream import BlockStream, Copy, streaming
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a weight lies."""
+
+    file: Path
+    key: str
+
+
+class Overlay(Protocol):
+    """Other weights for a block's prunable matrices, put in their places on the device."""
+
+    def key(self, block: int) -> Hashable:
+        """What decides a block's weights now: equal keys, equal weights."""
+
+    def put(self, block: int, places: Mapping[str, torch.Tensor]) -> None:
+        """Write them into their places, by parameter name in the model."""
+
+
+class BlocksOnDisk:
+    """Keeps the decoder blocks of a model in files between their runs; see `blocks_on_disk`.
+
+    Args:
+        folder: the checkpoint the model was loaded from.
+        work: an empty folder for the blocks that change, or have another dtype in their files.
+        device: where blocks are brought when they run, and all else at once; None leaves
+            everything where it is.
+
+    Attributes:
+        overlay: with a device, what takes the place of the prunable matrices there.
+        stream: with a device, what brings the blocks.
+    """
+
+    overlay: Overlay | None = None
+
+    def __init__(
+        self, adapter: Adapter, folder: Path, work: Path, device: torch.device | None = None
+    ) -> None:
+        self._model, self._blocks = adapter.model, adapter.blocks
+        self._work, self._written = work, 0
+        paths = {id(value): name for name, value in adapter.model.named_parameters()}
+        self._names = [
+            {name: paths[id(value)] for name, value in block.named_parameters()}
+            for block in adapter.blocks
+        ]
+        places = places_in(adapter.model, folder)
+        self._contents = _contents(adapter.model, places, weight_files(folder))
+        self._places = {
+            name: places[name] for names in self._names for name in names.values() if name in places
+        }
+        prunable = {f"{matrix.name}.weight" for matrix in adapter.matrices}
+        self._prunable = [
+            {name for name, path in names.items() if path in prunable} for names in self._names
+        ]
+        self._mapped: dict[str, int] = {}
+        for block, module in enumerate(self._blocks):
+            self._keep(
+                block,
+                {
+                    path: value.data
+                    for path, value in zip(
+                        self._names[block].values(), module.parameters(), strict=True
+                    )
+                    if not _lies_as_is(places.get(path), value)
+                },
+            )
+        self.stream: BlockStream | None = None
+        if device is not None:
+            _bring_rest(adapter.model, set(self._places), device)
+            self.stream = BlockStream(
+                self._blocks, [list(names) for names in self._names], device, self
+            )
+
+    @property
+    def prunable(self) -> set[str]:
+        """The prunable weights that lie in files between runs, by parameter name."""
+        return {self._names[block][n] for block, names in enumerate(self._prunable) for n in names}
+
+    def key(self, block: int) -> Hashable:
+        """See `block_stream.Source`: files do not change, an overlay does."""
+        return None if self.overlay is None else self.overlay.key(block)
+
+    def fill(self, block: int, places: Mapping[str, torch.Tensor], copy: Copy) -> None:
+        """See `block_stream.Source`."""
+        self.leave(block)  # what was replaced while the block was away
+        covered = set() if self.overlay is None else self._prunable[block]
+        for name, parameter in self._blocks[block].named_parameters():
+            if name in places and name not in covered:
+                copy(places[name], parameter.data)
+        if self.overlay is not None:
+            self.overlay.put(block, {self._names[block][name]: places[name] for name in covered})
+
+    def came(self, block: int, places: Mapping[str, torch.Tensor]) -> None:
+        """See `block_stream.Source`."""
+        for name, place in places.items():
+            self._mapped[self._names[block][name]] = place.data_ptr()
+
+    def let_go(self, block: int | None = None) -> None:
+        """Write what changed in a block (in all of them when None) and map its weights anew."""
+        if block is None:
+            for each in range(len(self._blocks)):
+                self.let_go(each)
+            return
+        if self.stream is not None:
+            self.stream.drop(block)
+        self.leave(block)
+
+    def leave(self, block: int) -> None:
+        """Write what changed in a block, which is on no device any more, and map its weights."""
+        parameters = dict(self._blocks[block].named_parameters())
+        changed = {
+            path: parameters[name].data
+            for name, path in self._names[block].items()
+            if parameters[name].data_ptr() != self._mapped[path]
+        }
+        self._keep(block, changed)
+
+    def _keep(self, block: int, changed: dict[str, torch.Tensor]) -> None:
+        """Write weights of a block that are not in a file yet, and map all of the block's."""
+        if changed:
+            self._written += 1
+            file = self._work / f"block-{block:03d}-{self._written:05d}.safetensors"
+            save_tensors(file, changed)
+            self._places |= {name: Place(file, name) for name in changed}
+        self._map(block)
+        if changed:
+            changed.clear()
+            _trim_heap()
+
+    def _map(self, block: int) -> None:
+        parameters = dict(self._blocks[block].named_parameters())
+        by_file: dict[Path, list[str]] = {}
+        for name, path in self._names[block].items():
+            by_file.setdefault(self._places[path].file, []).append(name)
+        for file, names in by_file.items():
+            with safe_open(file, framework="pt") as opened:
+                for name in names:
+                    path = self._names[block][name]
+                    value = opened.get_tensor(self._places[path].key)
+                    parameters[name].data = value
+                    self._mapped[path] = value.data_ptr()
+
+    def weight(self, matrix: Matrix) -> torch.Tensor:
+        """A matrix's weight as it lies in its file now, mapped but not read."""
+        return self._open(f"{matrix.name}.weight")
+
+    def _open(self, path: str) -> torch.Tensor:
+        place = self._places[path]
+        with safe_open(place.file, framework="pt") as opened:
+            value: torch.Tensor = opened.get_tensor(place.key)
+        return value
+
+    def save_weights(self, folder: Path) -> None:
+        """Write the model's weights into as many files as those it came from, one after the other.
+
+        Tied weights are written once, as transformers does.
+        """
+        self.let_go()
+        state = self._model.state_dict()
+        count, size, placed = len(self._contents), 0, {}
+        for number, names in enumerate(self._contents, 1):
+            file = WHOLE if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
+            tensors = {
+                key: self._open(name) if name in self._places else state[name].cpu().contiguous()
+                for key, name in names.items()
+            }
+            save_file(tensors, folder / file, metadata={"format": "pt"})
+            size += sum(tensor.nbytes for tensor in tensors.values())
+            placed.update(dict.fromkeys(tensors, file))
+        if count > 1:
+            parameters = sum(value.numel() for value in self._model.parameters())
+            metadata = {"total_parameters": parameters, "total_size": size}
+            index = {"metadata": metadata, "weight_map": placed}
+            text = json.dumps(index, indent=2, sort_keys=True) + "\n"
+            (folder / INDEX).write_text(text, encoding="utf-8")
+
+
+def _contents(
+    model: nn.Module, places: Mapping[str, Place], files: Sequence[Path]
+) -> list[dict[str, str]]:
+    """Which weights each file of a model is to hold: names in the model by names in the file.
+
+    Every weight is held once: of tied weights the first that lies in a file. Weights that lie in
+    none go to the last file.
+    """
+    tied: dict[int, list[str]] = {}
+    for name, value in model.state_dict(keep_vars=True).items():
+        tied.setdefault(id(value), []).append(name)
+    keys = {name: key for key, name in _names_in_files(model).items()}
+    contents: dict[Path, dict[str, str]] = {file: {} for file in files}
+    for names in tied.values():
+        name = next((name for name in names if name in places), names[0])
+        place = places.get(name) or Place(files[-1], keys[name])
+        contents[place.file][place.key] = name
+    return [names for names in contents.values() if names]
+
+
+def _lies_as_is(place: Place | None, value: torch.Tensor) -> bool:
+    if place is None:
+        return False
+    with safe_open(place.file, framework="pt") as opened:
+        stored = opened.get_tensor(place.key)
+    return bool(stored.dtype == value.dtype and stored.shape == value.shape)
+
+
+def places_in(model: nn.Module, folder: Path) -> dict[str, Place]:
+    """Where a checkpoint's files hold the parameters of a model that was loaded from them."""
+    names = _names_in_files(model)
+    places = {}
+    for file in weight_files(folder):
+        with safe_open(file, framework="pt") as opened:
+            places.update({names[key]: Place(file, key) for key in opened.keys() if key in names})
+    return places
+
+
+def _names_in_files(model: nn.Module) -> dict[str, str]:
+    """Names in the model by names in its files.
+
+    Names in files are those of the hub's layout; transformers turns the model's names into them
+    when it saves, and is asked to do that here with numbers in the weights' place.
+    """
+    assert isinstance(model, PreTrainedModel)
+    names = list(model.state_dict())
+    numbered = {name: torch.tensor(index) for index, name in enumerate(names)}
+    in_files = revert_weight_conversion(model, numbered)
+    return {key: names[int(number)] for key, number in in_files.items()}
+
+
+def _bring_rest(model: nn.Module, stays: set[str], device: torch.device) -> None:
+    """Move everything to a device but the parameters named."""
+    for name, parameter in model.named_parameters():
+        if name not in stays:
+            parameter.data = parameter.data.to(device)
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            module.register_buffer(
+                name, buffer.to(device), name not in module._non_persistent_buffers_set
+            )
+
+
+@contextmanager
+def blocks_on_disk(
+    adapter: Adapter, folder: Path, work: Path, device: torch.device | None = None
+) -> Iterator[BlocksOnDisk]:
+    """Keep one decoder block at a time in memory; afterwards all blocks are ordinary again.
+
+    Weights must be replaced as a whole (`Matrix.replace`): what is changed in place is lost.
+
+    Args:
+        folder: the checkpoint the model was loaded from.
+        work: made here and removed at the end; takes as much as the weights that change, or
+            have another dtype in memory than in the folder.
+        device: where blocks run and the rest of the model lies; None: where the model is. Blocks
+            are on the CPU again afterwards.
+    """
+    place = Path(work) / "blocks"
+    shutil.rmtree(place, ignore_errors=True)  # of a run that was killed
+    place.mkdir(parents=True)
+    with ExitStack() as hooks:
+        # what is mapped stays readable when its file is gone
+        hooks.callback(shutil.rmtree, place)
+        kept = BlocksOnDisk(adapter, folder, place, device)
+        if kept.stream is not None:
+            hooks.enter_context(streaming(adapter.blocks, kept.stream))
+            yield kept
+            return
+        for number, block in enumerate(adapter.blocks):
+            handle = block.register_forward_hook(_letting_go(kept, number))
+            hooks.callback(handle.remove)
+        yield kept
+
+
+def _letting_go(kept: BlocksOnDisk, block: int) -> Callable[..., None]:
+    def let_go(module: nn.Module, args: Any, output: Any) -> None:
+        kept.let_go(block)
+
+    return let_go
+
+
+def _trim_heap() -> None:
+    """Give freed memory back to the system: glibc keeps what lies between pieces still in use."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)

@@ -1,0 +1,1 @@
+"""Structured pruning: heads and channels, whole decoder blocks, compensation."""

@@ -1,1 +1,0 @@
-"""The search: policy space, structural risk, evolution, projector."""

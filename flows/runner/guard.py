@@ -1,0 +1,68 @@
+"""Run a command in a process group that ends when whoever started it ends, even by kill -9.
+
+`python flows/runner/guard.py COMMAND ...` holds the reading end of a pipe on its standard input. The
+starter never writes to it; when the starter dies, the kernel closes the pipe and the whole
+group is killed. Without it a stage would go on computing with nobody to collect its outputs,
+and would still be writing when the next run starts.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def guarded(
+    command: Sequence[str], env: Mapping[str, str], **options: Any
+) -> subprocess.Popen[str]:
+    """Start `command` under a guard, as the leader of a session and process group of its own.
+
+    The caller keeps the returned process' `stdin` open as long as it wants the command alive.
+    """
+    return subprocess.Popen(
+        [sys.executable, "-I", "-S", __file__, *command],
+        stdin=subprocess.PIPE,
+        env=dict(env),
+        text=True,
+        errors="replace",
+        start_new_session=True,
+        **options,
+    )
+
+
+def stop(process: subprocess.Popen[str], patience: float = 5.0) -> None:
+    """End a guarded process and all its descendants: SIGTERM, then SIGKILL."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, number)
+        except ProcessLookupError:
+            break
+        try:
+            process.wait(patience)
+        except subprocess.TimeoutExpired:
+            continue
+    process.wait()
+
+
+def _watch() -> None:
+    os.read(0, 1)
+    os.killpg(0, signal.SIGKILL)
+
+
+def main() -> int:
+    """Run the command of this process' arguments; its exit status is ours."""
+    child = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
+    # SIGTERM reaches the child too, being of the same group: wait for how it ends
+    signal.signal(signal.SIGTERM, lambda number, frame: None)
+    threading.Thread(target=_watch, daemon=True).start()
+    status = child.wait()
+    return status if status >= 0 else 128 - status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

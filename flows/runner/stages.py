@@ -1,0 +1,109 @@
+"""One Prefect task a stage: DVC decides whether it runs, `dvc repro` runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prefect import get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+from prefect.states import Cancelled, Completed, Failed, State
+
+from efficientllava.errors import UserError
+from flows.runner.console import terminal_bar
+from flows.runner.graph import Node, restore_outputs, why
+from flows.runner.live import LiveView, Values
+from flows.runner.process import StageProcess, reproduce
+from tasks.runtime.progress import SHOWN
+
+USER_ERROR = 2
+
+
+class StageFailure(Exception):
+    """A stage ended with an error.
+
+    Attributes:
+        stage: its name.
+        status: exit status of its command: 2 when the user can mend the cause.
+        cause: the last thing it said.
+    """
+
+    def __init__(self, stage: str, status: int, cause: str) -> None:
+        self.stage, self.status, self.cause = stage, status, cause
+        super().__init__(f"{stage} failed with exit status {status}: {cause}")
+
+
+@dataclass(frozen=True, eq=False)
+class Watchers:
+    """Who is told about a running stage.
+
+    Attributes:
+        starts: called with the stage when it is about to run.
+        step: called with the stage, number and values of every step that ended.
+    """
+
+    starts: Callable[[Node], None]
+    step: Callable[[Node, int, Values], None]
+
+
+class Call:
+    """What a stage task needs beside the stage; opaque to Prefect, which copies dataclasses."""
+
+    def __init__(
+        self, root: Path, watchers: Watchers, environment: Callable[[Node], dict[str, str]]
+    ) -> None:
+        self.root, self.watchers, self.environment = root, watchers, environment
+
+
+@task(cache_policy=NO_CACHE, persist_result=False)
+def run_stage(node: Node, blocked_by: list[str], call: Call) -> State[Any]:
+    """Run a stage if anything it depends on has changed.
+
+    Returns:
+        A state named Cached, Completed, Restored (DVC had run it on the same inputs before),
+        Failed (its data is a `StageFailure`), or Cancelled when what it depends on failed.
+    """
+    logger = get_run_logger()
+    if blocked_by:
+        return Cancelled(name="NotRun", message=f"not run because of {', '.join(blocked_by)}")
+    try:
+        reason = why(call.root, node.name)
+    except UserError as error:
+        return _failed(StageFailure(node.name, USER_ERROR, str(error)))
+    if reason is None:
+        return Completed(name="Cached", message="nothing it depends on has changed")
+    logger.info("%s runs because: %s", node.name, reason)
+    call.watchers.starts(node)
+    try:
+        stage = _follow(node, call)
+    except UserError as error:
+        return _failed(StageFailure(node.name, USER_ERROR, str(error)))
+    except BaseException:  # also SIGTERM and Ctrl-C, which Prefect raises here
+        restore_outputs(call.root, node.name)
+        raise
+    if stage.status:
+        for path in restore_outputs(call.root, node.name):
+            logger.info("%s: the last finished version is in place again", path)
+        return _failed(StageFailure(node.name, stage.status, stage.message))
+    if not stage.ran:
+        return Completed(name="Restored", message="DVC had run it on the same inputs before")
+    return Completed(message=reason)
+
+
+def _follow(node: Node, call: Call) -> StageProcess:
+    """Run the stage's process to its end, with everything it says followed."""
+
+    def on_step(number: int, values: Values) -> None:
+        call.watchers.step(node, number, values)
+
+    with terminal_bar(node.name) as show:
+        variables = call.environment(node) | ({} if show is None else {SHOWN: "true"})
+        with reproduce(call.root, node.name, variables) as stage:
+            LiveView(node.name, stage.messages(), show, on_step).follow()
+    return stage
+
+
+def _failed(failure: StageFailure) -> State[Any]:
+    return Failed(message=f"exit status {failure.status}: {failure.cause}", data=failure)

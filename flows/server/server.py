@@ -1,0 +1,193 @@
+"""The Prefect server: the configured one, or one that lives as long as this process.
+
+Also what a killed run leaves behind on it: runs that would say "Running" for ever.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import httpx
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterId,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+    FlowRunFilterTags,
+    TaskRunFilter,
+    TaskRunFilterState,
+    TaskRunFilterStateType,
+)
+from prefect.client.schemas.objects import StateType
+from prefect.events.worker import EventsWorker
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+from prefect.logging.handlers import APILogWorker
+from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
+from prefect.states import Crashed, State
+
+from efficientllava.errors import UserError
+from flows.runner.guard import guarded, stop
+from flows.runner.loopback import on_loopback, past_proxies, request
+from flows.runner.recording import RECORDING
+
+LOOPBACK = "127.0.0.1"
+USUAL_PORT = 4200  # Prefect's own: links stay good when a server is started later
+UNFINISHED = [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]
+
+
+@contextmanager
+def prefect_server() -> Iterator[str]:
+    """Yield the API URL of the configured server, or start one for the time of the block.
+
+    The one that is started keeps its records in Prefect's home folder (`.prefect` here), shows
+    its pages on the loopback interface while it runs, and ends with this process, even when
+    that is killed.
+
+    Raises:
+        UserError: the configured server does not answer, or ours does not start.
+    """
+    configured = PREFECT_API_URL.value()
+    if configured:
+        with past_proxies() if on_loopback(configured) else nullcontext():
+            _check(configured)
+            yield configured
+        return
+    with past_proxies():
+        yield from _own_server()
+
+
+def _own_server() -> Iterator[str]:
+    port = free_port(USUAL_PORT)
+    address = f"http://{LOOPBACK}:{port}/api"
+    seconds = get_current_settings().server.ephemeral.startup_timeout_seconds
+    log_path = get_current_settings().home / "server.log"
+    log_path.parent.mkdir(parents=True, exist_ok=True)
+    with open(log_path, "w", encoding="utf-8") as log:
+        process = guarded(
+            [sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"]
+            + ["--host", LOOPBACK, "--port", str(port), "--log-level", "error"],
+            {
+                **os.environ,
+                **get_current_settings().to_environment_variables(exclude_unset=True),
+                "PREFECT__SERVER_EPHEMERAL": "1",
+                "PREFECT__SERVER_FINAL": "1",
+            },
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        _wait(process, address, seconds, log_path)
+        with (
+            temporary_settings({PREFECT_API_URL: address}) as settings,
+            RECORDING.watching(process, log_path, settings),
+        ):
+            try:
+                yield address
+            finally:
+                if not RECORDING.gone.is_set():
+                    # what is still queued has nowhere to go once the server is gone
+                    APILogWorker.drain_all(timeout=10)
+                    EventsWorker.drain_all(timeout=10)
+    finally:
+        stop(process)
+        if process.stdin is not None:
+            process.stdin.close()
+
+
+def free_port(wanted: int = 0) -> int:
+    """The wanted port of the loopback interface, or any when it is taken."""
+    for port in (wanted, 0):
+        with socket.socket() as probe:
+            # as the server does: a port of which only closed connections are left is free
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((LOOPBACK, port))
+            except OSError:
+                continue
+            return int(probe.getsockname()[1])
+    raise UserError("no free port", where=LOOPBACK)
+
+
+def _check(address: str) -> None:
+    with get_client(sync_client=True) as client:  # with whatever key is configured
+        error = client.api_healthcheck()
+    if error is not None:
+        raise UserError(
+            f"the Prefect server does not answer ({error})",
+            where=f"PREFECT_API_URL {address}",
+            remedy="start it (`prefect server start`), or unset PREFECT_API_URL to run with "
+            "a server of our own",
+        ) from error
+
+
+def _wait(process: subprocess.Popen[str], address: str, seconds: float, log: Path) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and process.poll() is None:
+        try:
+            if request("GET", f"{address}/health", timeout=5).status_code == 200:
+                return
+        except httpx.HTTPError:
+            pass
+        time.sleep(0.1)
+    said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    raise UserError(
+        f"it did not start within {seconds:g} s" + (f": {said[-1]}" if said else ""),
+        where="Prefect's server",
+        remedy=f"see {log}; the longest wait is server.ephemeral.startup_timeout_seconds",
+    )
+
+
+def workspace_tag(root: Path) -> str:
+    """The tag that tells runs of this workspace from others on a shared server."""
+    return f"workspace {socket.gethostname()}:{root}"
+
+
+def mark_crashed(root: Path, current: UUID) -> int:
+    """Tag this run, and mark Crashed what earlier runs in this workspace left unfinished.
+
+    The caller holds the workspace's lock: whatever else claims to run here was killed.
+
+    Returns the number of flow runs that were marked.
+    """
+    tag = workspace_tag(root)
+    crashed: State[Any] = Crashed(message="its process was killed; found at the next start")
+    with get_client(sync_client=True) as client:
+        run = client.read_flow_run(current)
+        client.update_flow_run(current, tags={*run.tags, tag})
+        left = client.read_flow_runs(
+            flow_run_filter=FlowRunFilter(
+                tags=FlowRunFilterTags(all_=[tag]),
+                state=FlowRunFilterState(type=FlowRunFilterStateType(any_=UNFINISHED)),
+            )
+        )
+        left = [run for run in left if run.id != current]
+        for run in left:
+            _crash_tasks(client, run.id)
+            client.set_flow_run_state(run.id, crashed, force=True)
+    return len(left)
+
+
+def _crash_tasks(client: SyncPrefectClient, flow_run: UUID) -> None:
+    tasks = client.read_task_runs(
+        flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run])),
+        task_run_filter=TaskRunFilter(
+            state=TaskRunFilterState(type=TaskRunFilterStateType(any_=UNFINISHED))
+        ),
+    )
+    for task in tasks:
+        try:
+            client.set_task_run_state(
+                task.id, Crashed(message="its process was killed"), force=True
+            )
+        except (ObjectNotFound, PrefectHTTPStatusError):
+            continue  # it ended on its own in the meantime

@@ -1,0 +1,82 @@
+"""Workspaces beside this one: the same stages under other parameters, with one cache for all.
+
+What two of them have in common (the model of a seed, its proxy data, a database) is computed once:
+DVC finds it by its content.
+"""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from dvc.utils.serialize import dump_yaml
+
+from efficientllava.files import replacing
+from efficientllava.parameters import parse_parameters
+from flows.runner.graph import open_repo
+from flows.tracking.tracking import tracking_uri
+
+CODE = ("efficientllava", "tasks")
+# parameters that may name a path, relative to the workspace in which they stand
+PATHS = ("model.source", "proxy.text", "proxy.pairs_source")
+
+
+def changed(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of params.yaml with some parameters changed.
+
+    What the file leaves out stays left out and has its default, as in the pipeline itself.
+
+    Args:
+        values: of params.yaml.
+        changes: value by dotted name.
+
+    Raises:
+        UserError: a changed parameter does not exist, or the outcome cannot work.
+    """
+    result = copy.deepcopy(dict(values))
+    for name, value in changes.items():
+        *sections, last = name.split(".")
+        section = result
+        for each in sections:
+            section = section.setdefault(each, {})
+        section[last] = value
+    parse_parameters(result)
+    return result
+
+
+def make_workspace(root: Path, folder: Path, values: dict[str, Any]) -> None:
+    """Make `folder` a workspace with the code of `root` as it is now and with these parameters.
+
+    What its stages have made before stays.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    ignored = shutil.ignore_patterns("__pycache__")
+    for name in CODE:
+        with replacing(folder / name) as temporary:
+            shutil.copytree(root / name, temporary, ignore=ignored)
+    for name in ("dvc.yaml", ".dvcignore"):
+        shutil.copyfile(root / name, folder / name)
+    _absolute(values, root, PATHS)
+    tracking = parse_parameters(values).tracking
+    values.setdefault("tracking", {})["uri"] = tracking_uri(tracking, root)
+    dump_yaml(str(folder / "params.yaml"), values)
+    with open_repo(root) as repo:
+        cache = repo.cache.local_cache_dir
+    (folder / ".dvc").mkdir(exist_ok=True)
+    settings = (root / ".dvc" / "config").read_text(encoding="utf-8")
+    settings = settings.replace("[core]\n", "[core]\n    no_scm = true\n")
+    settings = settings.replace("[cache]\n", f"[cache]\n    dir = {cache}\n")
+    (folder / ".dvc" / "config").write_text(settings, encoding="utf-8")
+
+
+def _absolute(values: dict[str, Any], root: Path, names: Iterable[str]) -> None:
+    pairs = (name.partition(".") for name in names)
+    places = [(values.get(section, {}), last) for section, _, last in pairs]
+    data = values.get("evaluation", {}).get("data", {})
+    for section, name in [*places, *((data, benchmark) for benchmark in data)]:
+        value = section.get(name, "embedded")
+        if value != "embedded" and (root / value).exists():
+            section[name] = str((root / value).resolve())

@@ -1,0 +1,1 @@
+"""MLflow: what is logged of each model, runs, versions and the champion."""

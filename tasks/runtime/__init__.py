@@ -1,0 +1,1 @@
+"""What all stages share: parameters, workspace lock, devices, executors, progress."""

@@ -1,0 +1,221 @@
+"""What all stages share: read params.yaml, check it, hold the workspace, tell errors."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from efficientllava.errors import UserError
+from efficientllava.parameters import Parameters, parse_parameters
+from efficientllava.progress import Progress
+from tasks.runtime.check import check_cell, check_device, check_parameters, check_spelling
+from tasks.runtime.environment import use_threads
+from tasks.runtime.progress import reporter
+from tasks.runtime.workspace import end_with_starter, workspace_lock
+
+PARAMETERS = Path("params.yaml")
+ARTIFACTS = Path("artifacts")
+WORK = Path(".work")
+EFFECTIVE = ARTIFACTS / "parameters.json"
+"""All parameters, defaults included, as DVC compares them; the stage `parameters` writes it."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a stage's function is given.
+
+    Attributes:
+        parameters: all of params.yaml.
+        progress: the callback for long work.
+        method, ratio: of a stage that exists once per pruned model; empty and 0 otherwise.
+    """
+
+    parameters: Parameters
+    progress: Progress
+    method: str = ""
+    ratio: float = 0.0
+
+    @property
+    def cell(self) -> str:
+        """The name of the pruned model's folders, as dvc.yaml spells it: METHOD-RATIO."""
+        return f"{self.method}-{self.ratio:g}"
+
+    def folder(self, stage: str) -> Path:
+        """Where a stage of this pruned model writes: artifacts/STAGE/METHOD-RATIO."""
+        return ARTIFACTS / stage / self.cell
+
+
+def read_parameters(path: Path = PARAMETERS) -> Parameters:
+    """Read and check params.yaml.
+
+    Raises:
+        UserError: as `read_values`, or it says something that cannot work.
+    """
+    values = read_values(path)
+    parameters = parse_parameters(values, where=str(path))
+    check_spelling(values.get("ratios", []))
+    check_parameters(parameters)
+    return parameters
+
+
+def read_values(path: Path = PARAMETERS) -> Any:
+    """What params.yaml holds, read as DVC reads it (1e-3 is a number).
+
+    Raises:
+        UserError: the file is missing or is no YAML.
+    """
+    from dvc.utils.serialize import ParseError, load_yaml
+
+    try:
+        values = load_yaml(str(path))
+    except FileNotFoundError as error:
+        raise UserError(
+            "no such file", where=str(path), remedy="start in the clone's folder"
+        ) from error
+    except (ParseError, UnicodeDecodeError) as error:
+        cause = error.__cause__ or error
+        raise UserError(f"not valid YAML ({' '.join(str(cause).split())})", str(path)) from error
+    return _plain(values)
+
+
+def _plain(value: Any) -> Any:
+    """The reader's own number and mapping types as Python's."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return value
+
+
+def run_stage(work: Callable[[Stage], None], per_model: bool = False) -> None:
+    """Run a stage as this process: exit 0, or 2 with a message for what the user can mend.
+
+    Args:
+        work: the stage; imports whatever is heavy itself, so that bad parameters are told at once.
+        per_model: the stage is for one model: that of `--method` and `--ratio`, or the cell of
+            the matrix that DVC runs.
+    """
+    parser = argparse.ArgumentParser(description=sys.modules[work.__module__].__doc__)
+    if per_model:
+        parser.add_argument("--method")
+        parser.add_argument("--ratio", type=float)
+    sys.exit(guarded(lambda: _run(work, parser.parse_args())))
+
+
+def _run(work: Callable[[Stage], None], arguments: argparse.Namespace) -> None:
+    name = work.__module__.rpartition(".")[2]
+    if name == "__main__":
+        name = Path(sys.argv[0]).stem
+    end_with_starter()
+    parameters = read_parameters()
+    chosen = _model(parameters, arguments) if "method" in arguments else {}
+    _check_effective(parameters, name)
+    use_threads(parameters.machine.threads)
+    check_device(parameters)
+    label = " ".join([name, *map(str, chosen.values())])
+    with workspace_lock(f"stage {label}"), reporter(label) as progress:
+        work(Stage(parameters, progress, **chosen))
+
+
+def _model(parameters: Parameters, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Method and ratio: as given, or those of the cell in the name of the stage that DVC runs.
+
+    DVC gives a stage's command to a shell, so no parameter's value may stand in it.
+
+    Raises:
+        UserError: the cell is none of params.yaml's, or the method and the ratio cannot be.
+    """
+    if arguments.method is not None and arguments.ratio is not None:
+        check_cell(parameters, arguments.method, arguments.ratio)
+        return {"method": arguments.method, "ratio": arguments.ratio}
+    cell = os.environ.get("DVC_STAGE", "").rpartition("@")[2]
+    if arguments.method is None and arguments.ratio is None:
+        for method, ratio in product(parameters.methods, parameters.ratios):
+            if cell == f"{method}-{ratio:g}":
+                return {"method": method, "ratio": ratio}
+    raise UserError(
+        f"{cell!r} is no model of params.yaml" if cell else "which model is not said",
+        where="params.yaml, methods and ratios",
+        remedy="give --method and --ratio, or start the stage by `dvc repro STAGE@METHOD-RATIO`",
+    )
+
+
+def _check_effective(parameters: Parameters, stage: str) -> None:
+    """Under DVC, params.yaml must say what DVC compares and writes down in dvc.lock.
+
+    Raises:
+        UserError: params.yaml has been changed since the stage `parameters` ran.
+    """
+    if "DVC_STAGE" not in os.environ or stage == "parameters" or not EFFECTIVE.is_file():
+        return
+    if json.loads(EFFECTIVE.read_text("utf-8")) != parameters.model_dump(mode="json"):
+        raise UserError(
+            "has changed since the stage `parameters` read it",
+            where=str(PARAMETERS),
+            remedy="run `dvc repro parameters` first, or all of `dvc repro`",
+        )
+
+
+def guarded(run: Callable[[], None]) -> int:
+    """Run; whatever fails, the last finished outputs are there again afterwards.
+
+    Returns:
+        The exit code: 0; 2 with a message on stderr for what the user can mend; 130 when
+        interrupted. Anything else is a defect and is raised.
+    """
+    try:
+        run()
+        return 0
+    except BaseException as error:
+        kept = restore_outputs()
+        if (message := _told(error)) is None:
+            raise
+        print(f"error: {message}", file=sys.stderr)
+        if kept:
+            print(f"  kept as it was: {', '.join(kept)}", file=sys.stderr)
+        return 130 if isinstance(error, KeyboardInterrupt) else 2
+
+
+def _told(error: BaseException) -> str | None:
+    """What to tell the user; None for a defect of ours."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted\n  -> start again: it goes on from here"
+    # a library that writes past efficientllava.files
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"the disk is full ({error})\n  -> free some space and start again"
+    return None
+
+
+def restore_outputs() -> list[str]:
+    """Bring back the outputs that DVC removed before it ran this stage, from its cache.
+
+    A failed stage so leaves the workspace as it was. Returns the paths that were brought back;
+    nothing outside of DVC, or when the stage never finished before.
+    """
+    if "DVC_STAGE" not in os.environ:
+        return []
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    restored = []
+    try:
+        with Repo() as repo:
+            for output in repo.stage.load_one(name=os.environ["DVC_STAGE"]).outs:
+                # half of a new version is no output: the last finished one takes its place
+                gone = not output.exists
+                if output.hash_info and (gone or output.changed_checksum()):
+                    output.checkout(force=True)
+                    restored.append(str(output))
+    except (DvcException, OSError):
+        pass  # on the way out of an error that matters more
+    return restored
