@@ -102,6 +102,28 @@ def test_an_older_complete_database_is_left_alone(whole: Path, tmp_path: Path) -
     assert file_digest(old) == before and not list(tmp_path.glob("*.unfinished"))
 
 
+def test_a_database_of_an_older_mlflow_is_left_to_mlflow(tmp_path: Path) -> None:
+    """Its tables are those of an earlier schema, as a killed maker's are; but it holds a run's."""
+    from alembic import command
+    from mlflow.store.db.utils import InitialBase, _get_alembic_config
+    from sqlalchemy import create_engine
+
+    old = tmp_path / "old.db"
+    engine = create_engine(f"sqlite:///{old}")
+    InitialBase.metadata.create_all(engine)
+    config = _get_alembic_config(f"sqlite:///{old}")
+    command.upgrade(config, "89d4b8295536")
+    engine.dispose()
+    with closing(sqlite3.connect(old)) as database, database:
+        database.execute("INSERT INTO experiments (experiment_id, name) VALUES (7, 'theirs')")
+    before = file_digest(old)
+    assert make_whole(f"sqlite:///{old}") is None
+    assert file_digest(old) == before and list(tmp_path.iterdir()) == [old]
+    with closing(sqlite3.connect(old)) as database, database:
+        database.execute("DELETE FROM experiments")
+    assert store._is_unfinished(old)  # without it, it is what a killed maker leaves
+
+
 def test_what_is_not_ours_is_left_alone(tmp_path: Path) -> None:
     other, text = tmp_path / "other.db", tmp_path / "text.db"
     with closing(sqlite3.connect(other)) as database, database:
