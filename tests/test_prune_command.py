@@ -24,7 +24,8 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from efficientllava import cli, prune_command
+from efficientllava import cli
+from efficientllava.commands import prune as prune_command
 from efficientllava.commands.estimate import Estimate
 from efficientllava.errors import UserError
 from efficientllava.files import folder_digest, write_json
@@ -45,7 +46,8 @@ FAST = [
 KILLED = """
 import json, os, shutil, signal, sys
 from contextlib import contextmanager
-from efficientllava import cli, files, prune_command
+from efficientllava import cli, files
+from efficientllava.commands import prune as prune_command
 
 def command(arguments, moment, log):
     'Runs the command in a process of its own, which kills itself at a moment.'
