@@ -6,18 +6,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from efficientllava.allocation.unfinished import unfinished
-from efficientllava.calibration.opened import block_by_block
-from efficientllava.data.proxy import ProxyData, load_proxy
-from efficientllava.database.build import build_database
-from efficientllava.database.solutions import MANIFEST, Database, open_database
 from efficientllava.files import folder_digest, read_json, value_digest
 from efficientllava.parameters import Parameters
 from efficientllava.progress import Progress, silent
+
+if TYPE_CHECKING:
+    # torch is imported when weights are needed: for the same ratio everywhere they are not
+    import torch
+
+    from efficientllava.data.proxy import ProxyData
+    from efficientllava.database.solutions import Database
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class Context:
     @cached_property
     def proxy(self) -> ProxyData:
         """The proxy data, read once."""
+        from efficientllava.data.proxy import load_proxy
+
         return load_proxy(self.proxy_folder)
 
     @cached_property
@@ -58,6 +61,8 @@ class Context:
 
     def database(self, levels: Sequence[float]) -> Database:
         """The OBS database with these levels, opened; what it lacks is built."""
+        from efficientllava.database.solutions import open_database
+
         return open_database(self.database_folders(levels), levels)
 
     def database_folders(self, levels: Sequence[float]) -> list[Path]:
@@ -69,6 +74,10 @@ class Context:
         Raises:
             UserError: see `build_database`; the model does not fit on the device.
         """
+        from efficientllava.calibration.opened import block_by_block
+        from efficientllava.database.build import build_database
+        from efficientllava.database.solutions import MANIFEST
+
         parameters = self.parameters
         root = unfinished(self.work, "database", parameters.machine) / self.database_key
         at = {

@@ -36,7 +36,13 @@ from efficientllava.models.weight_files import (
 SHARD_BYTES = 5 * 10**9
 """Larger checkpoints are saved in shards of this size."""
 
-WEIGHTS_AND_RECORDS = ("config.json", "generation_config.json", INDEX, "training.json")
+WEIGHTS_AND_RECORDS = (
+    "config.json",
+    "generation_config.json",
+    INDEX,
+    "training.json",
+    "matrices.json",
+)
 """JSON files of a checkpoint that are not its processor's."""
 
 PROCESSOR_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
