@@ -11,15 +11,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open, serialize_file
 
 from efficientllava.errors import UserError
 
 UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG)
+
+if TYPE_CHECKING:
+    # half of the stages write JSON and pictures alone: torch takes two seconds
+    import torch
 
 
 @contextmanager
@@ -165,9 +167,14 @@ def read_json(path: Path) -> Any:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Write tensors as safetensors, whole or not at all."""
+    """Write tensors as safetensors, whole or not at all; a file without any takes no torch."""
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with replacing(Path(path)) as temporary:
+        if not contiguous:
+            serialize_file({}, str(temporary))
+            return
+        from safetensors.torch import save_file
+
         save_file(contiguous, temporary)
 
 
@@ -177,6 +184,8 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
     Raises:
         UserError: the file is missing, truncated or no safetensors.
     """
+    from safetensors.torch import load_file
+
     try:
         return load_file(path)
     except FileNotFoundError as error:

@@ -24,7 +24,7 @@ from prefect.utilities.urls import url_for
 from efficientllava.errors import UserError
 from efficientllava.parameters import Parameters
 from flows.runner.console import say_failures_once
-from flows.runner.graph import Node, read_graph
+from flows.runner.graph import Changes, Node, read_graph
 from flows.runner.live import Values
 from flows.runner.recording import RECORDING, leave
 from flows.runner.stages import USER_ERROR, Call, StageFailure, Watchers, run_stage
@@ -206,7 +206,7 @@ def _pipeline(root: Path, parameters: Parameters, until: tuple[str, ...]) -> Sta
     run = Run(root, nodes, tracking)
     try:
         with SearchCluster(parameters.machine) as cluster:
-            call = Call(root, Watchers(run.starts, run.step), cluster.environment)
+            call = Call(root, Changes(root), Watchers(run.starts, run.step), cluster.environment)
             for number, node in enumerate(nodes):
                 run.stage(node, call)
                 cell = cell_of(node)

@@ -1,7 +1,7 @@
 """Stage `model`: put the checkpoint that is to be pruned in artifacts/model.
 
 In:  params model; artifacts/questions when the embedded model is trained
-Out: artifacts/model/ (a transformers checkpoint), with training.json (metrics)
+Out: artifacts/model/ (a transformers checkpoint), with training.json (metrics) and matrices.json
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ def take(given: Path, folder: Path) -> None:
     from efficientllava.files import replacing, write_json
     from efficientllava.models.checkpoint import check_tokenizer, load_model, load_processor
     from efficientllava.models.families import adapter_for
+    from efficientllava.models.matrix_names import MATRICES
     from efficientllava.models.own_files import checkpoint_files, require_room
 
     files = checkpoint_files(given)
@@ -62,6 +63,7 @@ def take(given: Path, folder: Path) -> None:
             temporary / "training.json",
             {"prunable_matrices": len(matrices), "prunable_weights": sum(m.size for m in matrices)},
         )
+        write_json(temporary / MATRICES, [matrix.name for matrix in matrices])
 
 
 if __name__ == "__main__":

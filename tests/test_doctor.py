@@ -13,8 +13,9 @@ import pytest
 from typer.testing import CliRunner
 
 import efficientllava.cli
+from efficientllava import extras
 from efficientllava.cli import app, commands
-from efficientllava.commands import doctor, extras
+from efficientllava.commands import doctor
 from efficientllava.errors import UserError
 from efficientllava.extras import missing_package
 from tests.test_light_core import WITHOUT_EXTRAS

@@ -6,19 +6,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from efficientllava.allocation.unfinished import unfinished
-from efficientllava.calibration.opened import block_by_block
-from efficientllava.data.proxy import ProxyData, load_proxy
-from efficientllava.database.build import build_database
-from efficientllava.database.solutions import MANIFEST, Database, open_database
 from efficientllava.files import folder_digest, read_json, value_digest
 from efficientllava.models.source import CHECKPOINT_FILES
 from efficientllava.parameters import Parameters
 from efficientllava.progress import Progress, silent
+
+if TYPE_CHECKING:
+    # torch is imported when weights are needed: for the same ratio everywhere they are not
+    import torch
+
+    from efficientllava.data.proxy import ProxyData
+    from efficientllava.database.solutions import Database
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ class Context:
     @cached_property
     def proxy(self) -> ProxyData:
         """The proxy data, read once."""
+        from efficientllava.data.proxy import load_proxy
+
         return load_proxy(self.proxy_folder)
 
     @cached_property
@@ -63,6 +66,8 @@ class Context:
 
     def database(self, levels: Sequence[float]) -> Database:
         """The OBS database with these levels, opened; what it lacks is built."""
+        from efficientllava.database.solutions import open_database
+
         return open_database(self.database_folders(levels), levels)
 
     def database_folders(self, levels: Sequence[float]) -> list[Path]:
@@ -74,6 +79,9 @@ class Context:
         Raises:
             UserError: see `build_database`; the model does not fit on the device.
         """
+        from efficientllava.calibration.opened import block_by_block
+        from efficientllava.database.build import build_database
+
         parameters, root = self.parameters, self._databases
         at = self.built_levels()
         if any(round(level, 4) not in at for level in levels):
@@ -107,6 +115,8 @@ class Context:
 
     def built_levels(self) -> dict[float, Path]:
         """The folder of every level whose OBS solutions are there already."""
+        from efficientllava.database.solutions import MANIFEST
+
         return {
             level: manifest.parent
             for manifest in sorted(self._databases.glob(f"*/{MANIFEST}"))

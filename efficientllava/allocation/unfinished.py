@@ -5,10 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-import torch
-
 import efficientllava
-from efficientllava.offload.devices import describe, require_device
 from efficientllava.parameters import MachineParameters
 
 DECISIVE = (
@@ -26,6 +23,8 @@ DECISIVE = (
 
 def code_digest() -> str:
     """sha256 of torch's version and of all code that decides results."""
+    import torch
+
     digest = hashlib.sha256(f"{torch.__version__}\n".encode())
     library = Path(efficientllava.__file__).parent
     for folder in DECISIVE:
@@ -38,6 +37,8 @@ def code_digest() -> str:
 def unfinished(work: Path, name: str, machine: MachineParameters) -> Path:
     """The folder below `work` for unfinished work of a kind: one for each code, torch, threads
     and device."""
+    from efficientllava.offload.devices import describe, require_device
+
     device = describe(require_device(machine.device))
     key = f"{code_digest()} {machine.threads} {device}"
     return work / name / hashlib.sha256(key.encode()).hexdigest()[:16]

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from efficientllava.allocation.context import Allocation, Context
-from efficientllava.models.checkpoint import skeleton
-from efficientllava.models.families import adapter_for
+from efficientllava.models.matrix_names import matrix_names
 
 
 def uniform(context: Context) -> Allocation:
     """Every matrix at the target ratio."""
-    names = [matrix.name for matrix in adapter_for(skeleton(context.model)).matrices]
-    policy = dict.fromkeys(names, context.ratio)
+    policy = dict.fromkeys(matrix_names(context.model), context.ratio)
     return Allocation(policy, "uniform", summary={"mean_sparsity": context.ratio})

@@ -12,6 +12,7 @@ import hashlib
 import random
 import re
 import sysconfig
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -131,10 +132,16 @@ def _is_prose(words: list[str]) -> bool:
     """No code, no tables: at least a dozen words, nearly all of them plain."""
     if len(words) < 12:
         return False
-    text = " ".join(words)
-    plain = sum(character.isalpha() or character in " ,.;:'" for character in text)
     plain_words = sum(word.strip(",.;:'").isalpha() for word in words)
-    return plain / len(text) >= 0.93 and plain_words / len(words) >= 0.85
+    if plain_words / len(words) < 0.85:
+        return False
+    text = " ".join(words)
+    plain = sum(
+        count
+        for character, count in Counter(text).items()
+        if character.isalpha() or character in " ,.;:'"
+    )
+    return plain / len(text) >= 0.93
 
 
 def _documents() -> Iterator[str]:
@@ -160,9 +167,15 @@ def _docstrings(path: Path) -> Iterator[str]:
     except (OSError, SyntaxError, ValueError):  # templates and the like
         return
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    for node in ast.walk(tree):
+    # statements alone, and not the expressions in them, which hold no definitions
+    left: list[ast.AST] = [tree]
+    while left:
+        node = left.pop()
         if isinstance(node, documented) and (text := ast.get_docstring(node)):
             yield text
+        for part in ("body", "orelse", "finalbody", "handlers", "cases"):
+            if isinstance(inside := getattr(node, part, ()), list):
+                left += inside
 
 
 def _read_file(path: Path) -> str:

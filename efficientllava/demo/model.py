@@ -29,7 +29,9 @@ from efficientllava.demo.training import (
     train_vision_tower,
 )
 from efficientllava.models.checkpoint import save_checkpoint
+from efficientllava.models.families import adapter_for
 from efficientllava.models.likelihood import choice_likelihoods
+from efficientllava.models.matrix_names import MATRICES
 from efficientllava.parameters import EmbeddedParameters
 from efficientllava.progress import Progress
 
@@ -73,7 +75,8 @@ def train_embedded(
         validation = read_questions(questions_folder, "val")
         metrics = _validation_metrics(model, processor, validation, progress)
     record = {"validation": metrics, "parameters": parameters.model_dump(mode="json")}
-    save_checkpoint(model, processor, folder, {TRAINING_RECORD: record})
+    names = [matrix.name for matrix in adapter_for(model).matrices]
+    save_checkpoint(model, processor, folder, {TRAINING_RECORD: record, MATRICES: names})
     return metrics
 
 

@@ -37,7 +37,13 @@ from efficientllava.terminal import quiet_transformers
 SHARD_BYTES = 5 * 10**9
 """Larger checkpoints are saved in shards of this size."""
 
-WEIGHTS_AND_RECORDS = ("config.json", "generation_config.json", INDEX, "training.json")
+WEIGHTS_AND_RECORDS = (
+    "config.json",
+    "generation_config.json",
+    INDEX,
+    "training.json",
+    "matrices.json",
+)
 """JSON files of a checkpoint that are not its processor's."""
 
 PROCESSOR_FILES = ("*.json", "*.jinja", "*.model", "*.txt")

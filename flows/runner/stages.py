@@ -13,7 +13,7 @@ from prefect.states import Cancelled, Completed, Failed, State
 
 from efficientllava.errors import UserError
 from flows.runner.console import terminal_bar
-from flows.runner.graph import Node, restore_outputs, why
+from flows.runner.graph import Changes, Node, restore_outputs
 from flows.runner.live import LiveView, Values
 from flows.runner.process import StageProcess, reproduce
 from tasks.runtime.progress import SHOWN
@@ -52,9 +52,14 @@ class Call:
     """What a stage task needs beside the stage; opaque to Prefect, which copies dataclasses."""
 
     def __init__(
-        self, root: Path, watchers: Watchers, environment: Callable[[Node], dict[str, str]]
+        self,
+        root: Path,
+        changes: Changes,
+        watchers: Watchers,
+        environment: Callable[[Node], dict[str, str]],
     ) -> None:
-        self.root, self.watchers, self.environment = root, watchers, environment
+        self.root, self.changes = root, changes
+        self.watchers, self.environment = watchers, environment
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
@@ -69,11 +74,12 @@ def run_stage(node: Node, blocked_by: list[str], call: Call) -> State[Any]:
     if blocked_by:
         return Cancelled(name="NotRun", message=f"not run because of {', '.join(blocked_by)}")
     try:
-        reason = why(call.root, node.name)
+        reason = call.changes.why(node.name)
     except UserError as error:
         return _failed(StageFailure(node.name, USER_ERROR, str(error)))
     if reason is None:
         return Completed(name="Cached", message="nothing it depends on has changed")
+    call.changes.stage_runs()
     logger.info("%s runs because: %s", node.name, reason)
     call.watchers.starts(node)
     try:

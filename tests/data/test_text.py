@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from efficientllava.data.text import (
+    _docstrings,
     embedded_text,
     held_out_segments,
     read_text,
@@ -139,3 +140,14 @@ def test_embedded_text_does_not_depend_on_the_process() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True
     )
     assert told.stdout.strip() == hashlib.sha256(embedded_text().encode()).hexdigest()
+
+
+def test_docstrings_are_found_wherever_a_definition_can_stand(tmp_path: Path) -> None:
+    file = tmp_path / "module.py"
+    file.write_text(
+        '"""1"""\nif x:\n def a():\n  """2"""\nelse:\n class B:\n  """3"""\n  async def c(self):\n'
+        '   """4"""\ntry:\n def d(): "5"\nexcept E:\n def e(): "6"\nelse:\n def f(): "7"\n'
+        'finally:\n def g(): "8"\nwhile x:\n with y:\n  for z in y:\n   def h(): "9"\n'
+        'match x:\n case 1:\n  def i(): "10"\nj = [lambda: "no", "no", f"{x}"]\n'
+    )
+    assert sorted(_docstrings(file), key=int) == [str(number) for number in range(1, 11)]

@@ -24,6 +24,9 @@ from efficientllava.demo.tokenizer import build_tokenizer
 from efficientllava.demo.training import image_features, normalise
 from efficientllava.errors import UserError
 from efficientllava.files import folder_digest
+from efficientllava.models.checkpoint import skeleton
+from efficientllava.models.families import adapter_for
+from efficientllava.models.matrix_names import matrix_names
 from efficientllava.parameters import EmbeddedParameters
 from efficientllava.progress import Event, silent
 
@@ -178,3 +181,27 @@ def test_a_vocabulary_too_small_for_the_questions_is_refused() -> None:
 def test_answer_text_is_the_training_s_answer(questions_folder: Path) -> None:
     for question in read_questions(questions_folder, "test"):
         assert answer_text(question) == question.choices[question.answer]
+
+
+def test_names_of_the_matrices_lie_beside_the_weights(tmp_path: Path) -> None:
+    """The same ratio for all of them is allotted without loading the model, or torch."""
+    model = tmp_path / "model"
+    write_questions(tmp_path / "questions", PARAMETERS, silent)
+    train_embedded(model, PARAMETERS, tmp_path / "questions", silent)
+    script = (
+        "import json, sys; from pathlib import Path\n"
+        "from efficientllava.allocation.context import Context\n"
+        "from efficientllava.allocation.uniform import uniform\n"
+        "from efficientllava.parameters import Parameters\n"
+        "context = Context(Path(sys.argv[1]), Path('none'), 0.5, Parameters(), Path('none'))\n"
+        "policy = uniform(context).policy\n"
+        "assert not {'torch', 'transformers'} & set(sys.modules)\n"
+        "print(json.dumps(policy))\n"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", script, str(model)], capture_output=True, text=True, check=True
+    )
+    matrices = adapter_for(skeleton(model)).matrices
+    assert json.loads(told.stdout) == {matrix.name: 0.5 for matrix in matrices}
+    (model / "matrices.json").unlink()
+    assert matrix_names(model) == [matrix.name for matrix in matrices]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from dvc.utils.serialize import load_yaml
 
 from efficientllava.parameters import Parameters
 from tasks.report import SHOWN
+from tasks.runtime.stage import _model
 from tests.tasks.conftest import ROOT
 
 STAGES: dict[str, Any] = load_yaml(str(ROOT / "dvc.yaml"))["stages"]
@@ -92,6 +94,22 @@ def test_what_a_stage_lists_exists(stage: str) -> None:
 def test_no_parameter_stands_in_a_command(stage: str) -> None:
     """DVC gives a command to a shell."""
     assert "$" not in STAGES[stage]["cmd"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_of_one_model_says_which(stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the cell of its matrix or, the dense model, in its command."""
+    _, _, module, *arguments = STAGES[stage]["cmd"].split()
+    if "per_model=True" not in (ROOT / f"{module.replace('.', '/')}.py").read_text("utf-8"):
+        assert not arguments and "matrix" not in STAGES[stage]
+        return
+    cell = "@efficientllava-0.5" if "matrix" in STAGES[stage] else ""
+    monkeypatch.setenv("DVC_STAGE", f"{stage}{cell}")
+    given = dict(zip(arguments[::2], arguments[1::2], strict=True))
+    ratio = float(given["--ratio"]) if "--ratio" in given else None
+    chosen = _model(Parameters(), Namespace(method=given.get("--method"), ratio=ratio))
+    expected = ("efficientllava", 0.5) if cell else ("dense", 0.0)
+    assert (chosen["method"], chosen["ratio"]) == expected
 
 
 @pytest.mark.parametrize("file", ["params.yaml", "tests/smallest_params.yaml"])
