@@ -22,10 +22,10 @@ from transformers import (
 from efficientllava.errors import UserError
 from efficientllava.files import read_json, replacing, stored_numbers, write_json
 from efficientllava.models.families import FAMILIES, Family, require_family
-from efficientllava.models.image_tokens import check_image_size, fit_image_tokens
-from efficientllava.models.llava_images import use_original_images
-from efficientllava.models.still_images import processor_class
-from efficientllava.models.text_processor import TextProcessor
+from efficientllava.models.processors.image_tokens import check_image_size, fit_image_tokens
+from efficientllava.models.processors.llava_images import use_original_images
+from efficientllava.models.processors.still_images import processor_class
+from efficientllava.models.processors.text_processor import TextProcessor
 from efficientllava.models.weight_files import (
     INDEX,
     check_finite,

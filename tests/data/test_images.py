@@ -13,7 +13,7 @@ from efficientllava.benchmarks.records import Record
 from efficientllava.data.questions import Question
 from efficientllava.errors import UserError
 from efficientllava.export.assistant import read_image
-from efficientllava.models.llava_images import original_images
+from efficientllava.models.processors.llava_images import original_images
 
 RAMP = np.tile(np.arange(256, dtype=np.uint8), (3, 1))
 """All greys of 8 bits [3, 256]."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from efficientllava.errors import UserError
-from flows.runner.graph import why
+from flows.runner.graph import Changes
 
 COMMAND = "/usr/bin/dvc repro --single-item model"
 
@@ -39,13 +39,13 @@ def test_a_number_that_is_somebody_else_s_now(toy: Path, sleeper: int, kind: str
     path = lock(toy, sleeper, kind=kind)
     os.utime(path, (1e9, 1e9))  # long before the sleeper was started
     with pytest.raises(UserError) as told:
-        why(toy, "model") if kind == "write" else _write(toy)
+        Changes(toy).why("model") if kind == "write" else _write(toy)
     message = str(told.value)
     assert f"process {sleeper} (`{COMMAND}`)" in message
     assert f"{sleeper} is now `sleep 61`" in message
     assert f"rm {path}" in message and "the lock is stale" in message
     path.unlink()  # as it says
-    assert why(toy, "model") == "it has not run yet"
+    assert Changes(toy).why("model") == "it has not run yet"
 
 
 def _write(root: Path) -> None:
@@ -66,7 +66,7 @@ def _write(root: Path) -> None:
 def test_a_process_that_may_hold_it_is_named(toy: Path, sleeper: int) -> None:
     path = lock(toy, sleeper)
     with pytest.raises(UserError) as told:
-        why(toy, "model")
+        Changes(toy).why("model")
     message = str(told.value)
     assert (
         f"process {sleeper} (`{COMMAND}`) holds a lock; process {sleeper} is `sleep 61`" in message
@@ -79,7 +79,7 @@ def test_a_process_that_is_gone_is_forgotten(toy: Path) -> None:
     gone = subprocess.Popen(["true"])
     gone.wait()
     lock(toy, gone.pid)
-    assert why(toy, "model") == "it has not run yet"
+    assert Changes(toy).why("model") == "it has not run yet"
 
 
 @pytest.mark.parametrize("content", ["", '{"write": {"a', '{"written": 1}'])
@@ -87,5 +87,5 @@ def test_half_a_list_of_locks(toy: Path, content: str) -> None:
     path = lock(toy, os.getpid())
     path.write_text(content)
     with pytest.raises(UserError, match="half of it") as told:
-        why(toy, "model")
+        Changes(toy).why("model")
     assert f"rm {path}" in str(told.value)

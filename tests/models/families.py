@@ -55,8 +55,8 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
 from efficientllava.models.families import FAMILIES
-from efficientllava.models.still_images import still_image_class
-from efficientllava.models.text_processor import TextProcessor
+from efficientllava.models.processors.still_images import still_image_class
+from efficientllava.models.processors.text_processor import TextProcessor
 
 TEXT = {
     "hidden_size": 24,

@@ -12,7 +12,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaProces
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from efficientllava.models.checkpoint import load_processor
-from efficientllava.models.llava_images import original_images
+from efficientllava.models.processors.llava_images import original_images
 from tests.export.conftest import tiny_processor
 from tests.models.families import tokenizer
 

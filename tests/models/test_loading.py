@@ -13,7 +13,7 @@ import torch
 from efficientllava.errors import UserError
 from efficientllava.models.checkpoint import load_model, save_checkpoint
 from efficientllava.models.loading import load
-from efficientllava.models.text_processor import TextProcessor
+from efficientllava.models.processors.text_processor import TextProcessor
 from tests.models.families import TINY
 
 

@@ -8,7 +8,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from efficientllava.files import read_json
 from efficientllava.models.checkpoint import save_checkpoint
-from efficientllava.models.text_processor import TextProcessor
+from efficientllava.models.processors.text_processor import TextProcessor
 from tests.tasks.conftest import Here, Workspace
 
 STAGES = ("model", "proxy", "database", "search", "prune", "evaluate")
