@@ -22,7 +22,7 @@ def test_checking_names_loads_nothing_heavy() -> None:
     """params.yaml is refused at once: the import of torch alone would take longer."""
     code = (
         "import sys\n"
-        "from efficientllava.parameters import parse_parameters\n"
+        "from efficientllava.parsing import parse_parameters\n"
         "names = ['scienceqa', 'scienceqa_img', 'vizwiz', 'mmvet', 'llava_bench']\n"
         "data = dict.fromkeys(names, 'folder')\n"
         "parse_parameters({'evaluation': {'benchmarks': names, 'data': data}})\n"
