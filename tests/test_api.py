@@ -15,9 +15,9 @@ import torch
 
 import efficientllava.api
 from efficientllava import Result, calibration_data, load, prune
-from efficientllava.allocation import context
 from efficientllava.cli import commands
 from efficientllava.data.proxy import ProxyData
+from efficientllava.database import build as database
 from efficientllava.errors import UserError
 from efficientllava.files import folder_digest
 from efficientllava.models.checkpoint import save_checkpoint
@@ -135,13 +135,13 @@ def test_calls_share_a_database(
 ) -> None:
     """No level of a matrix is solved twice for the database, whatever ratio and method ask."""
     built: list[list[float]] = []
-    build = context.build_database
+    build = database.build_database
 
     def counted(adapter: Any, proxy: Any, levels: list[float], *others: Any) -> Any:
         built.append(list(levels))
         return build(adapter, proxy, levels, *others)
 
-    monkeypatch.setattr(context, "build_database", counted)
+    monkeypatch.setattr(database, "build_database", counted)
     vlm = load(folder)
     data = small_data(vlm)
     events: list[Event] = []

@@ -36,7 +36,9 @@ def site(tmp_path: Path) -> Path:
     folder = tmp_path / "site"
     information = folder / "abacus-1.0.dist-info"
     information.mkdir(parents=True)
-    (folder / "abacus.py").write_text(code, encoding="utf-8")
+    (folder / "my_package").mkdir()
+    (folder / "my_package" / "__init__.py").write_text("")
+    (folder / "my_package" / "runtime.py").write_text(code, encoding="utf-8")
     (information / "METADATA").write_text("Metadata-Version: 2.1\nName: abacus\nVersion: 1.0\n")
     (information / "entry_points.txt").write_text(f"[{group}]\n{name} = {target}\n")
     return folder
