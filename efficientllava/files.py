@@ -205,7 +205,7 @@ def stored_numbers(path: Path) -> int:
         UserError: the file is no safetensors.
     """
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework="np") as file:
             return sum(prod(file.get_slice(name).get_shape()) for name in file.keys())
     except SafetensorError as error:
         raise UserError(f"not a complete safetensors file ({error})", where=str(path)) from error

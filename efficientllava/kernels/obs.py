@@ -31,6 +31,9 @@ from efficientllava.kernels.precision import full_float32
 
 Kernel = Literal["auto", "eager", "compiled", "triton"]
 
+EAGER_UP_TO = 2**14
+"""Weights of a matrix up to which "auto" on a CPU takes the eager path: compiling takes seconds."""
+
 
 def prune(
     weight: torch.Tensor,
@@ -66,7 +69,8 @@ def prune_levels(
         group_size: m of an n:m pattern (n = ratio * m); None for unstructured.
         kernel: "eager" is plain torch operations on any device; "compiled" gives the same bits on
             a CPU in float32 by torch.get_num_threads() threads; "triton" is for CUDA in float32
-            and group sizes 2, 4, 8, 16, 32; "auto" takes the fastest that can.
+            and group sizes 2, 4, 8, 16, 32; "auto" takes the fastest that can; for
+            matrices of up to `EAGER_UP_TO` weights on a CPU that is "eager".
 
     Returns:
         [matrix][level] -> [out_i, in] in the matrix's dtype, with exactly round(ratio * numel)
@@ -78,7 +82,8 @@ def prune_levels(
             no whole number of zeros per group; a kernel is asked for where it cannot run.
     """
     plan = _plan(weights, levels, factor.dead.cpu(), block_size, group_size)
-    chosen = _kernel_for(kernel, factor.upper, group_size)
+    largest = max(weight.numel() for weight in weights)
+    chosen = _kernel_for(kernel, factor.upper, group_size, largest)
     if chosen == "compiled":
         solutions = _prune_compiled(weights, levels, factor, plan)
     elif chosen == "triton":
@@ -120,7 +125,9 @@ def _plan(
     return Plan([0, *accumulate(heights)], starts, quotas, counts, group_size)
 
 
-def _kernel_for(kernel: Kernel, upper: torch.Tensor, group_size: int | None) -> Kernel:
+def _kernel_for(
+    kernel: Kernel, upper: torch.Tensor, group_size: int | None, largest: int
+) -> Kernel:
     """The kernel that runs: for "auto" the fastest that can, else the one asked for if it can."""
     device, precision = upper.device.type, str(upper.dtype).removeprefix("torch.")
     missing = {"compiled": "", "triton": ""}
@@ -135,7 +142,8 @@ def _kernel_for(kernel: Kernel, upper: torch.Tensor, group_size: int | None) -> 
         missing["triton"] = "needs the package triton: pip install efficientllava[gpu]"
     if kernel == "auto":
         fastest: Kernel = "triton" if device == "cuda" else "compiled"
-        return "eager" if missing[fastest] else fastest
+        small = fastest == "compiled" and largest <= EAGER_UP_TO
+        return "eager" if missing[fastest] or small else fastest
     if missing.get(kernel):
         raise UserError(
             f"the {kernel} kernel {missing[kernel]}",

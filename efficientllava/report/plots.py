@@ -14,6 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from efficientllava.errors import UserError
 from efficientllava.report.theme import LIGHT, Theme, figure, quiet, readable_on
+from efficientllava.report.trajectory import trajectory
 
 _KINDS = (
     "q_proj",
@@ -111,35 +112,6 @@ def convergence_plot(
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         handles, labels = made.axes[0].get_legend_handles_labels()
         made.legend(handles, labels, loc="outside upper right", ncols=3)
-
-
-def trajectory(
-    history: Sequence[Mapping[str, Any]],
-) -> tuple[
-    list[int], dict[str, list[float]], dict[str, list[float]], list[Mapping[str, Any]] | None
-]:
-    """Rounds, the best and the mean of each, and the uniform policy as last measured."""
-    names = ("risk", "loss", "complexity")
-    rounds = sorted({int(row["round"]) for row in history})
-    best: dict[str, list[float]] = {name: [] for name in names}
-    mean: dict[str, list[float]] = {name: [] for name in names}
-    uniform: list[Mapping[str, Any]] = []
-    latest: dict[tuple[float, ...], Mapping[str, Any]] = {}
-    projector = 0
-    uniform_row = next((row for row in history if row.get("origin") == "uniform"), None)
-    for number in rounds:
-        rows = [row for row in history if int(row["round"]) == number]
-        # under a new projector only what was measured with it counts
-        if any(row.get("projector", 0) != projector for row in rows):
-            projector, latest = rows[0].get("projector", 0), {}
-        latest.update({tuple(row["policy"]): row for row in rows})
-        leader = min(latest.values(), key=lambda row: row["risk"])
-        for name in names:
-            best[name].append(float(leader[name]))
-            mean[name].append(float(np.mean([row[name] for row in rows])))
-        if uniform_row is not None:
-            uniform.append(latest.get(tuple(uniform_row["policy"]), uniform_row))
-    return rounds, best, mean, uniform or None
 
 
 def policy_plot(

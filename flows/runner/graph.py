@@ -112,6 +112,26 @@ def _messages(error: BaseException) -> str:
     return ": ".join(parts)
 
 
+def why(root: Path, stage: str) -> str | None:
+    """Why a stage has to run; None when nothing it depends on has changed.
+
+    Raises:
+        UserError: DVC cannot tell, e.g. because a file it depends on is missing.
+    """
+    with open_repo(root) as repo:
+        try:
+            found = _load(repo, stage)
+            never_ran = not any(out.hash_info for out in found.outs)
+            status = repo.status(targets=[stage]).get(stage)
+            if not status:
+                return None
+            reasons = [*_changed_parameters(found), *_reasons(status)]
+        except DvcException as error:
+            about_locks = lock_error(error, Path(repo.tmp_dir), stage)
+            raise about_locks or UserError(_messages(error), where=f"stage {stage}") from error
+    return "it has not run yet" if never_ran else "; ".join(reasons)
+
+
 class Changes:
     """Says what has changed since stages ran.
 
@@ -121,42 +141,24 @@ class Changes:
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._known: dict[str, Any] | None = None
-        self._running = False
+        self._changed: set[str] | None = None
+        self._each = False
 
     def stage_runs(self) -> None:
         """A stage is about to run: what is known of those behind it is no longer true."""
-        self._known, self._running = None, True
+        self._changed, self._each = None, True
 
     def why(self, stage: str) -> str | None:
-        """Why a stage has to run; None when nothing it depends on has changed.
-
-        Raises:
-            UserError: DVC cannot tell, e.g. because a file it depends on is missing.
-        """
-        if self._known is not None and stage not in self._known:
+        """See `why`."""
+        if self._changed is None and not self._each:
+            with open_repo(self._root) as repo:
+                try:
+                    self._changed = set(repo.status())
+                except DvcException:  # one of the stages cannot be read: that one says so below
+                    self._each = True
+        if self._changed is not None and stage not in self._changed:
             return None
-        with open_repo(self._root) as repo:
-            try:
-                status = self._status(repo, stage)
-                if not status:
-                    return None
-                found = _load(repo, stage)
-                never_ran = not any(out.hash_info for out in found.outs)
-                reasons = [*_changed_parameters(found), *_reasons(status)]
-            except DvcException as error:
-                about_locks = lock_error(error, Path(repo.tmp_dir), stage)
-                raise about_locks or UserError(_messages(error), where=f"stage {stage}") from error
-        return "it has not run yet" if never_ran else "; ".join(reasons)
-
-    def _status(self, repo: Repo, stage: str) -> list[Any]:
-        if self._known is None and not self._running:
-            try:
-                self._known = repo.status()
-            except DvcException:  # one of the stages cannot be read: that one says so below
-                self._running = True
-        known = repo.status(targets=[stage]) if self._known is None else self._known
-        return list(known.get(stage, ()))
+        return why(self._root, stage)
 
 
 def _changed_parameters(stage: Any) -> Iterator[str]:

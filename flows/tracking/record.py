@@ -129,7 +129,8 @@ def read_record(root: Path, nodes: list[Node], cell: str) -> ModelRecord:
             made_by.update(node.depends_on)
     with open_repo(root) as repo:
         parameter_files: set[str] = set()  # logged as parameters: of a file only what a stage uses
-        stages = {node: repo.stage.collect(node.name)[0] for node in nodes if node.name in made_by}
+        found = {stage.addressing: stage for stage in repo.index.stages}  # dvc.lock is read once
+        stages = {node: found[node.name] for node in nodes if node.name in made_by}
         for stage in stages.values():
             for dependency in stage.deps:
                 if isinstance(dependency, ParamsDependency):
@@ -208,7 +209,7 @@ def _rounds(file: Path) -> dict[int, dict[str, float]]:
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line]
     if not rows or not {"round", "risk", "policy"} <= rows[0].keys():
         return {}
-    from efficientllava.report.plots import trajectory
+    from efficientllava.report.trajectory import trajectory
 
     numbers, best, mean, _ = trajectory(rows)
     return {

@@ -206,3 +206,10 @@ def test_the_whole_search_is_the_same_bit_for_bit(tmp_path: Path) -> None:
     assert plain.policy == fast.policy
     assert plain.history == fast.history
     assert all(torch.equal(plain.projector[name], fast.projector[name]) for name in fast.projector)
+
+
+def test_small_matrices_are_not_worth_compiling_for() -> None:
+    upper = torch.eye(8)
+    assert obs._kernel_for("auto", upper, None, obs.EAGER_UP_TO) == "eager"
+    assert obs._kernel_for("auto", upper, None, obs.EAGER_UP_TO + 1) == "compiled"
+    assert obs._kernel_for("compiled", upper, None, 1) == "compiled"

@@ -56,7 +56,7 @@ def draw_conversation(
         for _ in range(length * 4):
             item = ask(draw)
             known = any(item.question == other.question for other in items)
-            if split_of(item.key) == split and not known:
+            if not known and split_of(item.key) == split:
                 items.append(item)
                 if len(items) == length:
                     break
