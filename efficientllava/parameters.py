@@ -236,7 +236,7 @@ class PruneParameters(Section):
 class SearchParameters(Section):
     """Evolution of the pruning policy (Algorithm 1) and of the projector."""
 
-    candidates: int = Field(16, ge=2, description="candidates a round (paper: 16)")
+    candidates: int = Field(16, ge=2, description="policies of a round (paper: 16): round 1 evaluates them all; from round 2 on `candidates - survivors` new policies are evaluated, at least one, beside the survivors")
     rounds: int = Field(10, ge=1, description="rounds (paper: 10)")
     survivors: int = Field(4, ge=1, description="the top k that stay and have offspring")
     mutation: float = Field(
