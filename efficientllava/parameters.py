@@ -337,7 +337,7 @@ class EvaluationParameters(Section):
         {}, description="splits other than the published ones, by benchmark"
     )
     style: Literal["llava_v1_5", "llava_sqa"] = Field(
-        "llava_v1_5", description="how ScienceQA's questions are put: as to LLaVA-1.5 or to LLaVA-SQA"
+        "llava_v1_5", description="how the model was trained: decides how ScienceQA's questions are put, and whether a LLaVA's images are padded (`llava_v1_5`) or cropped (`llava_sqa`) where its config.json has no `image_aspect_ratio`"
     )
     questions: int | None = Field(None, ge=1, description="number of test questions; null for all")
     batch_size: int = Field(64, ge=1, description="questions in a forward pass")
