@@ -92,7 +92,7 @@ def load_model(
 
     Args:
         dtype: of the weights; the checkpoint's own when None.
-        device: where all of it goes; `models.blocks_on_disk` brings a part of it there.
+        device: where all of it goes; `offload.blocks_on_disk` brings a part of it there.
 
     Raises:
         UserError: as `check_checkpoint`; weights missing or of another shape than the
