@@ -48,7 +48,7 @@ class MachineParameters(Section):
         description="threads of one process; results are bit-for-bit the same only at the same number",
     )
     device: str = Field(
-        "cpu", pattern=r"^(cpu|cuda(:[0-9]+)?)$", description="what database, search, prune and evaluate compute on: cpu, cuda or cuda:N; another device gives the same results only to a tolerance"
+        "cpu", pattern=r"^(cpu|cuda(:[0-9]+)?)$", description="what search (with its database), prune and evaluate compute on: cpu, cuda or cuda:N; another device gives the same results only to a tolerance"
     )
     device_memory: float | None = Field(
         None, gt=0.0, description="GiB of the GPU that may be used; null takes what is free. What does not fit is streamed; changes no result"
@@ -236,7 +236,7 @@ class PruneParameters(Section):
 class SearchParameters(Section):
     """Evolution of the pruning policy (Algorithm 1) and of the projector."""
 
-    candidates: int = Field(16, ge=2, description="candidates a round (paper: 16)")
+    candidates: int = Field(16, ge=2, description="policies of a round (paper: 16): round 1 evaluates them all; from round 2 on `candidates - survivors` new policies are evaluated, at least one, beside the survivors")
     rounds: int = Field(10, ge=1, description="rounds (paper: 10)")
     survivors: int = Field(4, ge=1, description="the top k that stay and have offspring")
     mutation: float = Field(
@@ -337,7 +337,7 @@ class EvaluationParameters(Section):
         {}, description="splits other than the published ones, by benchmark"
     )
     style: Literal["llava_v1_5", "llava_sqa"] = Field(
-        "llava_v1_5", description="how ScienceQA's questions are put: as to LLaVA-1.5 or to LLaVA-SQA"
+        "llava_v1_5", description="how the model was trained: decides how ScienceQA's questions are put, and whether a LLaVA's images are padded (`llava_v1_5`) or cropped (`llava_sqa`) where its config.json has no `image_aspect_ratio`"
     )
     questions: int | None = Field(None, ge=1, description="number of test questions; null for all")
     batch_size: int = Field(64, ge=1, description="questions in a forward pass")

@@ -75,7 +75,8 @@ def _measure(stage: Stage, model: Any, checkpoint: Path, folder: Path) -> None:
     from efficientllava.files import folder_digest, replacing, write_json, write_text
     from efficientllava.models.checkpoint import load_processor
 
-    wanted, processor = stage.parameters.evaluation, load_processor(checkpoint)
+    wanted = stage.parameters.evaluation
+    processor = load_processor(checkpoint, wanted.style)
     key = folder_digest(checkpoint) if wanted.named_benchmarks else ""
     results = {
         name: _benchmark(stage, name, model, processor, key) for name in wanted.named_benchmarks

@@ -1,6 +1,7 @@
 """Stage `export@METHOD-RATIO`: ONNX graphs, their parity with PyTorch, their speed.
 
-In:  params export; artifacts/pruned/METHOD-RATIO, artifacts/model, artifacts/questions
+In:  params export, evaluation.style; artifacts/pruned/METHOD-RATIO, artifacts/model,
+     artifacts/questions
 Out: artifacts/export/METHOD-RATIO/ (vision.onnx, prefill.onnx, decode.onnx,
      embeddings.safetensors, the processor's files, export.json); export.json alone, with the
      reason, of a model that is not exported
@@ -29,6 +30,7 @@ def export(stage: Stage) -> None:
         stage.folder("export"),
         wanted,
         stage.progress,
+        stage.parameters.evaluation.style,
     )
     for runtime, row in record["runtimes"].items():
         if not row["available"]:

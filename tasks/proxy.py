@@ -2,7 +2,7 @@
 
 A model that takes no images gets no pairs.
 
-In:  params proxy; artifacts/model (tokenizer, processor), artifacts/questions
+In:  params proxy, evaluation.style; artifacts/model (tokenizer, processor), artifacts/questions
 Out: artifacts/proxy/ (segments.safetensors, pairs.safetensors, manifest.json)
 """
 
@@ -24,7 +24,7 @@ def proxy(stage: Stage) -> None:
     from efficientllava.models.families import require_family
 
     wanted = stage.parameters.proxy
-    processor = load_processor(ARTIFACTS / "model")
+    processor = load_processor(ARTIFACTS / "model", stage.parameters.evaluation.style)
     text = read_text(wanted.text)
     segments = sample_segments(
         processor.tokenizer, text, wanted.segments, wanted.segment_length, wanted.seed

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import ast
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
-from dvc.utils.serialize import parse_yaml
+from dvc.utils.serialize import load_yaml, parse_yaml
 
 from efficientllava.models.families import FAMILIES
 from efficientllava.parameters import Parameters
@@ -70,3 +71,61 @@ def test_your_own_model_and_data_names_every_choice() -> None:
     text = (ROOT / "docs" / "own_model_and_data.md").read_text(encoding="utf-8")
     missing = [name for name in ("embedded", *BENCHMARKS, *FAMILIES) if f"`{name}`" not in text]
     assert not missing
+
+
+def architecture() -> str:
+    return (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+
+
+def test_architecture_s_tree_is_the_folders_own_words() -> None:
+    """One line a folder: the first line of its docstring."""
+    tree, above = {}, Path()
+    for line in architecture().split("```")[1].strip().splitlines():
+        folder, _, text = line.strip().partition("/ ")
+        above = above if line.startswith(" ") else Path(folder)
+        tree[above / folder if line.startswith(" ") else above] = text.strip()
+    tops = [Path(name) for name in ("flows", "tasks", "efficientllava", "bench", "tools")]
+    below = [
+        path.relative_to(ROOT).parent for top in tops for path in ROOT.glob(f"{top}/*/__init__.py")
+    ]
+    assert set(tree) == {*tops, *below}
+    for folder, text in tree.items():
+        module = ast.parse((ROOT / folder / "__init__.py").read_text(encoding="utf-8"))
+        assert text == (ast.get_docstring(module) or "").partition("\n")[0], folder
+
+
+def test_architecture_s_layers_are_those_that_are_checked() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    contracts = settings["tool"]["importlinter"]["contracts"]
+    [layers] = [each["layers"] for each in contracts if "containers" in each]
+    assert architecture().split("```")[3].strip().splitlines() == layers
+
+
+def test_architecture_s_stages_are_those_of_dvc_yaml() -> None:
+    table = architecture().partition("## Stages")[2].partition("\n`parameters` checks")[0]
+    rows = [line.split(" | ")[0] for line in table.splitlines() if line.startswith("| `")]
+    named = [name for row in rows for name in re.findall(r"`([^`]+)`", row)]
+    stages = load_yaml(str(ROOT / "dvc.yaml"))["stages"]
+    assert named == [
+        f"{name}@METHOD-RATIO" if "matrix" in stage else name for name, stage in stages.items()
+    ]
+
+
+GONE = re.compile(
+    r"artifacts/database|search\.(workers|threads|early_stop)|\bsearch/[a-z_]+\.py"
+    r"|stages? `database`|`database`,? (and|or) `|`database`, `search`"
+)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_no_page_speaks_of_what_is_gone(page: Path) -> None:
+    """The database is no stage, and what changes no result lies in `machine`."""
+    assert not GONE.search(page.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_files_that_are_named_exist(page: Path) -> None:
+    """`models/families.py` is a file of the library, `flows/serve.py` one of the clone."""
+    text = page.read_text(encoding="utf-8")
+    for name in re.findall(r"`([a-z_]+/[a-z_/]+\.py)`", text):
+        assert (ROOT / name).is_file() or (ROOT / "efficientllava" / name).is_file(), name

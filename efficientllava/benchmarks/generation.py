@@ -18,6 +18,7 @@ from efficientllava.errors import UserError
 from efficientllava.files import file_digest, value_digest
 from efficientllava.models.batches import batch_inputs, reads_token_types
 from efficientllava.models.families import require_family
+from efficientllava.models.processors.llava_images import crops_images
 from efficientllava.progress import Event, Progress
 
 
@@ -42,7 +43,7 @@ def generate_answers(
     """The model's answers, stripped, without special tokens, in the order of the questions.
 
     Decoding is greedy (do_sample=False, num_beams=1), padding on the left. An answer that the
-    journal holds for the same model, prompt, image and length is not asked for again.
+    journal holds for the same model, prompt, prepared image and length is not asked for again.
 
     Args:
         model_key: digest of the model's weights.
@@ -50,7 +51,7 @@ def generate_answers(
     Raises:
         UserError: an image cannot be used, or the processor refuses a prompt.
     """
-    keys = [_key(model, each, model_key, new_tokens) for each in asked]
+    keys = [_key(model, processor, each, model_key, new_tokens) for each in asked]
     waiting = [
         (key, each) for key, each in zip(keys, asked, strict=True) if key not in journal.texts
     ]
@@ -68,7 +69,7 @@ def generate_answers(
     return [journal.texts[key] for key in keys]
 
 
-def _key(model: Any, each: Asked, model_key: str, new_tokens: int) -> str:
+def _key(model: Any, processor: Any, each: Asked, model_key: str, new_tokens: int) -> str:
     image = each.record.image
     if isinstance(image, Path):
         if not image.is_file():
@@ -78,6 +79,8 @@ def _key(model: Any, each: Asked, model_key: str, new_tokens: int) -> str:
         digest = hashlib.sha256(image).hexdigest() if image is not None else ""
     # answers that such models gave without their token types depended on the batch: asked anew
     read = ["token types"] if reads_token_types(model) else []
+    # a LLaVA that pads keeps the keys of its earlier answers
+    read += ["cropped"] if image is not None and crops_images(processor) else []
     return value_digest([model_key, _prompt(model, each), digest, new_tokens, *read])
 
 

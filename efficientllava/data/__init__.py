@@ -1,1 +1,1 @@
-"""Proxy data, benchmark records and the embedded data."""
+"""Text, questions, images and prompts; proxy data made of them."""

@@ -47,6 +47,7 @@ def export_model(
     folder: Path,
     parameters: ExportParameters,
     progress: Progress = silent,
+    style: str | None = None,
 ) -> dict[str, Any]:
     """Export a checkpoint, hold it against PyTorch and time it against the dense model.
 
@@ -57,6 +58,7 @@ def export_model(
     Args:
         prompts: answered end to end and compared token by token; the first
             `parameters.answers` of them.
+        style: see `load_processor`.
 
     Returns:
         What export.json holds.
@@ -77,7 +79,7 @@ def export_model(
         if (reason := not_exportable(path)) is not None:
             progress(Event("export", total, total, {"step": "not exported", "reason": reason}))
             return _record_reason(reason, folder, parameters)
-    model, processor = load_model(checkpoint, torch.float32), load_processor(checkpoint)
+    model, processor = load_model(checkpoint, torch.float32), load_processor(checkpoint, style)
     references = [
         reference_answer(model, processor, prompt, parameters.new_tokens, parameters.prompt_tokens)
         for prompt in prompts[: parameters.answers]

@@ -23,7 +23,7 @@ from efficientllava.errors import UserError
 from efficientllava.files import read_json, replacing, stored_numbers, write_json
 from efficientllava.models.families import FAMILIES, Family, require_family
 from efficientllava.models.processors.image_tokens import check_image_size, fit_image_tokens
-from efficientllava.models.processors.llava_images import use_original_images
+from efficientllava.models.processors.llava_images import pads_images, use_original_images
 from efficientllava.models.processors.still_images import processor_class
 from efficientllava.models.processors.text_processor import TextProcessor
 from efficientllava.models.weight_files import (
@@ -92,7 +92,7 @@ def load_model(
 
     Args:
         dtype: of the weights; the checkpoint's own when None.
-        device: where all of it goes; `models.blocks_on_disk` brings a part of it there.
+        device: where all of it goes; `offload.blocks_on_disk` brings a part of it there.
 
     Raises:
         UserError: as `check_checkpoint`; weights missing or of another shape than the
@@ -190,13 +190,18 @@ def _without_weights(folder: Path, family: Family) -> PreTrainedModel:
 
 
 @quiet_transformers()
-def load_processor(folder: Path) -> ProcessorMixin | TextProcessor:
+def load_processor(folder: Path, style: str | None = None) -> ProcessorMixin | TextProcessor:
     """Load a checkpoint's processor (tokenizer and image processor; PIL, no torchvision).
 
     Of a text-only model it is its tokenizer in a `TextProcessor`.
 
-    The one place that decides how images are prepared: LLaVA-1.5's are padded as in its training
-    (`llava_images`), and the number of image tokens is made to fit the vision tower.
+    The one place that decides how images are prepared: LLaVA-1.5's are padded and LLaVA-SQA's
+    cropped as in training (`llava_images`), and the number of image tokens is made to fit the
+    vision tower.
+
+    Args:
+        style: `evaluation.style`; decides between the two where config.json has no
+            `image_aspect_ratio`. None stands for LLaVA-1.5.
 
     Raises:
         UserError: the folder holds none, or one that cannot be used.
@@ -223,7 +228,7 @@ def load_processor(folder: Path) -> ProcessorMixin | TextProcessor:
             remedy="the folder needs the tokenizer and processor files of its model",
         ) from error
     if config.model_type == "llava":
-        use_original_images(processor)
+        use_original_images(processor, pads_images(config, style))
     fit_image_tokens(processor, config, str(folder))
     return processor
 

@@ -60,7 +60,7 @@ class ModelRecord:
     Attributes:
         cell: `METHOD-RATIO` or `dense`: the name of its run.
         parameters: dotted name -> value, of every stage that made it.
-        inputs: outputs of the stages it shares with others: data, dense model, database.
+        inputs: outputs of the stages it shares with others: questions, dense model, proxy data.
         outputs: outputs of its own stages.
         metrics: `STAGE/dotted.name` -> number, from its own stages' metrics files.
         rounds: number of the round -> name -> number, from its search history.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaProces
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from efficientllava.models.checkpoint import load_processor
-from efficientllava.models.processors.llava_images import original_images
+from efficientllava.models.processors.llava_images import crops_images, original_images
 from tests.export.conftest import tiny_processor
 from tests.models.families import tokenizer
 
@@ -55,6 +57,14 @@ def original(image: Image.Image, side: int = 336) -> np.ndarray:
         size={"shortest_edge": side}, crop_size={"height": side, "width": side}
     )
     return np.asarray(clip(square, return_tensors="np")["pixel_values"][0])
+
+
+def original_crop(image: Image.Image, side: int = 336) -> np.ndarray:
+    """haotian-liu/LLaVA, `process_images` without padding: CLIPImageProcessor alone."""
+    clip = CLIPImageProcessorPil(
+        size={"shortest_edge": side}, crop_size={"height": side, "width": side}
+    )
+    return np.asarray(clip(image.convert("RGB"), return_tensors="np")["pixel_values"][0])
 
 
 def noise(size: tuple[int, int]) -> Image.Image:
@@ -135,3 +145,60 @@ def test_other_processors_are_left_alone(hub: Path) -> None:
     processor.image_processor.image_mean = [0.5, 0.5, 0.5]
     processor.save_pretrained(hub)
     assert not getattr(load_processor(hub).image_processor, "do_pad", False)
+
+
+STYLES = (None, "llava_v1_5", "llava_sqa")
+ASPECT_RATIOS = {"pad": original, "square": original_crop, None: original_crop}
+"""LLaVA pads where a checkpoint's `image_aspect_ratio` is "pad", and crops otherwise."""
+
+
+def pixels_of(folder: Path, style: str | None, image: Image.Image) -> np.ndarray:
+    processor: Any = load_processor(folder, style)
+    inputs = processor(text=["<image>"], images=[image], return_tensors="pt")
+    assert int((inputs["input_ids"] == processor.image_token_id).sum()) == 24 * 24
+    values: np.ndarray = inputs["pixel_values"][0].numpy()
+    return values
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("mode", ["RGB", "LA", "P"])
+def test_style_of_llava_sqa_crops(hub: Path, style: str | None, mode: str) -> None:
+    expected = original_crop if style == "llava_sqa" else original
+    for size in ((500, 300), (120, 400)):
+        image = noise(size).convert(mode)
+        assert np.array_equal(pixels_of(hub, style, image), expected(image))
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("aspect_ratio", ASPECT_RATIOS)
+def test_config_goes_before_the_style(
+    hub: Path, style: str | None, aspect_ratio: str | None
+) -> None:
+    config = json.loads((hub / "config.json").read_text())
+    (hub / "config.json").write_text(json.dumps({**config, "image_aspect_ratio": aspect_ratio}))
+    image = noise((500, 300))
+    assert np.array_equal(pixels_of(hub, style, image), ASPECT_RATIOS[aspect_ratio](image))
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_style_decides_also_over_a_processor_that_was_saved(
+    hub: Path, tmp_path: Path, style: str | None
+) -> None:
+    """A saved processor pads or crops as it did; loaded again, the style decides anew."""
+    from transformers import AutoProcessor
+
+    image = noise((500, 300))
+    for first in ("llava_sqa", "llava_v1_5"):
+        load_processor(hub, first).save_pretrained(hub)
+        plain = AutoProcessor.from_pretrained(hub, backend="pil")
+        values = plain(text=["<image>"], images=[image], return_tensors="pt")["pixel_values"][0]
+        saved = original_crop if first == "llava_sqa" else original
+        assert np.array_equal(values.numpy(), saved(image))
+        expected = original_crop if style == "llava_sqa" else original
+        assert np.array_equal(pixels_of(hub, style, image), expected(image))
+
+
+def test_cropping_is_known_of_a_processor(hub: Path) -> None:
+    assert crops_images(load_processor(hub, "llava_sqa"))
+    assert not crops_images(load_processor(hub, "llava_v1_5"))
+    assert not crops_images(tiny_processor())

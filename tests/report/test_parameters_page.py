@@ -22,3 +22,9 @@ def test_bounds_and_choices_are_told() -> None:
     row = next(line for line in page.splitlines() if "`search.patience`" in line)
     assert "whole number, at least 1 or null" in row and "`null`" in row
     assert "`text`, `text_and_pairs`" in page
+
+
+def test_candidates_of_later_rounds_are_told() -> None:
+    """From round 2 on the survivors take their places among the candidates of a round."""
+    row = next(line for line in parameters_page().splitlines() if "`search.candidates`" in line)
+    assert "from round 2 on `candidates - survivors` new policies are evaluated" in row

@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from efficientllava.benchmarks.scoring import score_files
+from efficientllava.data.proxy import load_proxy
 from efficientllava.files import read_json
 from efficientllava.registry import BENCHMARKS
 from efficientllava.report.comparison import _scores
@@ -82,3 +85,62 @@ def test_score_command(ready: Workspace, tmp_path: Path) -> None:
     file.write_text(file.read_text()[:-4])
     outcome = ready.run(*command)
     assert_told(outcome, f"line {len(ids)}", "cut off")
+
+
+def black_sides(artifacts: Path) -> None:
+    """Pictures are white with black sides, which a centre crop cuts off; CLIP's mean and std."""
+    for file in (artifacts / "questions").rglob("*.png"):
+        picture = Image.new("RGB", (96, 32))
+        picture.paste((255, 255, 255), (16, 0, 80, 32))
+        picture.save(file)
+    settings = artifacts / "model" / "processor_config.json"
+    values = read_json(settings)
+    values["image_processor"] |= {"image_mean": OPENAI_CLIP_MEAN, "image_std": OPENAI_CLIP_STD}
+    settings.write_text(json.dumps(values))
+
+
+@pytest.mark.parametrize("style", ["llava_v1_5", "llava_sqa"])
+def test_proxy_s_images_are_prepared_as_the_style_says(
+    ready: Workspace, here: Here, style: str
+) -> None:
+    black_sides(ready.folder / "artifacts")
+    ready.set_parameters({"evaluation": {"style": style}})
+    assert here(ready.folder, "tasks.proxy").status == 0
+    pairs = load_proxy(ready.folder / "artifacts" / "proxy").pairs
+    assert pairs is not None
+    only_white = bool((pairs.inputs["pixel_values"] > 1).all())
+    assert only_white == (style == "llava_sqa")
+
+
+def test_answers_are_given_anew_when_images_are_cropped(ready: Workspace, here: Here) -> None:
+    """A changed style leaves VizWiz's prompts as they were, but not the images."""
+    black_sides(ready.folder / "artifacts")
+    picture = next((ready.folder / "artifacts" / "questions").rglob("*.png"))
+    data = ready.folder / "vizwiz"
+    (data / "val").mkdir(parents=True)
+    (data / "val" / "0.png").write_bytes(picture.read_bytes())
+    given = [{"answer": "white", "answer_confidence": "yes"}] * 10
+    row = {"image": "0.png", "question": "What colour?", "answers": given}
+    rest = {"answer_type": "other", "answerable": 1}
+    (data / "val.json").write_text(json.dumps([{**row, **rest}]))
+    asked = {"benchmark": "vizwiz", "data": {"vizwiz": "./vizwiz"}}
+    kept = []
+    for style in ("llava_v1_5", "llava_sqa"):
+        ready.set_parameters(evaluation(**asked, style=style, questions=1))
+        assert here(ready.folder, *DENSE).status == 0
+        [work] = (ready.folder / ".work" / "answers").iterdir()
+        kept.append(len(work.read_text().splitlines()))
+    assert kept == [1, 2]
+
+
+def test_export_prepares_images_as_the_style_says(
+    ready: Workspace, here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Any] = []
+    monkeypatch.setattr(
+        "efficientllava.export.model.export_model",
+        lambda *arguments: given.extend(arguments) or {"runtimes": {}},
+    )
+    ready.set_parameters({"evaluation": {"style": "llava_sqa"}})
+    assert here(ready.folder, "tasks.export", "--method", "magnitude", "--ratio", "0.5").status == 0
+    assert given[-1] == "llava_sqa"

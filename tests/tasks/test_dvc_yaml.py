@@ -121,6 +121,13 @@ def test_proxy_depends_on_no_parameter_of_the_search() -> None:
     assert "search" not in parameters_of("proxy")
 
 
+def test_stages_that_prepare_images_depend_on_the_style() -> None:
+    depending = {
+        name for name in STAGES if {"evaluation", "evaluation.style"} & {*parameters_of(name)}
+    }
+    assert depending == {"proxy", "evaluate_dense", "evaluate", "export", "report"}
+
+
 def test_a_change_of_eta_runs_searches_only() -> None:
     """And the report, whose page shows it. What changes no result is nobody's dependency."""
     assert [name for name in STAGES if "search" in parameters_of(name)] == ["search", "report"]

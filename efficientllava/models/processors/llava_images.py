@@ -1,9 +1,10 @@
-"""Images as LLaVA-1.5 was trained on them: padded to a square, not cropped.
+"""Images as LLaVA was trained on them: LLaVA-1.5 pads to a square, LLaVA-SQA crops the centre.
 
 The original code (haotian-liu/LLaVA, `expand2square` with image_aspect_ratio "pad") converts to
 RGB, pads to a square with the mean colour and hands that to CLIP's image processor; the hub's
-`llava-1.5-*-hf` processors crop the centre instead. The result here equals the original bit for
-bit (tests/models/test_llava_images.py).
+`llava-1.5-*-hf` processors crop the centre instead. Where image_aspect_ratio is not "pad", as in
+LLaVA-SQA's checkpoints, the original code leaves the image to CLIP's processor, which crops the
+centre. Both equal the original bit for bit (tests/models/test_llava_images.py).
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from efficientllava.data.images import as_rgb
 
 IMAGE_SIDE = 336
 ROWS_AT_ONCE = 256
+CROPPING_STYLES = ("llava_sqa",)
+"""Values of `evaluation.style` that name models trained without padding."""
 
 
 def squared(
@@ -57,7 +60,7 @@ def squared(
 
 
 class OriginalLlavaImages(LlavaImageProcessorPil):
-    """transformers' LLaVA image processor with `do_pad`, for images of every mode and size.
+    """transformers' LLaVA image processor, for images of every mode and, with `do_pad`, every size.
 
     It is saved as `LlavaImageProcessor`, which gives the same values for RGB images.
     """
@@ -82,18 +85,42 @@ class OriginalLlavaImages(LlavaImageProcessorPil):
         return {**super().to_dict(), "image_processor_type": "LlavaImageProcessor"}
 
 
-def original_images(side: int = IMAGE_SIDE) -> OriginalLlavaImages:
-    """The image processor of LLaVA-1.5 as it was trained."""
+def original_images(side: int = IMAGE_SIDE, pad: bool = True) -> OriginalLlavaImages:
+    """The image processor of LLaVA-1.5 as it was trained; without `pad`, of LLaVA-SQA."""
     return OriginalLlavaImages(
-        do_pad=True, size={"shortest_edge": side}, crop_size={"height": side, "width": side}
+        do_pad=pad, size={"shortest_edge": side}, crop_size={"height": side, "width": side}
     )
 
 
-def use_original_images(processor: ProcessorMixin) -> bool:
-    """Let a LLaVA-1.5 processor pad as in training, where it crops the centre of CLIP's input.
+def pads_images(config: Any, style: str | None) -> bool:
+    """Whether a LLaVA was trained on padded images.
+
+    Its configuration's `image_aspect_ratio` decides, where it has one: "pad", or anything else for
+    a centre crop. Without it the style decides.
+
+    Args:
+        config: of the checkpoint.
+        style: `evaluation.style`, or None where nobody knows it.
+    """
+    if hasattr(config, "image_aspect_ratio"):
+        return bool(config.image_aspect_ratio == "pad")
+    return style not in CROPPING_STYLES
+
+
+def crops_images(processor: Any) -> bool:
+    """Whether `use_original_images` made the processor crop."""
+    images = getattr(processor, "image_processor", None)
+    return isinstance(images, OriginalLlavaImages) and not images.do_pad
+
+
+def use_original_images(processor: ProcessorMixin, pad: bool = True) -> bool:
+    """Let a LLaVA's processor pad, or crop the centre, as in training; its files may say otherwise.
 
     Processors with another mean, deviation or geometry are left alone: they are of models that
     were trained otherwise.
+
+    Args:
+        pad: see `pads_images`.
 
     Returns:
         Whether the processor was changed.
@@ -110,5 +137,5 @@ def use_original_images(processor: ProcessorMixin) -> bool:
         and size.shortest_edge == crop.height == crop.width
     )
     if like_clip:
-        processor.image_processor = original_images(size.shortest_edge)
+        processor.image_processor = original_images(size.shortest_edge, pad)
     return like_clip
