@@ -7,7 +7,6 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from efficientllava.errors import UserError
 from efficientllava.registry import BENCHMARKS, METHODS, RUNTIMES
 
 Ratio = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -133,9 +132,10 @@ class PruningParameters(Section):
     """Optimal Brain Surgeon."""
 
     pattern: str = Field(
-        "unstructured",
-        pattern=r"^(unstructured|[0-9]+:[0-9]+)$",
-        description="`unstructured`, or n:m: n zeros (not n kept weights) in every m consecutive weights of a row, e.g. 2:4; it fixes `ratios` to n/m",
+        "unstructured", pattern=r"^(unstructured|[0-9]+:[0-9]+)$", description="`unstructured`, or n:m: n zeros (not n kept weights) in every m consecutive weights of a row, e.g. 2:4; it fixes `ratios` to n/m, and a search varies nothing"
+    )
+    patterns: tuple[Annotated[str, Field(pattern=r"^[0-9]+:[0-9]+$")], ...] | None = Field(
+        None, description='n:m patterns of one m that a search gives to single matrices, in quotes: ["1:4", "2:4", "3:4"]. Its levels are then their n/m, `search.offsets` do not apply, `ratios` lie between them; other methods need one of them'
     )
     block_size: int = Field(
         128, ge=1, description="columns pruned together before the columns to the right are updated"
@@ -147,14 +147,10 @@ class PruningParameters(Section):
         "text_and_pairs", description="what Hessians are accumulated on (paper: text)"
     )
     calibration_tokens: Literal["text", "all", "text_and_drifting_visual"] = Field(
-        "all",
-        description="tokens of image-text pairs that Hessians see: text alone, all, or text and the visual tokens that a block changes most",
+        "all", description="tokens of image-text pairs that Hessians see: text alone, all, or text and the visual tokens that a block changes most"
     )
     drifting_share: float = Field(
-        0.1,
-        gt=0.0,
-        le=1.0,
-        description="share of a sample's visual tokens that `text_and_drifting_visual` takes",
+        0.1, gt=0.0, le=1.0, description="share of a sample's visual tokens that `text_and_drifting_visual` takes"
     )
     precision: Literal["float32", "float64"] = Field(
         "float32", description="precision of the factorisation and of the column loop"
@@ -174,38 +170,67 @@ class PruningParameters(Section):
         return self
 
     @model_validator(mode="after")
-    def pattern_fits_block_size(self) -> Self:
-        if (zeros_of_group := self.zeros_of_group) is not None:
-            zeros, group = zeros_of_group
+    def patterns_fit(self) -> Self:
+        if self.patterns is not None and self.pattern != "unstructured":
+            raise ValueError(f"pattern {self.pattern} and patterns contradict each other: give one")
+        if self.patterns == () or len({group for _, group in self.groups}) > 1:
+            raise ValueError("patterns must name at least one n:m, all of the same m")
+        if len(set(self.groups)) != len(self.groups):
+            raise ValueError("patterns name one twice")
+        for zeros, group in self.groups:
             if not 0 < zeros < group:
-                raise ValueError(f"pattern {self.pattern}: n must lie between 1 and m - 1")
+                raise ValueError(f"pattern {zeros}:{group}: n must lie between 1 and m - 1")
             if self.block_size % group:
                 raise ValueError(
                     f"block_size {self.block_size} is not a multiple of {group}: groups of pattern "
-                    f"{self.pattern} would be cut; use {self.block_size // group * group or group}"
+                    f"{zeros}:{group} would be cut; use {self.block_size // group * group or group}"
                 )
         return self
 
     @property
-    def zeros_of_group(self) -> tuple[int, int] | None:
-        """(n, m) of an n:m pattern; None when unstructured."""
-        if self.pattern == "unstructured":
-            return None
-        zeros, group = self.pattern.split(":")
-        return int(zeros), int(group)
+    def groups(self) -> list[tuple[int, int]]:
+        """(n, m) of `pattern`, or of each of `patterns` by rising n; empty when unstructured."""
+        single = () if self.pattern == "unstructured" else (self.pattern,)
+        named = [pattern.split(":") for pattern in self.patterns or single]
+        return sorted((int(zeros), int(group)) for zeros, group in named)
 
     @property
     def group_size(self) -> int | None:
-        """m of an n:m pattern; None when unstructured."""
-        return None if self.zeros_of_group is None else self.zeros_of_group[1]
+        """m of the n:m patterns; None when unstructured."""
+        return self.groups[0][1] if self.groups else None
+
+    @property
+    def named(self) -> str:
+        """The pattern or the set as messages name it, e.g. "patterns 1:4, 2:4"."""
+        if self.patterns is None:
+            return f"pattern {self.pattern}"
+        return "patterns " + ", ".join(f"{zeros}:{group}" for zeros, group in self.groups)
+
+    def misfit(self, ratio: float, method: str) -> tuple[str, str] | None:
+        """Why a method cannot meet a ratio with the n:m patterns, and which it can; None if it can.
+
+        Only a method that searches gives matrices different patterns of a set.
+        """
+        shares = [zeros / group for zeros, group in self.groups]
+        mixes = "database" in METHODS[method].needs
+        fits = any(abs(ratio * group - zeros) <= 1e-6 for zeros, group in self.groups)
+        if fits or not shares or (mixes and shares[0] < ratio < shares[-1]):
+            return None
+        told = f"ratio {ratio} contradicts pruning.{self.named}, "
+        if self.patterns is None:
+            zeros, group = self.groups[0]
+            return f"{told}which is {zeros} zeros in every group of {group}", f"{shares[0]:.10g}"
+        if mixes:
+            return f"{told}which {method} mixes", f"from {shares[0]:.10g} to {shares[-1]:.10g}"
+        one = ", ".join(f"{share:.10g}" for share in shares)
+        return f"{told}of which {method} gives all matrices the same one", one
 
 
 class PruneParameters(Section):
     """What only the final pruning needs: a change here builds no database again."""
 
     refine: Literal["none", "least_squares", "admm"] = Field(
-        "none",
-        description="solve for the kept weights again on the final mask of the OBS methods: exactly, or by ADMM",
+        "none", description="solve for the kept weights again on the final mask of the OBS methods: exactly, or by ADMM"
     )
     outlier_threshold: float = Field(
         5.0, gt=1.0, description="owl: an outlier is this many times the mean |w| * ||x|| of a block"
@@ -214,21 +239,17 @@ class PruneParameters(Section):
         0.08, ge=0.0, le=0.5, description="owl: ratios differ by at most twice this between blocks"
     )
     protect_first: int = Field(
-        0,
-        ge=0,
-        description="llm_pruner: first blocks that stay whole; above 0 removed parts are stored as zeros",
+        0, ge=0, description="llm_pruner: first blocks that stay whole; above 0 removed parts are stored as zeros"
     )
     protect_last: int = Field(0, ge=0, description="llm_pruner: last blocks that stay whole, too")
     keep_last_block: bool = Field(
-        True,
-        description="short_lvlm, shortgpt, sleb: never remove the last block (the first never goes)",
+        True, description="short_lvlm, shortgpt, sleb: never remove the last block (the first never goes)"
     )
     important_tokens: float = Field(
         0.2, gt=0.0, le=1.0, description="short_lvlm: share of tokens per modality that ranks blocks"
     )
     compensation: Literal["scp", "replaceme", "none"] = Field(
-        "scp",
-        description="short_lvlm: what is folded into the block before removed ones (published: scp)",
+        "scp", description="short_lvlm: what is folded into the block before removed ones (published: scp)"
     )
     components: int = Field(8, ge=1, description="short_lvlm: singular vectors that scp keeps")
 
@@ -243,13 +264,10 @@ class SearchParameters(Section):
         0.1, ge=0.0, le=1.0, description="probability that a gene moves one level"
     )
     offsets: tuple[float, ...] = Field(
-        (-0.1, -0.05, 0.0, 0.05, 0.1),
-        min_length=1,
-        description="levels a matrix may take, relative to the target ratio",
+        (-0.1, -0.05, 0.0, 0.05, 0.1), min_length=1, description="levels a matrix may take, relative to the target ratio"
     )
     band: tuple[float, float] = Field(
-        (0.0, 0.01),
-        description="allowed mean sparsity, relative to the target ratio (paper: [-0.01, 0.01])",
+        (0.0, 0.01), description="allowed mean sparsity, relative to the target ratio (paper: [-0.01, 0.01])"
     )
     granularity: Literal["matrix", "block"] = Field(
         "matrix", description="one ratio per matrix, or one per decoder block"
@@ -269,8 +287,7 @@ class SearchParameters(Section):
     eta: float = Field(0.5, ge=0.0, description="weight of the structural risk (paper: 0.5)")
     evolve_projector: bool = Field(True, description="evolve the vision projector between rounds")
     projector_loss: Literal["kl", "nll"] = Field(
-        "kl",
-        description="projector's loss: KL to the dense model, or negative log-likelihood of the answers",
+        "kl", description="projector's loss: KL to the dense model, or negative log-likelihood of the answers"
     )
     projector_steps: int = Field(8, ge=1, description="AdamW steps a round")
     projector_learning_rate: float = Field(1e-4, gt=0.0, description="AdamW learning rate")
@@ -279,15 +296,10 @@ class SearchParameters(Section):
         5, ge=1, description="nearest neighbours in the importance weight, equation (7)"
     )
     multi_step: float = Field(
-        1.0,
-        gt=0.0,
-        le=1.0,
-        description="share of the proxy on which all offspring are scored first; 1 turns it off",
+        1.0, gt=0.0, le=1.0, description="share of the proxy on which all offspring are scored first; 1 turns it off"
     )
     multi_step_keep: int = Field(
-        8,
-        ge=1,
-        description="offspring that are scored on the whole proxy when multi_step is below 1",
+        8, ge=1, description="offspring that are scored on the whole proxy when multi_step is below 1"
     )
     patience: int | None = Field(None, ge=1, description="stop after this many rounds without gain")
     max_seconds: float | None = Field(
@@ -460,40 +472,25 @@ class Parameters(Section):
         misfits = [name for name in self.methods if not METHODS[name].takes_pattern]
         if self.pruning.group_size is not None and misfits:
             raise ValueError(
-                f"pruning.pattern {self.pruning.pattern} cannot be had from {', '.join(misfits)}: "
+                f"pruning.{self.pruning.named} cannot be had from {', '.join(misfits)}: "
                 "use `unstructured`, or leave them out of methods"
             )
         return self
 
     @model_validator(mode="after")
     def pattern_fits_ratios(self) -> Self:
-        if (zeros_of_group := self.pruning.zeros_of_group) is not None:
-            zeros, group = zeros_of_group
+        for name in self.methods:
             for ratio in self.ratios:
-                if abs(ratio * group - zeros) > 1e-6:
-                    raise ValueError(
-                        f"ratio {ratio} contradicts pruning.pattern {self.pruning.pattern}, which is "
-                        f"{zeros} zeros in every group of {group}: use ratios: [{zeros / group:.10g}]"
-                    )
+                if (misfit := self.pruning.misfit(ratio, name)) is not None:
+                    raise ValueError(f"{misfit[0]}: use ratios: [{misfit[1]}]")
         return self
 
     def levels(self, ratio: float) -> list[float]:
         """The ratios a matrix may take at a target ratio: C of the paper, clipped to [0, 1].
 
-        Raises:
-            UserError: an n:m pattern cannot meet a level.
+        With n:m these are the patterns' n/m alone: one pattern leaves nothing to vary.
         """
+        if self.pruning.groups:
+            return [zeros / group for zeros, group in self.pruning.groups]
         levels = sorted({round(ratio + offset, 4) for offset in self.search.offsets})
-        levels = [level for level in levels if 0.0 <= level <= 1.0]
-        group = self.pruning.group_size
-        if group is not None:
-            for level in levels:
-                if abs(level * group - round(level * group)) > 1e-6:
-                    raise UserError(
-                        f"level {level} is no whole number of zeros in a group of {group}",
-                        where="params.yaml, search.offsets",
-                        remedy=f"with pruning.pattern {self.pruning.pattern} use offsets that are "
-                        f"multiples of 1/{group}, e.g. [{-1 / group:g}, 0, {1 / group:g}]; with [0] "
-                        "every matrix has the pattern's own number of zeros",
-                    )
-        return levels
+        return [level for level in levels if 0.0 <= level <= 1.0]

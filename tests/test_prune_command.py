@@ -197,6 +197,14 @@ BAD: dict[str, tuple[list[str], str]] = {
     "proxy value": (["--set", "proxy.segments=-1"], "proxy.segments"),
     "no value": (["--set", "search.rounds"], "is no parameter"),
     "no YAML": (["--set", "search.offsets=[1"], "is not valid YAML"),
+    "pattern of another ratio": (
+        ["--set", "pruning.pattern=1:4"],
+        "contradicts pruning.pattern 1:4",
+    ),
+    "patterns of other ratios": (
+        ["--set", "pruning.patterns=[3:4, 2:4, 1:4]", "--sparsity", "0.8"],
+        "contradicts pruning.patterns 1:4, 2:4, 3:4",
+    ),
     "value": (["--set", "search.rounds=ten"], "search.rounds"),
     "max seconds": (["--max-seconds", "nan"], "search.max_seconds"),
     "device": (["--device", "gpu"], "machine.device"),

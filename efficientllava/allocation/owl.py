@@ -115,7 +115,7 @@ def outlier_policy(
     """
     if parameters.group_size is not None:
         raise UserError(
-            f"owl gives every block a ratio of its own, pattern {parameters.pattern} fixes them",
+            f"owl gives every block a ratio of its own, {parameters.named} fix them",
             where="params.yaml, pruning.pattern",
             remedy="use `unstructured` with owl, or leave owl out of methods",
         )

@@ -34,6 +34,11 @@ logger = logging.getLogger(__name__)
 
 NO_PROJECTOR = "off: the model has no projector"
 
+NOTHING_VARIES = (
+    "nothing: there is one level, so every matrix has the same ratio (a search mixes n:m patterns "
+    "that pruning.patterns names)"
+)
+
 UNDECISIVE = {"rounds", "max_seconds"}
 """Search parameters that do not change what a round does: work of other values is continued."""
 
@@ -88,6 +93,8 @@ class Search:
         self.inputs, self.goal, self.machine = inputs, _without_projector(inputs, goal), machine
         self.progress, self.make_evaluator = progress, make_evaluator
         self.policies = _policies(inputs.adapter, self.goal)
+        if len(goal.levels) == 1:
+            logger.warning("the search varies %s", NOTHING_VARIES)
         parameters = self.goal.parameters
         key = {
             "search": parameters.model_dump(mode="json", exclude=UNDECISIVE),
@@ -188,6 +195,8 @@ class Search:
             "candidates": len(state.history),
             "projector_rounds_kept": state.projector,
         }
+        if len(self.goal.levels) == 1:
+            summary["varied"] = NOTHING_VARIES
         if adapter.projector is None:
             summary["projector_evolution"] = NO_PROJECTOR
         return SearchResult(policy, projector, state.history, state.rounds, summary)

@@ -28,6 +28,16 @@ DATA = {"segments": "segments", "segment_length": "length", "pairs": "count", "s
 """What the command takes of the section `proxy`, and how `calibration_data` calls it."""
 
 
+class _Values(yaml.SafeLoader):
+    """Values as params.yaml has them: 2:4 is a pattern, not a number to the base 60."""
+
+    def pattern_or_number(self, node: yaml.ScalarNode) -> int | str:
+        return node.value if ":" in node.value else self.construct_yaml_int(node)
+
+
+_Values.add_constructor("tag:yaml.org,2002:int", _Values.pattern_or_number)
+
+
 @dataclass(frozen=True)
 class Request:
     """The options of the command, as they were given."""
@@ -61,7 +71,7 @@ class Request:
                     remedy="write section.key=value, e.g. --set search.rounds=5",
                 )
             try:
-                values.setdefault(section, {})[key] = yaml.safe_load(value)
+                values.setdefault(section, {})[key] = _Values(value).get_single_data()
             except yaml.YAMLError as error:
                 raise UserError(f"{each!r} is not valid YAML", where="--set") from error
         if self.max_seconds is not None:

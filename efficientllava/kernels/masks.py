@@ -13,13 +13,13 @@ def zeros_at(ratio: float, size: int) -> int:
 
 
 def zeros_per_group(ratio: float, group_size: int) -> int:
-    """The zeros in each group of an n:m pattern.
+    """The zeros in each group of an n:m pattern; the ratio may be rounded to four decimals.
 
     Raises:
         UserError: the ratio is no whole number of zeros per group.
     """
     zeros = ratio * group_size
-    if abs(zeros - round(zeros)) > 1e-6:
+    if abs(zeros - round(zeros)) > 5e-5 * group_size + 1e-6:
         raise UserError(
             f"ratio {ratio} is no whole number of zeros in a group of {group_size}",
             where="pruning.pattern",

@@ -13,7 +13,7 @@ from efficientllava.calibration.structural_risk import COMPLEXITIES, structural_
 from efficientllava.data.proxy import ProxyData
 from efficientllava.database.solutions import Database
 from efficientllava.models.families import Adapter
-from efficientllava.parameters import Parameters
+from efficientllava.parameters import Parameters, PruningParameters
 from efficientllava.progress import Progress, silent
 from efficientllava.pruning.measures import ProxyMeasures
 from efficientllava.pruning.sequential import (
@@ -46,7 +46,8 @@ def prune_masked(
         database: of the dense model at the policy's levels, or None for sequential alone.
 
     Returns:
-        The record: losses, `chosen`, `policy`, `matrices`, `achieved_sparsity`.
+        The record: losses, `chosen`, `pattern` (of a set: a list, and each matrix has its own),
+        `policy`, `matrices`, `achieved_sparsity`.
 
     Raises:
         UserError: see `prune_model` and `verify`.
@@ -78,11 +79,21 @@ def prune_masked(
         **scores,
         **risks,
         "chosen": chosen,
-        "pattern": parameters.pruning.pattern,
+        "pattern": _patterns(rows, parameters.pruning),
         "policy": dict(policy),
         "achieved_sparsity": achieved_sparsity(rows),
         "matrices": rows,
     }
+
+
+def _patterns(rows: Sequence[dict[str, Any]], parameters: PruningParameters) -> str | list[str]:
+    """The pattern of all matrices; or the set, and every row is told which of it is its own."""
+    if parameters.patterns is None:
+        return parameters.pattern
+    names = {zeros / group: f"{zeros}:{group}" for zeros, group in parameters.groups}
+    for row in rows:
+        row["pattern"] = names[min(names, key=lambda share: abs(share - row["level"]))]
+    return list(names.values())
 
 
 def _risks(

@@ -57,16 +57,9 @@ def check_cell(parameters: Parameters, method: str, ratio: float) -> None:
         METHODS[method]
     if not 0.0 <= ratio <= 1.0:
         raise UserError(f"ratio {ratio} is not between 0 and 1", where="--ratio")
-    zeros_of_group = parameters.pruning.zeros_of_group
-    if method != "dense" and zeros_of_group is not None:
-        zeros, group = zeros_of_group
-        if abs(ratio * group - zeros) > 1e-6:
-            raise UserError(
-                f"ratio {ratio} contradicts pruning.pattern {parameters.pruning.pattern}, which is "
-                f"{zeros} zeros in every group of {group}",
-                where="--ratio",
-                remedy=f"use {zeros / group:.10g}",
-            )
+    misfit = None if method == "dense" else parameters.pruning.misfit(ratio, method)
+    if misfit is not None:
+        raise UserError(misfit[0], where="--ratio", remedy=f"use {misfit[1]}")
 
 
 def check_device(parameters: Parameters) -> None:

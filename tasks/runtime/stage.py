@@ -99,8 +99,10 @@ def read_values(path: Path = PARAMETERS) -> Any:
             "no such file", where=str(path), remedy="start in the clone's folder"
         ) from error
     except (ParseError, UnicodeDecodeError) as error:
-        cause = error.__cause__ or error
-        raise UserError(f"not valid YAML ({' '.join(str(cause).split())})", str(path)) from error
+        cause = " ".join(str(error.__cause__ or error).split())
+        quotes = 'text with a colon in a list needs quotes, e.g. ["1:4", "2:4"]'
+        remedy = quotes if "unexpected ':'" in cause else ""
+        raise UserError(f"not valid YAML ({cause})", str(path), remedy) from error
     return _plain(values)
 
 

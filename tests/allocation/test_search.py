@@ -15,7 +15,12 @@ from efficientllava.database.build import build_database
 from efficientllava.database.solutions import Database, open_database
 from efficientllava.errors import UserError
 from efficientllava.models.families import adapter_for
-from efficientllava.parameters import MachineParameters, PruningParameters, SearchParameters
+from efficientllava.parameters import (
+    MachineParameters,
+    Parameters,
+    PruningParameters,
+    SearchParameters,
+)
 from efficientllava.progress import Event
 from efficientllava.pruning.sequential import stitch_model
 from tests.conftest import random_llava, random_proxy
@@ -188,3 +193,38 @@ def test_evolving_without_pairs_is_refused(database: Database, tmp_path: Path) -
         search(database, tmp_path, proxy=ProxyData(PROXY.segments, None))
     alone = ProxyData(PROXY.segments, None)
     assert search(database, tmp_path, proxy=alone, evolve_projector=False, fitness="nll")
+
+
+def test_one_level_varies_nothing_and_the_summary_says_so(
+    database: Database, tmp_path: Path
+) -> None:
+    varied = search(database, tmp_path / "varied", rounds=1)
+    assert "varied" not in varied.summary
+    fixed = Search(
+        SearchInputs(adapter_for(random_llava()), PROXY, database),
+        SearchGoal([0.5], 0.5, SearchParameters(candidates=4, survivors=2, rounds=2)),
+        MachineParameters(workers=1),
+        tmp_path / "fixed",
+        {},
+    ).run()
+    assert set(fixed.policy.values()) == {0.5}
+    assert {candidate.genes for candidate in fixed.history} == {(0,) * len(fixed.policy)}
+    assert "pruning.patterns" in fixed.summary["varied"]
+
+
+@pytest.mark.parametrize(
+    ("pruning", "levels"),
+    [
+        ({"pattern": "2:4"}, [0.5]),
+        ({"patterns": ("3:4", "1:4")}, [0.25, 0.75]),
+        ({"patterns": ("5:32", "27:32")}, [0.15625, 0.84375]),
+        ({}, LEVELS),
+    ],
+)
+def test_levels_are_those_of_the_patterns(pruning: dict[str, Any], levels: list[float]) -> None:
+    parameters = Parameters(
+        pruning=PruningParameters(**pruning),
+        methods=("efficientllava",),
+        search=SearchParameters(offsets=(-0.1, -0.05, 0.0, 0.05, 0.1)),
+    )
+    assert parameters.levels(0.5) == levels

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from efficientllava.errors import UserError
 from efficientllava.kernels import hessian, obs
-from efficientllava.kernels.masks import magnitude
+from efficientllava.kernels.masks import magnitude, zeros_per_group
 
 
 def problem(
@@ -192,3 +192,11 @@ def test_ratio_between_group_counts_is_refused() -> None:
     weight, matrix = problem()
     with pytest.raises(UserError, match="whole number of zeros"):
         obs.prune(weight, hessian.inverse_factor(matrix), 0.45, block_size=8, group_size=4)
+
+
+@pytest.mark.parametrize(("zeros", "group"), [(5, 32), (1, 3), (2, 3), (127, 128), (1, 4)])
+def test_a_ratio_at_four_decimals_is_its_pattern(zeros: int, group: int) -> None:
+    """The database names its levels by four decimals."""
+    assert zeros_per_group(round(zeros / group, 4), group) == zeros
+    with pytest.raises(UserError, match="whole number of zeros"):
+        zeros_per_group((zeros + 0.1) / group, group)

@@ -50,9 +50,47 @@ BAD: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"pruning": {"pattern": "4:8"}, "ratios": [0.5, 0.25], "methods": ["wanda"]},
         ["ratio 0.25 contradicts pruning.pattern 4:8", "use ratios: [0.5]"],
     ),
-    "n:m with offsets between the counts": (
-        {"pruning": {"pattern": "2:4"}},
-        ["search.offsets", "multiples of 1/4"],
+    "a pattern and a set of patterns": (
+        {"pruning": {"pattern": "2:4", "patterns": ["1:4", "2:4"]}},
+        ["pattern 2:4 and patterns contradict", "give one"],
+    ),
+    "patterns of two group sizes": (
+        {"pruning": {"patterns": ["1:4", "2:8"]}},
+        ["pruning", "all of the same m"],
+    ),
+    "no pattern in the set": ({"pruning": {"patterns": []}}, ["pruning", "at least one n:m"]),
+    "one pattern twice": ({"pruning": {"patterns": ["1:4", "01:4"]}}, ["name one twice"]),
+    "a set with all weights zero": (
+        {"pruning": {"patterns": ["2:4", "4:4"]}},
+        ["pattern 4:4", "between 1 and m - 1"],
+    ),
+    "a set with what is no pattern": (
+        {"pruning": {"patterns": ["2:4", "unstructured"]}},
+        ["pruning.patterns.1", "unstructured"],
+    ),
+    "a set cut by the block size": (
+        {"pruning": {"patterns": ["1:4", "2:4"], "block_size": 30}},
+        ["block_size 30", "multiple of 4"],
+    ),
+    "a ratio outside of the set": (
+        {"pruning": {"patterns": ["1:4", "2:4"]}, "ratios": [0.6], "methods": ["efficientllava"]},
+        ["ratio 0.6 contradicts pruning.patterns 1:4, 2:4", "from 0.25 to 0.5"],
+    ),
+    "a ratio between the patterns without a search": (
+        {"pruning": {"patterns": ["1:4", "3:4"]}, "methods": ["efficientllava", "magnitude"]},
+        ["ratio 0.5 contradicts pruning.patterns 1:4, 3:4", "magnitude", "[0.25, 0.75]"],
+    ),
+    "a set for a method that takes no pattern": (
+        {"pruning": {"patterns": ["1:4", "3:4"]}, "methods": ["owl"]},
+        ["pruning.patterns 1:4, 3:4 cannot be had from owl"],
+    ),
+    "a band that no mean of the set meets": (
+        {
+            "pruning": {"patterns": ["1:4", "2:4"]},
+            "search": {"band": [0.05, 0.06]},
+            "methods": ["efficientllava"],
+        },
+        ["band", "0.25, 0.5", "pruning.patterns"],
     ),
     "no pairs for the projector": (
         {"proxy": {"pairs": 0}},
@@ -93,6 +131,7 @@ def test_bad_parameters_are_told_before_any_work(
     [
         (None, "no such file"),
         ("model: [unclosed", "not valid YAML"),
+        ("pruning:\n  patterns: [1:4, 2:4]\n", 'needs quotes, e.g. ["1:4", "2:4"]'),
         ("- a\n- list\n", "mapping of sections"),
     ],
 )

@@ -7,8 +7,10 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from efficientllava.cli import commands
@@ -125,10 +127,35 @@ def test_a_pattern_that_a_method_cannot_make_is_told(workspace: Workspace, here:
     assert "2:4 cannot be had from llm_pruner" in outcome.error
 
 
+def pruned_at(
+    workspace: Workspace, here: Here, method: str, ratio: str
+) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """The record of a model that the stages prune, and its prunable weights by name."""
+    for stage in ("search", "prune"):
+        outcome = here(workspace.folder, f"tasks.{stage}", "--method", method, "--ratio", ratio)
+        assert outcome.status == 0, (stage, outcome.error)
+    folder = workspace.folder / "artifacts" / "pruned" / f"{method}-{ratio}"
+    record, found = read_json(folder / "pruning.json"), {}
+    for name, weight in load_tensors(folder / "model.safetensors").items():
+        for row in record["matrices"]:
+            suffix = row["name"].rpartition("layers.")[2] + ".weight"
+            if name.endswith("layers." + suffix) and "language" in name:
+                found[row["name"]] = weight
+    assert len(found) == len(record["matrices"]) > 0
+    return record, found
+
+
+def zeros_of_groups(weight: torch.Tensor, group: int) -> torch.Tensor:
+    """Zeros in every group of consecutive weights of a row: [rows, groups]."""
+    return (weight == 0).view(weight.shape[0], -1, group).sum(dim=2)
+
+
 @pytest.mark.parametrize(
     ("pattern", "ratio", "zeros", "group", "method"),
     [
         ("1:4", "0.25", 1, 4, "sparsegpt"),
+        ("1:4", "0.25", 1, 4, "efficientllava"),
+        ("4:8", "0.5", 4, 8, "efficientllava"),
         ("2:4", "0.5", 2, 4, "efficientllava"),
         ("4:8", "0.5", 4, 8, "sparsegpt"),
         ("1:4", "0.25", 1, 4, "magnitude"),
@@ -144,26 +171,54 @@ def test_a_pattern_has_its_number_of_zeros_in_every_group(
             "methods": [method],
             "ratios": [float(ratio)],
             "pruning": {"pattern": pattern},
-            "search": {"offsets": [0.0], "rounds": 1, "evolve_projector": False},
         }
     )
-    cell = ("--method", method, "--ratio", ratio)
-    for stage in ("search", "prune"):
-        outcome = here(ready.folder, f"tasks.{stage}", *cell)
-        assert outcome.status == 0, (stage, outcome.error)
-    folder = ready.folder / "artifacts" / "pruned" / f"{method}-{ratio}"
-    weights = load_tensors(folder / "model.safetensors")
-    rows = read_json(folder / "pruning.json")["matrices"]
-    assert rows
-    for row in rows:
-        suffix = row["name"].rpartition("layers.")[2] + ".weight"
-        [weight] = [
-            value
-            for name, value in weights.items()
-            if name.endswith("layers." + suffix) and "language" in name
-        ]
-        counts = (weight == 0).view(weight.shape[0], -1, group).sum(dim=2)
-        assert (counts == zeros).all(), row["name"]
+    record, found = pruned_at(ready, here, method, ratio)
+    assert record["pattern"] == pattern
+    for name, weight in found.items():
+        assert (zeros_of_groups(weight, group) == zeros).all(), name
+    summary = read_json(ready.folder / "artifacts" / "search" / f"{method}-{ratio}" / "search.json")
+    assert ("varied" in summary) == (method == "efficientllava")
+    assert "pruning.patterns" in summary.get("varied", "pruning.patterns")
+
+
+@pytest.mark.parametrize(
+    ("patterns", "ratio", "method"),
+    [
+        (["1:4", "2:4", "3:4"], "0.5", "efficientllava"),
+        (["3:4", "1:4"], "0.5", "efficientllava"),
+        (["1:8", "2:8", "4:8", "7:8"], "0.4", "no_evolution"),
+        (["1:4", "2:4", "3:4"], "0.25", "sparsegpt"),
+        (["1:4", "2:4", "3:4"], "0.75", "magnitude"),
+    ],
+)
+def test_a_set_of_patterns_is_mixed_and_recorded(
+    patterns: list[str], ratio: str, method: str, ready: Workspace, here: Here
+) -> None:
+    """Every group of a matrix has the zeros of the one pattern that its record names."""
+    ready.set_parameters(
+        {
+            "methods": [method],
+            "ratios": [float(ratio)],
+            "pruning": {"patterns": patterns},
+            "search": {"band": [-0.01, 0.02], "offsets": [-0.1, 0.1]},
+        }
+    )
+    record, found = pruned_at(ready, here, method, ratio)
+    assert record["pattern"] == sorted(patterns)
+    got = {row["name"]: row["pattern"] for row in record["matrices"]}
+    for name, weight in found.items():
+        zeros, group = map(int, got[name].split(":"))
+        assert got[name] in patterns and record["policy"][name] == zeros / group
+        assert (zeros_of_groups(weight, group) == zeros).all(), name
+    searched = method in {"efficientllava", "no_evolution"}
+    assert (len(set(got.values())) > 1) == searched
+    assert -0.01 <= record["achieved_sparsity"] - float(ratio) <= 0.02
+    policy = read_json(ready.folder / "artifacts" / "search" / f"{method}-{ratio}" / "policy.json")
+    if searched:
+        assert policy["levels"] == sorted(
+            int(n) / int(m) for n, m in (each.split(":") for each in patterns)
+        )
 
 
 def test_a_cell_that_contradicts_the_pattern_is_refused(ready: Workspace, here: Here) -> None:
@@ -172,7 +227,6 @@ def test_a_cell_that_contradicts_the_pattern_is_refused(ready: Workspace, here: 
             "methods": ["magnitude"],
             "ratios": [0.25],
             "pruning": {"pattern": "1:4"},
-            "search": {"offsets": [0.0]},
         }
     )
     outcome = here(ready.folder, "tasks.search", "--method", "magnitude", "--ratio", "0.75")
