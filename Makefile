@@ -46,7 +46,7 @@ endif
 	@touch $@
 
 demo: .venv/installed  ## train a tiny vision-language model, prune it, measure it: the whole pipeline
-	@echo "== the whole chain on the embedded model (minutes, most of them training; what is"
+	@echo "== the whole chain on the demo model (minutes, most of them training; what is"
 	@echo "   unchanged since the last time is skipped): train, search, prune, evaluate, export"
 	@$(BIN)/python -m flows.pipeline
 	@echo

@@ -1,6 +1,6 @@
 """Candidates of a search against bare forward passes of the same tokens, side by side.
 
-    python -m bench candidates                     # the embedded model, four times as wide
+    python -m bench candidates                     # the demo model, four times as wide
     python -m bench candidates --width 1024 --mlp 2752 --blocks 4 --vocabulary 32000 \\
         --segments 8 --candidates 32
     python -m bench candidates --workers --segments 16 --candidates 80   # needs the extra `dask`
@@ -29,7 +29,7 @@ from typing import Any
 
 from bench import options_of, say_conditions
 from bench.random_models import (
-    EMBEDDED_TIMES_4,
+    DEMO_TIMES_4,
     LEVELS,
     magnitude_database,
     random_llava,
@@ -44,7 +44,7 @@ ROUND = 16
 def main() -> None:
     """Measure, print."""
     parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], parents=[size_options(EMBEDDED_TIMES_4)]
+        description=__doc__.splitlines()[0], parents=[size_options(DEMO_TIMES_4)]
     )
     parser.add_argument("--segments", type=int, default=64)
     parser.add_argument("--length", type=int, default=256)

@@ -31,8 +31,8 @@ class DecoderSize:
     vocabulary: int
 
 
-EMBEDDED_TIMES_4 = DecoderSize(160, 384, 6, 2560)
-"""The embedded model, four times as wide."""
+DEMO_TIMES_4 = DecoderSize(160, 384, 6, 2560)
+"""The demo model, four times as wide."""
 
 
 @dataclass(frozen=True)

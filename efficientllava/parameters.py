@@ -19,17 +19,17 @@ def _known_method(name: str) -> str:
 
 
 def _known_or_demo(name: str) -> str:
-    if name == "embedded":
+    if name == "demo":
         return name
-    if difflib.get_close_matches(name, ["embedded"]):
-        raise ValueError(f"unknown benchmark {name!r} (did you mean embedded?)")
+    if difflib.get_close_matches(name, ["demo"]):
+        raise ValueError(f"unknown benchmark {name!r} (did you mean demo?)")
     return BENCHMARKS.checked(name)
 
 
 MethodName = Annotated[str, AfterValidator(_known_method), METHODS]
 RuntimeName = Annotated[str, AfterValidator(RUNTIMES.checked), RUNTIMES]
 BenchmarkName = Annotated[str, AfterValidator(BENCHMARKS.checked), BENCHMARKS]
-MainBenchmark = Annotated[Literal["embedded"] | str, AfterValidator(_known_or_demo), BENCHMARKS]
+MainBenchmark = Annotated[Literal["demo"] | str, AfterValidator(_known_or_demo), BENCHMARKS]
 
 
 class Section(BaseModel):
@@ -66,7 +66,7 @@ class MachineParameters(Section):
     )
 
 
-class EmbeddedParameters(Section):
+class DemoParameters(Section):
     """The tiny LLaVA that the `model` stage trains itself, and its question set."""
 
     seed: int = Field(
@@ -99,21 +99,21 @@ class ModelParameters(Section):
     """Which model is pruned."""
 
     source: str = Field(
-        "embedded",
+        "demo",
         min_length=1,
-        description="`embedded`, a folder with a transformers checkpoint, or a hub id",
+        description="`demo`, a folder with a transformers checkpoint, or a hub id",
     )
     revision: str | None = Field(None, description="commit of the hub id; required with a hub id")
-    embedded: EmbeddedParameters = EmbeddedParameters()
+    demo: DemoParameters = DemoParameters()
 
 
 class ProxyParameters(Section):
     """The few samples that stand in for the unknown training data."""
 
     text: str = Field(
-        "embedded",
+        "demo",
         min_length=1,
-        description="`embedded`, a text file, a folder with ptb.train.txt, or a hub id of parquet text",
+        description="`demo`, a text file, a folder with ptb.train.txt, or a hub id of parquet text",
     )
     segments: int = Field(64, ge=1, description="number of text segments (paper: 64)")
     segment_length: int = Field(256, ge=2, description="tokens in a segment (paper: 256)")
@@ -121,9 +121,9 @@ class ProxyParameters(Section):
         256, ge=0, description="number of image-text pairs; 0 only without projector evolution"
     )
     pairs_source: str = Field(
-        "embedded",
+        "demo",
         min_length=1,
-        description="`embedded`, or a folder of questions in ScienceQA's official layout",
+        description="`demo`, or a folder of questions in ScienceQA's official layout",
     )
     seed: int = Field(0, ge=0, description="seed of the draw")
 
@@ -337,13 +337,13 @@ class EvaluationParameters(Section):
     """What a pruned model is measured on."""
 
     benchmark: MainBenchmark = Field(
-        "embedded", description="the benchmark whose accuracy stands in the comparison"
+        "demo", description="the benchmark whose accuracy stands in the comparison"
     )
     benchmarks: tuple[BenchmarkName, ...] = Field(
         (), description="further benchmarks; their scores stand in scores.json below `benchmarks`"
     )
     data: dict[BenchmarkName, str] = Field(
-        {}, description="for each benchmark but `embedded`: its folder of official files, or a hub id"
+        {}, description="for each benchmark but `demo`: its folder of official files, or a hub id"
     )
     splits: dict[BenchmarkName, str] = Field(
         {}, description="splits other than the published ones, by benchmark"
@@ -371,8 +371,8 @@ class EvaluationParameters(Section):
 
     @property
     def named_benchmarks(self) -> tuple[BenchmarkName, ...]:
-        """All benchmarks but the embedded one, the main one first."""
-        return (() if self.benchmark == "embedded" else (self.benchmark,)) + self.benchmarks
+        """All benchmarks but the demo one, the main one first."""
+        return (() if self.benchmark == "demo" else (self.benchmark,)) + self.benchmarks
 
 
 class ExportParameters(Section):
@@ -426,7 +426,7 @@ class ExperimentParameters(Section):
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
         (0, 1, 2),
         min_length=1,
-        description="a seed is one of the embedded model, the proxy data and the search",
+        description="a seed is one of the demo model, the proxy data and the search",
     )
     segments: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         (16, 32, 64, 128), min_length=1, description="figure 3: numbers of text segments"

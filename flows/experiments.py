@@ -135,10 +135,10 @@ EXPERIMENTS = {
 
 
 def seeded(parameters: Parameters, seed: int) -> dict[str, int]:
-    """The parameters that a seed sets: proxy data, search, and the embedded model."""
+    """The parameters that a seed sets: proxy data, search, and the demo model."""
     changes = {"proxy.seed": seed, "search.seed": seed}
-    if parameters.model.source == "embedded":
-        changes["model.embedded.seed"] = seed
+    if parameters.model.source == "demo":
+        changes["model.demo.seed"] = seed
     return changes
 
 
@@ -207,11 +207,10 @@ def _pipeline_of(name: str, until: tuple[str, ...]) -> State[Any]:
 
 def _lead(name: str, parameters: Parameters) -> str:
     source = parameters.model.source
-    embedded = parameters.model.embedded
+    demo = parameters.model.demo
     model = (
-        f"the embedded model (width {embedded.width}, {embedded.blocks} blocks, trained anew for "
-        "every seed)"
-        if source == "embedded"
+        f"the demo model (width {demo.width}, {demo.blocks} blocks, trained anew for every seed)"
+        if source == "demo"
         else f"{source} at revision {parameters.model.revision}"
     )
     search, seeds = parameters.search, parameters.experiments.seeds

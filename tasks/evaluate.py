@@ -84,8 +84,8 @@ def _measure(stage: Stage, model: Any, checkpoint: Path, folder: Path) -> None:
     measured = {
         name: {"answer_nll": None, **result.outcome.scores} for name, result in results.items()
     }
-    if wanted.benchmark == "embedded":
-        record, lines = _embedded(stage, model, processor)
+    if wanted.benchmark == "demo":
+        record, lines = _demo(stage, model, processor)
     else:
         record = measured.pop(wanted.benchmark)
         lines = [json.dumps(row) for row in results[wanted.benchmark].answers]
@@ -109,8 +109,8 @@ def _measure(stage: Stage, model: Any, checkpoint: Path, folder: Path) -> None:
     write_json(folder / "scores.json", record)
 
 
-def _embedded(stage: Stage, model: Any, processor: Any) -> tuple[dict[str, Any], list[str]]:
-    """The likeliest choice of each embedded question; a text-only model gets those in words."""
+def _demo(stage: Stage, model: Any, processor: Any) -> tuple[dict[str, Any], list[str]]:
+    """The likeliest choice of each demo question; a text-only model gets those in words."""
     from efficientllava.benchmarks.demo_questions.multiple_choice import answer_questions, scores
     from efficientllava.data.questions import read_questions
     from efficientllava.models.families import require_family

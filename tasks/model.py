@@ -1,6 +1,6 @@
 """Stage `model`: put the checkpoint that is to be pruned in artifacts/model.
 
-In:  params model; artifacts/questions when the embedded model is trained
+In:  params model; artifacts/questions when the demo model is trained
 Out: artifacts/model/ (a transformers checkpoint), with training.json (metrics) and matrices.json
 """
 
@@ -18,14 +18,14 @@ PATTERNS = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 
 
 def model(stage: Stage) -> None:
-    """Train the embedded model, or take the user's checkpoint as it is."""
+    """Train the demo model, or take the user's checkpoint as it is."""
     source = stage.parameters.model.source
     folder = ARTIFACTS / "model"
-    if source == "embedded":
-        from efficientllava.demo.model import train_embedded
+    if source == "demo":
+        from efficientllava.demo.model import train_demo_model
 
-        train_embedded(
-            folder, stage.parameters.model.embedded, ARTIFACTS / "questions", stage.progress
+        train_demo_model(
+            folder, stage.parameters.model.demo, ARTIFACTS / "questions", stage.progress
         )
         return
     take(model_folder(stage.parameters) or _fetched(stage), folder)

@@ -36,7 +36,7 @@ def proxy(stage: Stage) -> None:
         manifest["pairs"] = 0
         print("no image-text pairs: the model takes no images", file=sys.stderr)
     elif wanted.pairs:
-        own = wanted.pairs_source != "embedded"
+        own = wanted.pairs_source != "demo"
         folder = Path(wanted.pairs_source).expanduser() if own else ARTIFACTS / "questions"
         pairs = build_pairs(
             read_questions(folder, "train"),

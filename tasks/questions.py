@@ -1,6 +1,6 @@
-"""Stage `questions`: write the embedded question set in ScienceQA's official layout.
+"""Stage `questions`: write the demo question set in ScienceQA's official layout.
 
-In:  params model.embedded
+In:  params model.demo
 Out: artifacts/questions/ (problems.json, pid_splits.json, images/)
 """
 
@@ -13,7 +13,7 @@ def questions(stage: Stage) -> None:
     """Write the question set; the evaluation asks it, whatever the model."""
     from efficientllava.demo.questions.layout import write_questions
 
-    write_questions(ARTIFACTS / "questions", stage.parameters.model.embedded, stage.progress)
+    write_questions(ARTIFACTS / "questions", stage.parameters.model.demo, stage.progress)
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ def test_python_examples_import_what_exists(page: Path) -> None:
 def test_parameters_that_are_named_exist(page: Path) -> None:
     """`search.eta` in running text is a parameter; `model.generate` is a method of transformers."""
     names = [name for name in Parameters.model_fields if name not in ("methods", "ratios", "model")]
-    sections = [r"model\.(?:embedded|source|revision)", *(rf"{name}\." for name in names)]
+    sections = [r"model\.(?:demo|source|revision)", *(rf"{name}\." for name in names)]
     text = page.read_text(encoding="utf-8")
     for path in re.findall(rf"`((?:{'|'.join(sections)})[a-z_.]*)[`:]", text):
         value: object = Parameters()
@@ -69,7 +69,7 @@ def test_parameters_that_are_named_exist(page: Path) -> None:
 def test_your_own_model_and_data_names_every_choice() -> None:
     """The page leaves out no benchmark and no family of models that there is."""
     text = (ROOT / "docs" / "own_model_and_data.md").read_text(encoding="utf-8")
-    missing = [name for name in ("embedded", *BENCHMARKS, *FAMILIES) if f"`{name}`" not in text]
+    missing = [name for name in ("demo", *BENCHMARKS, *FAMILIES) if f"`{name}`" not in text]
     assert not missing
 
 

@@ -25,7 +25,7 @@ from efficientllava.data.proxy import (
     tensors_digest,
 )
 from efficientllava.data.questions import read_questions
-from efficientllava.data.text import embedded_text, read_text, sample_segments
+from efficientllava.data.text import demo_text, read_text, sample_segments
 from efficientllava.demo.questions.generator import picture_items
 from efficientllava.errors import UserError
 from efficientllava.models.loading import VisionLanguageModel
@@ -117,7 +117,7 @@ def _require_sizes(segments: int, length: int, count: int | None) -> None:
 def _text(source: Any) -> tuple[str, str]:
     """The text of a source, and what to call it."""
     if source is None:
-        return embedded_text(), "packaged text (prose of Python's documentation)"
+        return demo_text(), "packaged text (prose of Python's documentation)"
     if isinstance(source, (str, Path)):
         path = Path(source).expanduser()
         if not str(source).strip() or not _exists(path):

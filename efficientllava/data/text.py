@@ -1,6 +1,6 @@
 """Text that stands in for the unknown training text, and text held out from it.
 
-A source is `embedded` (prose of the Python standard library), a text file, a folder with
+A source is `demo` (prose of the Python standard library), a text file, a folder with
 ptb.train.txt, or a hub id of parquet text. Each has two parts that share nothing: the proxy part
 is what models are calibrated on, the held-out part is what their text loss is measured on.
 """
@@ -33,8 +33,8 @@ def read_text(source: str, part: Part = "proxy") -> str:
     Raises:
         UserError: naming the file that is missing, empty or not UTF-8.
     """
-    if source == "embedded":
-        return embedded_text(part)
+    if source == "demo":
+        return demo_text(part)
     path = Path(source)
     if path.is_dir():
         name = "ptb.train.txt" if part == "proxy" else "ptb.valid.txt"
@@ -46,7 +46,7 @@ def read_text(source: str, part: Part = "proxy") -> str:
     raise UserError(
         "no such text",
         where=source,
-        remedy="name `embedded`, a text file, a folder with ptb.train.txt or a hub id",
+        remedy="name `demo`, a text file, a folder with ptb.train.txt or a hub id",
     )
 
 
@@ -101,7 +101,7 @@ def held_out_segments(tokenizer: Any, source: str, segments: int, length: int) -
     return torch.LongTensor(tokens[: count * length]).view(count, length)  # type: ignore[return-value]
 
 
-def embedded_text(part: Part = "proxy") -> str:
+def demo_text(part: Part = "proxy") -> str:
     """Prose of the standard library's documentation, one paragraph a line."""
     return "\n".join(
         paragraph for paragraph in _paragraphs() if _is_held_out(paragraph) == (part == "held_out")

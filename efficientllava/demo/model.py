@@ -32,7 +32,7 @@ from efficientllava.models.checkpoint import save_checkpoint
 from efficientllava.models.families import adapter_for
 from efficientllava.models.likelihood import choice_likelihoods
 from efficientllava.models.matrix_names import MATRICES
-from efficientllava.parameters import EmbeddedParameters
+from efficientllava.parameters import DemoParameters
 from efficientllava.progress import Progress
 
 IMAGE_SIZE, PATCH_SIZE = 32, 8
@@ -44,10 +44,10 @@ _EMBEDDING_DEVIATION = 0.1
 TRAINING_RECORD = "training.json"
 
 
-def train_embedded(
-    folder: Path, parameters: EmbeddedParameters, questions_folder: Path, progress: Progress
+def train_demo_model(
+    folder: Path, parameters: DemoParameters, questions_folder: Path, progress: Progress
 ) -> dict[str, float]:
-    """Train the embedded model and write it as a transformers checkpoint.
+    """Train the demo model and write it as a transformers checkpoint.
 
     The same parameters and the same number of threads give the same bytes.
 
@@ -67,7 +67,7 @@ def train_embedded(
             length=SEQUENCE_LENGTH,
             seed=parameters.seed,
         )
-        text = tokenizer(read_text("embedded"), add_special_tokens=False, verbose=False)
+        text = tokenizer(read_text("demo"), add_special_tokens=False, verbose=False)
         recipe = DecoderRecipe(parameters.steps, parameters.batch_size, parameters.seed)
         train_decoder(model, conversations, torch.tensor(text["input_ids"]), recipe, progress)
         model.eval()
@@ -96,7 +96,7 @@ def _validation_metrics(
 
 
 def build_model(
-    parameters: EmbeddedParameters, tokenizer: PreTrainedTokenizerFast
+    parameters: DemoParameters, tokenizer: PreTrainedTokenizerFast
 ) -> LlavaForConditionalGeneration:
     """The untrained model; weights are drawn from torch's generator."""
     vision = CLIPVisionConfig(

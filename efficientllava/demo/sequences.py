@@ -1,4 +1,4 @@
-"""Packed conversations on which the embedded model is trained: a ground and questions about it."""
+"""Packed conversations on which the demo model is trained: a ground and questions about it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The embedded model's tokenizer: whole words for the questions, word pieces for other text."""
+"""The demo model's tokenizer: whole words for the questions, word pieces for other text."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def build_tokenizer(size: int) -> PreTrainedTokenizerFast:
 
     Its vocabulary holds every word of the questions, so that each choice is one token; single
     characters, so that nothing in plain English is unknown; and the most frequent words, word
-    beginnings and word endings of the embedded text.
+    beginnings and word endings of the demo text.
 
     Raises:
         UserError: `size` is too small for the questions.
@@ -76,9 +76,9 @@ def _vocabulary(size: int, split: pre_tokenizers.PreTokenizer) -> list[str]:
     if room < 0:
         raise UserError(
             f"vocabulary {size} is too small: the questions alone need {len(tokens)} tokens",
-            where="params.yaml, model.embedded.vocabulary",
+            where="params.yaml, model.demo.vocabulary",
         )
-    words = count([read_text("embedded")])
+    words = count([read_text("demo")])
     by_frequency = sorted(words, key=lambda word: (-words[word], word))
     new_words = [word for word in by_frequency if word not in tokens and word.isalpha()]
     new_words = new_words[: room - int(room * _PIECE_SHARE)]

@@ -1,4 +1,4 @@
-"""The two training loops of the embedded model: the vision tower, then projector and decoder."""
+"""The two training loops of the demo model: the vision tower, then projector and decoder."""
 
 from __future__ import annotations
 

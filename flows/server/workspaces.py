@@ -77,6 +77,6 @@ def _absolute(values: dict[str, Any], root: Path, names: Iterable[str]) -> None:
     places = [(values.get(section, {}), last) for section, _, last in pairs]
     data = values.get("evaluation", {}).get("data", {})
     for section, name in [*places, *((data, benchmark) for benchmark in data)]:
-        value = section.get(name, "embedded")
-        if value != "embedded" and (root / value).exists():
+        value = section.get(name, "demo")
+        if value != "demo" and (root / value).exists():
             section[name] = str((root / value).resolve())

@@ -75,16 +75,16 @@ def check_device(parameters: Parameters) -> None:
 
 
 def model_folder(parameters: Parameters) -> Path | None:
-    """The folder of a user's own checkpoint; None for the embedded model and for a hub id."""
+    """The folder of a user's own checkpoint; None for the demo model and for a hub id."""
     source = parameters.model.source
-    if source == "embedded":
+    if source == "demo":
         return None
     return local_folder(source)
 
 
 def _check_model(parameters: Parameters) -> None:
     model = parameters.model
-    if model.source != "embedded":
+    if model.source != "demo":
         require_source(model.source, model.revision, "params.yaml, model.source", "model.revision")
 
 
@@ -108,7 +108,7 @@ def _check_proxy(parameters: Parameters) -> None:
             where="params.yaml, proxy.pairs",
             remedy="set proxy.pairs above 0, or both to `text`",
         )
-    if proxy.pairs_source != "embedded" and not Path(proxy.pairs_source).expanduser().is_dir():
+    if proxy.pairs_source != "demo" and not Path(proxy.pairs_source).expanduser().is_dir():
         raise UserError(
             "no such folder", where=f"params.yaml, proxy.pairs_source: {proxy.pairs_source}"
         )

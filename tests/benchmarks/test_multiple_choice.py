@@ -19,10 +19,10 @@ from efficientllava.data.questions import Question, read_questions
 from efficientllava.demo.model import build_model, build_processor
 from efficientllava.demo.questions.layout import write_questions
 from efficientllava.demo.tokenizer import build_tokenizer
-from efficientllava.parameters import EmbeddedParameters
+from efficientllava.parameters import DemoParameters
 from efficientllava.progress import Event, silent
 
-PARAMETERS = EmbeddedParameters(
+PARAMETERS = DemoParameters(
     width=32,
     mlp_width=48,
     blocks=2,

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from efficientllava.data.text import (
     _docstrings,
-    embedded_text,
+    demo_text,
     held_out_segments,
     read_text,
     sample_segments,
@@ -117,8 +117,8 @@ def test_penn_treebank() -> None:
     assert len(words) == 887_521 and words.count("<unk>") == 45_020
 
 
-def test_embedded_text_is_english_in_two_disjoint_parts() -> None:
-    proxy, held_out = embedded_text().splitlines(), embedded_text("held_out").splitlines()
+def test_demo_text_is_english_in_two_disjoint_parts() -> None:
+    proxy, held_out = demo_text().splitlines(), demo_text("held_out").splitlines()
     assert not set(proxy) & set(held_out)
     assert len(" ".join(proxy).split()) > 50_000
     assert len(" ".join(held_out).split()) > 8_000
@@ -126,20 +126,20 @@ def test_embedded_text_is_english_in_two_disjoint_parts() -> None:
     assert 0.03 < words.count("the") / len(words) < 0.12
 
 
-def test_embedded_text_does_not_depend_on_the_process() -> None:
+def test_demo_text_does_not_depend_on_the_process() -> None:
     """Hash seeds and installed packages change nothing."""
     import hashlib
     import subprocess
 
     script = (
-        "import hashlib; from efficientllava.data.text import embedded_text; "
-        "print(hashlib.sha256(embedded_text().encode()).hexdigest())"
+        "import hashlib; from efficientllava.data.text import demo_text; "
+        "print(hashlib.sha256(demo_text().encode()).hexdigest())"
     )
     environment = {**os.environ, "PYTHONHASHSEED": "123"}
     told = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True
     )
-    assert told.stdout.strip() == hashlib.sha256(embedded_text().encode()).hexdigest()
+    assert told.stdout.strip() == hashlib.sha256(demo_text().encode()).hexdigest()
 
 
 def test_docstrings_are_found_wherever_a_definition_can_stand(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The embedded questions: disjoint splits, one right answer each, enough of every class."""
+"""The demo questions: disjoint splits, one right answer each, enough of every class."""
 
 from __future__ import annotations
 
@@ -20,17 +20,15 @@ from efficientllava.demo.questions.items import SPLITS, Item, split_of
 from efficientllava.demo.questions.layout import write_questions
 from efficientllava.demo.questions.pictures import COLOURS, draw_digit, draw_map, draw_scene
 from efficientllava.files import folder_digest
-from efficientllava.parameters import EmbeddedParameters
+from efficientllava.parameters import DemoParameters
 from efficientllava.progress import silent
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """600 training, 300 validation and as many test questions as by default."""
-    folder = tmp_path_factory.mktemp("embedded") / "questions"
-    write_questions(
-        folder, EmbeddedParameters(train_questions=600, validation_questions=300), silent
-    )
+    folder = tmp_path_factory.mktemp("demo") / "questions"
+    write_questions(folder, DemoParameters(train_questions=600, validation_questions=300), silent)
     return folder
 
 
@@ -160,7 +158,7 @@ def test_records_have_the_official_fields(folder: Path) -> None:
 def test_same_seed_same_bytes_other_seed_other_questions(tmp_path: Path) -> None:
     small = {"train_questions": 20, "validation_questions": 10, "test_questions": 20}
     for name, seed in (("one", 0), ("again", 0), ("other", 1)):
-        write_questions(tmp_path / name, EmbeddedParameters(seed=seed, **small), silent)
+        write_questions(tmp_path / name, DemoParameters(seed=seed, **small), silent)
     digests = [folder_digest(tmp_path / name) for name in ("one", "again", "other")]
     assert digests[0] == digests[1] != digests[2]
 

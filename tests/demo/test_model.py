@@ -1,4 +1,4 @@
-"""The embedded model: a real checkpoint, trained the same way every time."""
+"""The demo model: a real checkpoint, trained the same way every time."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from efficientllava.data.prompts import answer_text, question_prompt
 from efficientllava.data.questions import read_questions
-from efficientllava.data.text import embedded_text
-from efficientllava.demo.model import IMAGE_TOKENS, train_embedded
+from efficientllava.data.text import demo_text
+from efficientllava.demo.model import IMAGE_TOKENS, train_demo_model
 from efficientllava.demo.questions.generator import draw_item
 from efficientllava.demo.questions.items import SPLITS
 from efficientllava.demo.questions.layout import write_questions
@@ -27,10 +27,10 @@ from efficientllava.files import folder_digest
 from efficientllava.models.checkpoint import skeleton
 from efficientllava.models.families import adapter_for
 from efficientllava.models.matrix_names import matrix_names
-from efficientllava.parameters import EmbeddedParameters
+from efficientllava.parameters import DemoParameters
 from efficientllava.progress import Event, silent
 
-PARAMETERS = EmbeddedParameters(
+PARAMETERS = DemoParameters(
     width=32,
     mlp_width=48,
     blocks=2,
@@ -54,7 +54,7 @@ def questions_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory, questions_folder: Path) -> Path:
     folder = tmp_path_factory.mktemp("model") / "model"
-    train_embedded(folder, PARAMETERS, questions_folder, silent)
+    train_demo_model(folder, PARAMETERS, questions_folder, silent)
     return folder
 
 
@@ -63,13 +63,13 @@ def test_same_parameters_same_bytes(
 ) -> None:
     events: list[Event] = []
     torch.manual_seed(99)  # what the caller did before makes no difference
-    metrics = train_embedded(tmp_path / "again", PARAMETERS, questions_folder, events.append)
+    metrics = train_demo_model(tmp_path / "again", PARAMETERS, questions_folder, events.append)
     assert folder_digest(tmp_path / "again") == folder_digest(checkpoint)
     assert metrics == json.loads((checkpoint / "training.json").read_text())["validation"]
     assert 0 <= metrics["accuracy"] <= 1 and metrics["answer_nll"] > 0
     assert [each.done for each in events if each.name == "training step"] == [4]
     other = PARAMETERS.model_copy(update={"seed": 1})
-    train_embedded(tmp_path / "other", other, questions_folder, silent)
+    train_demo_model(tmp_path / "other", other, questions_folder, silent)
     assert folder_digest(tmp_path / "other") != folder_digest(checkpoint)
 
 
@@ -80,7 +80,7 @@ def test_training_leaves_the_caller_s_randomness_alone(
     expected = torch.rand(3)
     torch.manual_seed(5)
     quick = PARAMETERS.model_copy(update={"steps": 1, "vision_steps": 1, "blocks": 1})
-    train_embedded(tmp_path / "model", quick, questions_folder, silent)
+    train_demo_model(tmp_path / "model", quick, questions_folder, silent)
     assert torch.equal(torch.rand(3), expected)
     assert not torch.are_deterministic_algorithms_enabled()
 
@@ -164,7 +164,7 @@ def test_tokenizer_fills_its_vocabulary_and_knows_english(size: int) -> None:
     tokenizer = build_tokenizer(size)
     assert len(tokenizer) == size
     assert sorted(tokenizer.get_vocab().values()) == list(range(size))
-    text = embedded_text("held_out")
+    text = demo_text("held_out")
     ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     assert ids.count(tokenizer.unk_token_id) / len(ids) < 0.005
     assert len(ids) / len(text.split()) < 2.2
@@ -187,7 +187,7 @@ def test_names_of_the_matrices_lie_beside_the_weights(tmp_path: Path) -> None:
     """The same ratio for all of them is allotted without loading the model, or torch."""
     model = tmp_path / "model"
     write_questions(tmp_path / "questions", PARAMETERS, silent)
-    train_embedded(model, PARAMETERS, tmp_path / "questions", silent)
+    train_demo_model(model, PARAMETERS, tmp_path / "questions", silent)
     script = (
         "import json, sys; from pathlib import Path\n"
         "from efficientllava.allocation.context import Context\n"

@@ -98,7 +98,7 @@ def test_why_names_what_changed(toy: Path) -> None:
     (toy / "stage.py").write_text((toy / "stage.py").read_text() + "\n")
     (toy / "artifacts/model/config.json").unlink()
     assert why(toy, "model") == (
-        "model.embedded.seed was 0, is 3; input stage.py modified; output artifacts/model modified"
+        "model.demo.seed was 0, is 3; input stage.py modified; output artifacts/model modified"
     )
 
 
@@ -132,7 +132,7 @@ def test_why_names_no_password(toy: Path) -> None:
     values = (toy / "params.yaml").read_text()
     address = '"http://user:password@host/v1"'
     (toy / "params.yaml").write_text(values.replace("{seed: 0}}", f"{{seed: {address}}}}}"))
-    assert why(toy, "model") == "model.embedded.seed was 0, is http://***@host/v1"
+    assert why(toy, "model") == "model.demo.seed was 0, is http://***@host/v1"
 
 
 @pytest.mark.parametrize("status", [2, 3])

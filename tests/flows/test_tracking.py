@@ -36,7 +36,7 @@ def test_a_run_carries_everything_that_dvc_yaml_declares(
     assert run.data.params == {
         "method": "magnitude",
         "ratio": "0.5",
-        "model.embedded.seed": "0",
+        "model.demo.seed": "0",
         "search.rounds": "3",
         "search.seed": "0",
     }

@@ -51,14 +51,14 @@ def test_the_file_of_parameters_is_no_data_of_a_model(toy: Path) -> None:
         "deps": ["params.yaml"],
         "outs": ["artifacts/parameters.yaml"],
     }
-    stages["stages"]["model"]["params"] = [{"artifacts/parameters.yaml": ["model.embedded"]}]
+    stages["stages"]["model"]["params"] = [{"artifacts/parameters.yaml": ["model.demo"]}]
     dump_yaml(str(toy / "dvc.yaml"), stages)
     records = []
     for seed in (0, 5):  # of the search, which `model` does not use
         change(toy, "rounds: 3, seed: 0", f"rounds: 3, seed: {seed}")
         subprocess.run([sys.executable, "-m", "dvc", "repro", "-q", "evaluate_dense"], check=True)
         records.append(read_record(toy, read_graph(toy, ("evaluate_dense",)), "dense"))
-    assert records[0].parameters == {"model.embedded.seed": 0}
+    assert records[0].parameters == {"model.demo.seed": 0}
     assert [item.path for item in records[0].inputs] == ["artifacts/model"]
     assert records[0].digest == records[1].digest
 
@@ -74,7 +74,7 @@ def test_a_workspace_holds_the_code_the_changes_and_the_same_cache(tmp_path: Pat
     written = parse_parameters(load_yaml(str(folder / "params.yaml")))
     assert written.methods == ("sparsegpt",)
     assert (written.proxy.segments, written.proxy.seed) == (7, 3)
-    assert written.model.embedded.seed == 3
+    assert written.model.demo.seed == 3
     assert written.tracking.uri == f"sqlite:///{ROOT}/mlflow.db"
     assert (folder / "tasks" / "search.py").read_bytes() == (
         ROOT / "tasks" / "search.py"
@@ -89,7 +89,7 @@ def test_a_workspace_holds_the_code_the_changes_and_the_same_cache(tmp_path: Pat
 
 def test_a_seed_of_one_s_own_model_leaves_the_model_alone() -> None:
     own = parse_parameters({"model": {"source": "./checkpoint"}})
-    assert "model.embedded.seed" not in seeded(own, 1)
+    assert "model.demo.seed" not in seeded(own, 1)
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -103,6 +103,6 @@ def test_experiments_ask_for_methods_and_stages_that_exist(name: str) -> None:
 
 
 def test_names_that_may_be_paths_are_parameters() -> None:
-    changed({}, dict.fromkeys(PATHS, "embedded"))
+    changed({}, dict.fromkeys(PATHS, "demo"))
     with pytest.raises(UserError, match="proxy.textt"):
-        changed({}, {"proxy.textt": "embedded"})
+        changed({}, {"proxy.textt": "demo"})

@@ -114,7 +114,7 @@ def test_searches_are_compared_with_uniform_under_the_last_projector() -> None:
 
 
 def test_table4_has_methods_down_and_ratios_across() -> None:
-    table = benchmark_table(models(0), TABLE4, "embedded")
+    table = benchmark_table(models(0), TABLE4, "demo")
     assert line_of(table, "sparsegpt") == ["sparsegpt", "80.00 ± 1.00", "70.00 ± 1.00"]
     vizwiz = table[table.index("VizWiz") :]
     assert line_of(vizwiz, "efficientllava") == ["efficientllava", "50.05", "50.28"]
@@ -126,7 +126,7 @@ def test_table4_has_every_benchmark_that_was_measured() -> None:
         Measured(0, replace(each.row, benchmarks={"vizwiz": Score(0.5, 0.01, 100)}))
         for each in models(0)
     ]
-    table = benchmark_table(measured, TABLE4, "embedded")
+    table = benchmark_table(measured, TABLE4, "demo")
     further = table[table.index("`vizwiz`") :]
     assert line_of(further, "sparsegpt") == ["sparsegpt", "50.00 ± 1.00", "50.00 ± 1.00"]
 
@@ -148,11 +148,11 @@ def test_speedups_have_their_interval_over_seeds(name: str) -> None:
     measured[1] = replace(
         measured[1], row=replace(measured[1].row, latencies={"deepsparse": wider})
     )
-    cells = line_of(LAYOUTS[name](measured, "embedded"), "sparsegpt")
+    cells = line_of(LAYOUTS[name](measured, "demo"), "sparsegpt")
     assert "×1.60 (1.45–1.75)" in cells and "no difference (0.60–1.20)" in cells
     bare = replace(measured[1].row, latencies={"deepsparse": Latency(10.0, 1.0, 1.7, 0.9)})
     measured[1] = replace(measured[1], row=bare)
-    cells = line_of(LAYOUTS[name](measured, "embedded"), "sparsegpt")
+    cells = line_of(LAYOUTS[name](measured, "demo"), "sparsegpt")
     assert cells.count("no difference (no interval)") == 2
 
 
@@ -172,7 +172,7 @@ def grid(seed: int) -> list[Measured]:
 def test_every_experiment_writes_table_csv_and_plot(name: str, tmp_path: Path) -> None:
     measured = grid(0) + grid(1) if name == "figure3" else models(0, 1)
     folder = tmp_path / "experiments" / name
-    write_experiment(folder, name, f"Title of {name}", "the lead", measured, "embedded")
+    write_experiment(folder, name, f"Title of {name}", "the lead", measured, "demo")
     lines = list(csv.DictReader((folder / "table.csv").open()))
     assert len(lines) == len(measured)
     assert {line["seed"] for line in lines} == {"0", "1"}
@@ -180,12 +180,12 @@ def test_every_experiment_writes_table_csv_and_plot(name: str, tmp_path: Path) -
     with Image.open(folder / "plot.png") as plot:
         assert plot.width > 400
     first = (folder / "plot.png").read_bytes()
-    write_experiment(folder, name, f"Title of {name}", "the lead", measured, "embedded")
+    write_experiment(folder, name, f"Title of {name}", "the lead", measured, "demo")
     assert (folder / "plot.png").read_bytes() == first
     [part] = _experiments(tmp_path / "experiments")
     assert part.title == f"Title of {name}" and "plot.png" not in part.markdown
 
 
 def test_grid_has_segments_down_and_lengths_across(tmp_path: Path) -> None:
-    table = LAYOUTS["figure3"](grid(0), "embedded")
+    table = LAYOUTS["figure3"](grid(0), "demo")
     assert line_of(table, "n = 64") == ["n = 64", "67.04 ± 1.00", "68.96 ± 1.00"]

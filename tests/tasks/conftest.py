@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 # everything as small as the stages take it: seconds, and a model that knows nothing
 TINY: dict[str, Any] = {
     "model": {
-        "embedded": {
+        "demo": {
             "width": 32,
             "mlp_width": 48,
             "blocks": 2,

@@ -49,8 +49,8 @@ def test_scienceqa_of_official_layout_end_to_end(ready: Workspace, here: Here) -
     assert answers.read_bytes() == before and work.read_bytes() == kept
 
 
-def test_further_benchmarks_stand_beside_the_embedded_one(ready: Workspace, here: Here) -> None:
-    ready.set_parameters(evaluation(benchmark="embedded", benchmarks=["scienceqa"], questions=4))
+def test_further_benchmarks_stand_beside_the_demo_one(ready: Workspace, here: Here) -> None:
+    ready.set_parameters(evaluation(benchmark="demo", benchmarks=["scienceqa"], questions=4))
     assert here(ready.folder, *DENSE).status == 0
     record = read_json(ready.folder / "artifacts" / "evaluation" / "dense" / "scores.json")
     assert record["answer_nll"] > 0 and record["n"] == 4

@@ -49,7 +49,7 @@ def pruned(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "methods": METHODS,
             "ratios": [0.5],
             "prune": {"refine": "least_squares"},
-            "model": {"embedded": {"blocks": 4, "heads": 4}},
+            "model": {"demo": {"blocks": 4, "heads": 4}},
         }
     )
     for stage in ("questions", "model", "proxy"):

@@ -1,4 +1,4 @@
-"""What the embedded questions ask about: relations between single words.
+"""What the demo questions ask about: relations between single words.
 
 Every name is one lower-case word, so that one token is one answer; what has a name of several
 words is left out.

@@ -1,4 +1,4 @@
-"""Draws the embedded questions: a ground (a picture, a text or nothing) and questions about it."""
+"""Draws the demo questions: a ground (a picture, a text or nothing) and questions about it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Writes the embedded question set in ScienceQA's official layout."""
+"""Writes the demo question set in ScienceQA's official layout."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from efficientllava.data.questions import PROBLEMS, SPLITS
 from efficientllava.demo.questions.generator import draw_item
 from efficientllava.demo.questions.items import Item
 from efficientllava.files import replacing, write_json
-from efficientllava.parameters import EmbeddedParameters
+from efficientllava.parameters import DemoParameters
 from efficientllava.progress import Event, Progress
 
 _IMAGE = "image.png"
 _LECTURE = "Look at the picture or read the text, then compare every option with what it says."
 
 
-def write_questions(folder: Path, parameters: EmbeddedParameters, progress: Progress) -> None:
+def write_questions(folder: Path, parameters: DemoParameters, progress: Progress) -> None:
     """Draw the questions of all splits and write problems.json, pid_splits.json and images.
 
     No question occurs twice; the same parameters give the same bytes.

@@ -1,4 +1,4 @@
-"""The pictures of the embedded questions: 32 x 32 scenes, handwritten digits and maps."""
+"""The pictures of the demo questions: 32 x 32 scenes, handwritten digits and maps."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class Measured:
     """One model of an experiment.
 
     Attributes:
-        seed: of the model (embedded), the proxy data and the search.
+        seed: of the model (demo), the proxy data and the search.
         row: what the pipeline's stages recorded of it.
         setting: what else the experiment varies.
     """
