@@ -1,7 +1,4 @@
-"""The console script: ask a model, score predictions, verify a checkpoint, list the parameters.
-
-The pipeline itself is run by `make demo`, `python -m flows.pipeline` or `dvc repro`.
-"""
+"""The console script `efficientllava`."""
 
 from __future__ import annotations
 
@@ -16,7 +13,6 @@ from efficientllava import __version__
 from efficientllava.errors import UserError
 
 commands = typer.Typer(
-    help=__doc__,
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,  # among them may be a key
 )
@@ -43,26 +39,39 @@ Folder = Annotated[Path, typer.Argument(help="a checkpoint or an exported model"
 @commands.command()
 def prune(  # noqa: PLR0913 every parameter is an option of the command
     model: Annotated[str, typer.Argument(help="a checkpoint's folder, or a hub id")],
-    sparsity: Annotated[float, typer.Option(help="share of the decoder's weights that go")] = 0.5,
-    method: Annotated[str, typer.Option(help="docs/methods.md names them")] = "efficientllava",
-    text: Annotated[str | None, typer.Option(help="calibration text: a file or folder")] = None,
+    sparsity: Annotated[
+        float, typer.Option(help="share of the decoder's weights that become zero, in (0, 1)")
+    ] = 0.5,
+    method: Annotated[
+        str, typer.Option(help="how; a wrong name lists the known ones")
+    ] = "efficientllava",
+    text: Annotated[
+        str | None, typer.Option(help="calibration text, file or folder; packaged if left out")
+    ] = None,
     pairs: Annotated[
-        str | None, typer.Option(help="image-text pairs: a folder in ScienceQA's layout")
+        str | None,
+        typer.Option(help="image-text pairs in ScienceQA's layout; packaged if left out"),
     ] = None,
     output: Annotated[Path, typer.Option(help="where the pruned checkpoint goes")] = Path("pruned"),
-    work: Annotated[Path, typer.Option(help="unfinished work")] = Path("work"),
-    revision: Annotated[str | None, typer.Option(help="commit of the hub id")] = None,
+    work: Annotated[
+        Path, typer.Option(help="unfinished work, databases, finished checkpoints")
+    ] = Path("work"),
+    revision: Annotated[str | None, typer.Option(help="commit; needed with a hub id")] = None,
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda or cuda:N", show_default="cpu")
     ] = None,
-    max_seconds: Annotated[float | None, typer.Option(help="end the search after this")] = None,
+    max_seconds: Annotated[
+        float | None, typer.Option(help="end the search after the round in which this passes")
+    ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", help="a parameter, e.g. search.rounds=5; give it repeatedly"),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what it would take")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="estimate memory, disk and time; change nothing")
+    ] = False,
 ) -> None:
-    """Prune a model. Killed, the same command resumes."""
+    """Prune a model. After an interruption, run the same command again: it resumes."""
     from efficientllava.commands.prune import Request, dry, run
 
     request = Request(
@@ -178,7 +187,7 @@ def score(  # noqa: PLR0913 every parameter is an option of the command
 ) -> None:
     """Score predictions without a model, as the benchmark's official script does.
 
-    The style decides nothing about scores: both are read by the same script.
+    ScienceQA's predictions are scored alike in either style.
     """
     from efficientllava.benchmarks.judge.client import JudgeSettings
     from efficientllava.benchmarks.score_command import JudgeOptions, Request, run

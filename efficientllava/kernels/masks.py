@@ -52,6 +52,9 @@ def smallest(score: torch.Tensor, count: int) -> torch.Tensor:
 def smallest_in_groups(score: torch.Tensor, count: int, group_size: int) -> torch.Tensor:
     """Mask of exactly `count` entries in every group of consecutive columns, the left of equals.
 
+    An n:m mask, e.g. 2:4. Compiled kernels choose the same: `cpu.column_loop._rank_groups` and
+    `triton.triton_kernels`.
+
     Args:
         score: [rows, columns], columns a multiple of `group_size`.
     """

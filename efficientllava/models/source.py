@@ -36,7 +36,11 @@ def require_source(source: str | Path, revision: str | None, where: str, pin: st
             remedy="correct the path, or pin the revision: the same weights on every run",
         )
     if folder is not None and not folder.is_dir():
-        raise UserError("no such model folder", where=f"{where}: {source}")
+        raise UserError(
+            "no such model folder",
+            where=f"{where}: {source}",
+            remedy="correct the path, or give a hub id (OWNER/NAME) with its commit",
+        )
     return folder
 
 
