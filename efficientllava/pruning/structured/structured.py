@@ -112,7 +112,7 @@ def remove_parts(
     pruning, prune = parameters.pruning, parameters.prune
     if pruning.group_size is not None:
         raise UserError(
-            f"{pruning.named}: n:m says which weights of a matrix become zero, but this "
+            f"{pruning.named} says which weights of a matrix become zero, but this "
             "method removes heads, channels or blocks as a whole",
             where="params.yaml, pruning.pattern",
             remedy="use `unstructured`, or leave such methods out",
