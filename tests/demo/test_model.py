@@ -26,7 +26,7 @@ from efficientllava.errors import UserError
 from efficientllava.files import folder_digest
 from efficientllava.models.checkpoint import skeleton
 from efficientllava.models.families import adapter_for
-from efficientllava.models.matrix_names import matrix_names
+from efficientllava.models.source import matrix_names
 from efficientllava.parameters import EmbeddedParameters
 from efficientllava.progress import Event, silent
 
