@@ -11,7 +11,7 @@ from efficientllava.errors import UserError
 from efficientllava.parameters import Parameters
 
 MOVED = {
-    "model.embedded": "model.demo",
+    "model.demo": "model.demo",
     "search.workers": "machine.workers",
     "search.threads": "machine.threads",
     "search.executor": "machine.executor",

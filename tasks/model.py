@@ -47,8 +47,8 @@ def take(given: Path, folder: Path) -> None:
     from efficientllava.files import replacing, write_json
     from efficientllava.models.checkpoint import check_tokenizer, load_model, load_processor
     from efficientllava.models.families import adapter_for
-    from efficientllava.models.matrix_names import MATRICES
     from efficientllava.models.own_files import checkpoint_files, require_room
+    from efficientllava.models.source import MATRICES
 
     files = checkpoint_files(given)
     require_room(files, folder)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from efficientllava.allocation.context import Allocation, Context
-from efficientllava.models.matrix_names import matrix_names
+from efficientllava.models.source import matrix_names
 
 
 def uniform(context: Context) -> Allocation:

@@ -31,7 +31,7 @@ from efficientllava.demo.training import (
 from efficientllava.models.checkpoint import save_checkpoint
 from efficientllava.models.families import adapter_for
 from efficientllava.models.likelihood import choice_likelihoods
-from efficientllava.models.matrix_names import MATRICES
+from efficientllava.models.source import MATRICES
 from efficientllava.parameters import DemoParameters
 from efficientllava.progress import Progress
 

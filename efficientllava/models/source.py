@@ -5,9 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from efficientllava.errors import UserError
+from efficientllava.files import read_json
 
 CHECKPOINT_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 """What a checkpoint consists of; never pickles, never code."""
+
+MATRICES = "matrices.json"
+"""Beside the weights that the stage `model` wrote: the names of the prunable matrices, in order."""
 
 
 def local_folder(source: str | Path) -> Path | None:
@@ -69,3 +73,18 @@ def hub_snapshot(name: str, revision: str | None, where: str, cache: Path | None
             remedy="check name, revision and network, or download it and give the folder",
         ) from error
     return Path(folder)
+
+
+def matrix_names(folder: Path) -> list[str]:
+    """The names of the prunable matrices, in the order of the blocks.
+
+    Raises:
+        UserError: as `check_checkpoint`, where the model has to be asked.
+    """
+    if (folder / MATRICES).is_file():
+        return list(read_json(folder / MATRICES))
+    # seconds of imports
+    from efficientllava.models.checkpoint import skeleton
+    from efficientllava.models.families import adapter_for
+
+    return [matrix.name for matrix in adapter_for(skeleton(folder)).matrices]

@@ -109,12 +109,13 @@ class MaskingMethod:
 
     def allocate(self, context: Context) -> Allocation:
         """See `Method`."""
-        from efficientllava.allocation.owl import outliers
-        from efficientllava.allocation.uniform import uniform
-
         if self.allocation == "uniform":
+            from efficientllava.allocation.uniform import uniform
+
             return uniform(context)
         if self.allocation == "outliers":
+            from efficientllava.allocation.owl import outliers
+
             return outliers(context)
         from efficientllava.allocation.searched import searched
 

@@ -26,7 +26,7 @@ from efficientllava.errors import UserError
 from efficientllava.files import folder_digest
 from efficientllava.models.checkpoint import skeleton
 from efficientllava.models.families import adapter_for
-from efficientllava.models.matrix_names import matrix_names
+from efficientllava.models.source import matrix_names
 from efficientllava.parameters import DemoParameters
 from efficientllava.progress import Event, silent
 
@@ -191,10 +191,10 @@ def test_names_of_the_matrices_lie_beside_the_weights(tmp_path: Path) -> None:
     script = (
         "import json, sys; from pathlib import Path\n"
         "from efficientllava.allocation.context import Context\n"
-        "from efficientllava.allocation.uniform import uniform\n"
+        "from efficientllava.registry import METHODS\n"
         "from efficientllava.parameters import Parameters\n"
         "context = Context(Path(sys.argv[1]), Path('none'), 0.5, Parameters(), Path('none'))\n"
-        "policy = uniform(context).policy\n"
+        "policy = METHODS['sparsegpt'].allocate(context).policy\n"
         "assert not {'torch', 'transformers'} & set(sys.modules)\n"
         "print(json.dumps(policy))\n"
     )
