@@ -46,7 +46,7 @@ class Registry(Mapping[str, Any]):
 
         Raises:
             UserError: no such name, with the nearest one; or the package that adds it cannot be
-                imported, or gives two objects one name.
+                imported.
         """
         ours = self._ours
         if name in ours:

@@ -1,1 +1,1 @@
-"""Commands for those who work on this repository."""
+"""Commands for developers of this repository."""

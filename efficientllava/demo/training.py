@@ -200,7 +200,7 @@ class DecoderRecipe:
     """What was found to train the decoder fast.
 
     Attributes:
-        prompt_share: of the prompts' tokens, drawn at every step, those whose loss is taken: the
+        prompt_share: share of the prompts' tokens, drawn at every step, whose loss is taken: the
             mean over them estimates the mean over all. Nine of ten tokens are the prompts', and a
             loss takes logits over the whole vocabulary, which cost as much as a decoder block.
     """

@@ -87,7 +87,7 @@ def prune_masked(
 
 
 def _patterns(rows: Sequence[dict[str, Any]], parameters: PruningParameters) -> str | list[str]:
-    """The pattern of all matrices; or the set, and every row is told which of it is its own."""
+    """The pattern of all matrices, or the set of patterns; then every row names its own."""
     if parameters.patterns is None:
         return parameters.pattern
     names = {zeros / group: f"{zeros}:{group}" for zeros, group in parameters.groups}

@@ -1,4 +1,4 @@
-"""How a speed-up is told: a factor where the runs show one, "no difference" where they do not.
+"""How a speed-up is written: a factor where the runs show one, otherwise "no difference".
 
 Everything that shows or logs a speed-up asks here: tables, page, plots, CSV, MLflow, benches.
 """

@@ -20,7 +20,7 @@ CLOCK = 2.0
 
 
 def lock_error(error: DvcException, tmp_dir: Path, stage: str) -> UserError | None:
-    """What to tell of an error about DVC's locks; None when the error is about something else.
+    """The message for an error about DVC's locks; None when the error is about something else.
 
     DVC notes in `rwlock` which process works on which file. It forgets the note of a process that
     is gone, but not when another process has got its number.

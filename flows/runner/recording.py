@@ -1,4 +1,4 @@
-"""What Prefect's server is told of a run. When the server is gone, the run goes on without it.
+"""Records of a run on Prefect's server. When the server is gone, the run continues without it.
 
 The server only shows a run: DVC keeps what was made, MLflow what was measured. So a server that
 ends, or answers no more, is reported once and fails no stage.
@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 
 class Recording:
-    """Whether the server still takes what it is told, and how the flow ended.
+    """Whether the server still takes records, and how the flow ended.
 
     Attributes:
         gone: set when a server that this process started has ended before its time.
@@ -54,7 +54,7 @@ class Recording:
         try:
             return send(*arguments, **named)
         except httpx.HTTPError as error:
-            if not self.gone.wait(2 * POLL_SECONDS):  # ours is told with its cause
+            if not self.gone.wait(2 * POLL_SECONDS):  # `gone` has its own message
                 self._warn(f"Prefect's server cannot be told ({error})")
             return None
 

@@ -37,7 +37,7 @@ def server() -> Iterator[str]:
 
 @pytest.fixture(params=["http://127.0.0.1:9", "socks5://127.0.0.1:9"])
 def proxies(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Every proxy variable, naming a proxy that is not there; nothing is excepted."""
+    """Set every proxy variable to a proxy that does not exist; no address is excepted."""
     for name in NAMES:
         monkeypatch.setenv(name, request.param)
     for name in ("NO_PROXY", "no_proxy"):
