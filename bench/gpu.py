@@ -133,14 +133,14 @@ class Bench:
         blocks = [after - before for before, after in zip(times, times[1:], strict=False)]
         return f"{size:.1f} GB; a block {median(blocks):.2f} s"
 
-    def placed(self) -> Any:
+    def offloaded(self) -> Any:
         """Model and database, where they fit."""
-        from efficientllava.database.placed import Machine, placed
+        from efficientllava.database.offloaded import Machine, offloaded
 
         machine, pairs = Machine(self.device, self.memory), self.search_parameters.projector_batch
         model, database = self.folder / "model", self.folder / "database"
         work, again = self.folder / "work", True
-        return placed(model, database, self.proxy, machine, work, pairs, None, again)
+        return offloaded(model, database, self.proxy, machine, work, pairs, None, again)
 
     def candidates(self) -> str:
         """Candidates in turn with bare forward passes of the same tokens."""
@@ -149,7 +149,7 @@ class Bench:
         from efficientllava.allocation.scoring.evaluation import stitched_models
         from efficientllava.calibration.proxy_loss import ProxyLoss, mean_loss
 
-        with self.placed() as found:
+        with self.offloaded() as found:
             adapter = found.adapter
             loss = ProxyLoss(adapter, self.proxy, "kl", "text")
             (stitched,) = stitched_models(adapter, found.database, 1, found.blocks)
@@ -200,7 +200,7 @@ class Bench:
             if event.name == "round":
                 rounds.append(time.perf_counter())
 
-        with self.placed() as found:
+        with self.offloaded() as found:
             self.found = Search(
                 SearchInputs(found.adapter, self.proxy, found.database, found.blocks),
                 SearchGoal(LEVELS, 0.5, self.search_parameters),

@@ -32,7 +32,7 @@ from efficientllava.parsing import parse_parameters
 from efficientllava.progress import Event, Progress, silent
 from efficientllava.pruning.finalize import finalize
 from efficientllava.registry import METHODS
-from efficientllava.work_folder import held
+from efficientllava.work_folder import locked
 
 SECTIONS = ("pruning", "prune", "search", "machine")
 """Of params.yaml: those that pruning one model reads."""
@@ -152,7 +152,7 @@ def prune(
         search = chosen.search.model_copy(update={"evolve_projector": False})
         chosen = chosen.model_copy(update={"search": search})
     folder = Path(work).expanduser()
-    with held(folder), enough_memory(chosen.machine.device):
+    with locked(folder), enough_memory(chosen.machine.device):
         named = _Named(
             progress, "database" if "database" in METHODS[method].needs else "allocation"
         )

@@ -50,7 +50,12 @@ def _answering(stage: Stage, folder: Path) -> Iterator[PreTrainedModel]:
     from efficientllava.models.families import adapter_for
     from efficientllava.offload.blocks_on_disk import blocks_on_disk
     from efficientllava.offload.devices import host_memory, open_device, usable_memory
-    from efficientllava.offload.placement import answering_bytes, needs_of, place, shape_of
+    from efficientllava.offload.placement import (
+        answering_bytes,
+        choose_placement,
+        needs_of,
+        shape_of,
+    )
 
     machine = stage.parameters.machine
     device, memory = open_device(machine.device), machine.device_memory
@@ -60,7 +65,9 @@ def _answering(stage: Stage, folder: Path) -> Iterator[PreTrainedModel]:
         return
     adapter = adapter_for(model)
     working = answering_bytes(shape_of(adapter), stage.parameters.evaluation.batch_size)
-    placement = place(needs_of(adapter, working), usable_memory(device, memory), host_memory())
+    placement = choose_placement(
+        needs_of(adapter, working), usable_memory(device, memory), host_memory()
+    )
     if placement.blocks == "device":
         yield model.to(device)
         return
