@@ -41,15 +41,15 @@ def searched(context: Context, parameters: SearchParameters, upper_bound: bool) 
         parameters.projector_batch if parameters.evolve_projector else 0,
         parameters.kl_tokens,
         machine.gradient_checkpointing,
-    ) as found:
+    ) as opened:
         result = Search(
-            SearchInputs(found.adapter, context.proxy, found.database, found.blocks),
+            SearchInputs(opened.adapter, context.proxy, opened.database, opened.blocks),
             SearchGoal(levels, context.ratio, parameters, upper_bound),
             machine,
             unfinished(context.work, "search", machine),
             {"database": context.database_key},
             context.progress,
-            _evaluator_maker(context, folders, found.adapter.sizes, parameters, workers, sharing),
+            _evaluator_maker(context, folders, opened.adapter.sizes, parameters, workers, sharing),
         ).run()
     history = []
     for candidate in result.history:

@@ -113,11 +113,11 @@ def _open(work: Work) -> _Opened:
         database = [Path(part) for part in work.database]
         model = offloaded(Path(work.model), database, proxy, machine, folder, 0, work.kl_tokens)
         with resources:
-            found = resources.enter_context(model)
-            adapter = found.adapter
+            opened = resources.enter_context(model)
+            adapter = opened.adapter
             # the dense model's targets come first, before anything is stitched
             loss = ProxyLoss(adapter, proxy, work.fitness, work.fitness_data, work.kl_tokens)
-            (stitched,) = stitched_models(adapter, found.database, 1, found.blocks)
+            (stitched,) = stitched_models(adapter, opened.database, 1, opened.blocks)
             _opened[work] = _Opened(adapter, loss, stitched, resources.pop_all())
         atexit.register(_close_all)
     return _opened[work]
