@@ -160,10 +160,10 @@ def prune(
         key = _key(method, context)
         result = folder / "pruned" / key
         if not (result / "pruning.json").is_file():
-            found = METHODS[method].allocate(context)
-            write_json(folder / "pruned" / f"{key}.json", list(map(dict, found.history)))
+            allocation = METHODS[method].allocate(context)
+            write_json(folder / "pruned" / f"{key}.json", list(map(dict, allocation.history)))
             named.work = "final pruning"
-            finalize(METHODS[method], context, found, result)
+            finalize(METHODS[method], context, allocation, result)
             shutil.rmtree(folder / "reloaded", ignore_errors=True)
         history = tuple(read_json(folder / "pruned" / f"{key}.json"))
     return Result(result, read_json(result / "pruning.json"), history, data.description)
