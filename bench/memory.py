@@ -1,6 +1,6 @@
 """Peak host memory of pruning against the size of the checkpoint, at three sizes.
 
-Run: python -m bench memory  (about three minutes on one core, 3 GB of disk; writes docs/memory.md)
+Run: python -m bench memory  (about three minutes on one core, 3 GB of disk; writes docs/internal/memory.md)
 
 Random LLaVA checkpoints of LLaVA-1.5-7B's proportions (bfloat16, in shards) are pruned and saved,
 each method in a process of its own: as the `prune` stage does it. Peak is the largest resident set
@@ -34,7 +34,7 @@ from efficientllava.parameters import Parameters, PruningParameters, SearchParam
 from efficientllava.pruning.masked import prune_masked
 from efficientllava.registry import METHODS
 
-PAGE = Path(__file__).parents[1] / "docs" / "memory.md"
+PAGE = Path(__file__).parents[1] / "docs" / "internal" / "memory.md"
 SIZES = {"small": (512, 32), "medium": (512, 48), "large": (512, 80)}
 """Width and blocks; LLaVA-1.5-7B has 4096 and 32."""
 
@@ -148,7 +148,7 @@ were read count) less *imports*, what it was when everything had been imported a
 {chr(10).join(_line(row) for row in rows)}
 
 The largest ratio is {worst:.2f}; the bound is {BOUND}. How it is done is in
-[models.md](models.md#memory).
+[devices.md](../devices.md#host-memory).
 """
 
 

@@ -165,7 +165,7 @@ Style = Annotated[str | None, typer.Option(help="ScienceQA: llava_v1_5 or llava_
 
 @commands.command()
 def score(  # noqa: PLR0913 every parameter is an option of the command
-    benchmark: Annotated[str, typer.Argument(help="docs/benchmarks.md names them")],
+    benchmark: Annotated[str, typer.Argument(help="docs/evaluate.md names them")],
     predictions: Annotated[list[Path], typer.Argument(help="official prediction file")],
     data: Data,
     split: Split = None,

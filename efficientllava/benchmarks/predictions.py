@@ -79,7 +79,7 @@ def read_predictions(path: Path) -> Predictions:
         "is in none of the official prediction formats",
         where=str(path),
         remedy='give JSON lines of {"question_id", "text"}, or one of the formats in '
-        "docs/benchmarks.md",
+        "docs/evaluate.md",
     )
 
 
