@@ -1,6 +1,7 @@
 """Peak host memory of pruning against the size of the checkpoint, at three sizes.
 
-Run: python -m bench memory  (about three minutes on one core, 3 GB of disk; writes docs/internal/memory.md)
+Run: python -m bench memory  (three minutes on one core, 3 GB of disk; writes
+docs/internal/memory.md)
 
 Random LLaVA checkpoints of LLaVA-1.5-7B's proportions (bfloat16, in shards) are pruned and saved,
 each method in a process of its own: as the `prune` stage does it. Peak is the largest resident set
