@@ -22,7 +22,7 @@ from efficientllava.allocation.policy import check_band
 from efficientllava.allocation.unfinished import code_digest
 from efficientllava.calibration.data import calibration_data
 from efficientllava.data.proxy import ProxyData, save_proxy
-from efficientllava.errors import UserError
+from efficientllava.errors import UserError, renaming
 from efficientllava.files import copy_folder, read_json, require_place, value_digest, write_json
 from efficientllava.models.checkpoint import check_tokenizer, skeleton
 from efficientllava.models.loading import VisionLanguageModel
@@ -35,7 +35,13 @@ from efficientllava.registry import METHODS
 from efficientllava.work_folder import locked
 
 SECTIONS = ("pruning", "prune", "search", "machine")
-"""Of params.yaml: those that pruning one model reads."""
+"""The sections of params.yaml that pruning one model reads."""
+ARGUMENTS = {
+    "params.yaml, machine.device:": "device:",
+    "params.yaml, ratios": "sparsity",
+    "params.yaml, ": "parameters, ",
+}
+"""How errors name the arguments of `prune`: see `errors.renaming`."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +149,20 @@ def prune(
     Raises:
         UserError: saying what is wrong, where, and what to do about it.
     """
-    chosen = settings(method, sparsity, parameters, device)
+    with renaming(ARGUMENTS):
+        return _prune(
+            vlm, data, method, settings(method, sparsity, parameters, device), work, progress
+        )
+
+
+def _prune(
+    vlm: VisionLanguageModel,
+    data: ProxyData | None,
+    method: str,
+    chosen: Parameters,
+    work: str | Path,
+    progress: Progress,
+) -> Result:
     sparsity = chosen.ratios[0]
     _require(vlm, VisionLanguageModel, "vlm", "give what `load` returns")
     data = calibration_data(vlm) if data is None else data
