@@ -89,7 +89,7 @@ class Result:
         return target
 
     def rows(self) -> list[tuple[str, str]]:
-        """What was done, as names and values: for a table."""
+        """The result as names and values, for a table."""
         record = self.record
         size = sum(path.stat().st_size for path in self.folder.glob("*.safetensors"))
         gone = "removed from the decoder" if "structure" in record else "zeros in the decoder"
@@ -104,7 +104,7 @@ class Result:
         ]
 
     def report(self) -> str:
-        """What was done, as a Markdown table."""
+        """The result as a Markdown table."""
         lines = [
             "| | |",
             "| --- | --- |",
@@ -131,9 +131,9 @@ def prune(
 ) -> Result:
     """Prune a model; `vlm` stays as it is.
 
-    What is unfinished lies in the work folder under a key of everything that decides its bytes: a
-    killed call resumes when it is made again, a call with another sparsity uses the same database,
-    other models, data and settings never meet.
+    Unfinished work lies in the work folder under a key of everything that decides its bytes. The
+    same call resumes after a kill; a call with another sparsity reuses the database; other models,
+    data and settings have other keys.
 
     Args:
         vlm: from `load`.
@@ -147,7 +147,7 @@ def prune(
         progress: called with every step (`efficientllava.progress.Event`).
 
     Raises:
-        UserError: saying what is wrong, where, and what to do about it.
+        UserError: with what is wrong, where, and a remedy.
     """
     with renaming(ARGUMENTS):
         return _prune(
@@ -313,7 +313,7 @@ def context_of(
     work: Path,
     progress: Progress,
 ) -> Context:
-    """What a method works with; the proxy data is written to the work folder."""
+    """The inputs of a method; the proxy data is written to the work folder."""
     proxy = work / "proxy" / data.digest[:16]
     if not (proxy / "manifest.json").is_file():
         save_proxy(proxy, data, {"description": data.description})

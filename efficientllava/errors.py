@@ -1,4 +1,4 @@
-"""The one error a user can mend: bad parameters, bad data, no room left."""
+"""The error that a user can fix: bad parameters, bad data, a full disk."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ def without_users(text: str) -> str:
 
 
 class UserError(Exception):
-    """What is wrong, where, and what to do about it.
+    """An error that a user can fix: what is wrong, where, and a remedy.
 
-    Command lines print the message without a traceback and exit with code 2. Anything else
-    that escapes is a defect of ours and keeps its traceback. Passwords in addresses are hidden.
+    Command lines print the message without a traceback and exit with code 2. Any other exception
+    is a defect of this program and keeps its traceback. Passwords in addresses are hidden.
     """
 
     def __init__(self, what: str, where: str = "", remedy: str = "") -> None:

@@ -1,4 +1,4 @@
-"""params.yaml as parameters: what is unknown or out of bounds is named, with the nearest name."""
+"""Parse params.yaml: errors name unknown and out-of-bounds parameters, with the nearest name."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ MOVED = {
     "search.dask_address": "machine.dask_address",
     "search.projector_checkpointing": "machine.gradient_checkpointing",
 }
-"""Earlier names of parameters, and where the same thing is set now."""
+"""Earlier names of parameters, and their names now."""
 
 
 def parse_parameters(values: Any, where: str = "params.yaml") -> Parameters:
-    """Validate what was read from params.yaml.
+    """Validate the content of params.yaml.
 
     Raises:
         UserError: naming every parameter that is unknown or out of bounds, with the nearest

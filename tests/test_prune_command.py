@@ -342,7 +342,7 @@ def test_interrupted(
     finally:
         signal.signal(signal.SIGINT, before)
     assert (status, out) == (130, "")
-    assert error == "interrupted: the same command goes on from here\n"
+    assert error == "interrupted: the same command resumes\n"
     assert not (tmp_path / "out").exists()
 
 

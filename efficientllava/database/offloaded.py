@@ -22,7 +22,7 @@ from efficientllava.offload.placement import Placement, choose_placement, needs_
 
 @dataclass(frozen=True)
 class Machine:
-    """What a search may use.
+    """The device of a search and its memory.
 
     Attributes:
         device: where it computes.
@@ -40,7 +40,7 @@ class Offloaded:
     """A dense model and its database, where a search uses them.
 
     Attributes:
-        blocks: what brings decoder blocks to the device; None where all of them are there.
+        blocks: streams decoder blocks to the device; None where all of them are there.
         placement: None on a CPU without a limit: all is mapped from its files.
     """
 
@@ -71,7 +71,7 @@ def offloaded(
         checkpointing: whether such a step computes blocks again; streamed blocks always do.
 
     Raises:
-        UserError: see `offload.placement.choose_placement` and what is read from files.
+        UserError: see `offload.placement.choose_placement`; a file cannot be read.
     """
     adapter = adapter_for(load_model(model))
     opened = database if isinstance(database, Database) else open_database(database)
