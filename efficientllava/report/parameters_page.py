@@ -21,10 +21,10 @@ from efficientllava.report.comparison import markdown_table
 
 _OPENING = """# Parameters
 
-All parameters live in `params.yaml`. A parameter that is left out has its default, under plain `dvc repro`
-too; `methods` and `ratios` must stand there, because DVC makes stages of them. An unknown name or a value out of
-bounds is an error before any work begins. `python -m efficientllava.report.parameters_page docs/parameters.md`
-makes this page from the descriptions in the code.
+All parameters live in `params.yaml`. A parameter that is left out has its default; `methods` and
+`ratios` must stand there, because DVC makes stages of them. An unknown name or a value out of
+bounds is an error before any work begins. This page is made from the descriptions in the code by
+`python -m efficientllava.report.parameters_page docs/parameters.md`.
 """
 
 
