@@ -10,7 +10,6 @@ result.save("out")
 
 from __future__ import annotations
 
-import difflib
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -22,7 +21,7 @@ from efficientllava.allocation.policy import check_band
 from efficientllava.allocation.unfinished import code_digest
 from efficientllava.calibration.data import calibration_data
 from efficientllava.data.proxy import ProxyData, save_proxy
-from efficientllava.errors import UserError, renaming
+from efficientllava.errors import UserError, hint, renaming
 from efficientllava.files import copy_folder, read_json, require_place, value_digest, write_json
 from efficientllava.models.checkpoint import check_tokenizer, skeleton
 from efficientllava.models.loading import VisionLanguageModel
@@ -263,9 +262,8 @@ def _sections(parameters: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     _require(parameters, Mapping, "parameters", 'write {"section": {"name": value}}')
     for name, section in parameters.items():
         if name not in SECTIONS:
-            near = difflib.get_close_matches(str(name), SECTIONS, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(SECTIONS)}"
-            raise UserError(f"unknown section {name} ({hint})", where="parameters")
+            suggestion = hint(str(name), SECTIONS, "known here")
+            raise UserError(f"unknown section {name} ({suggestion})", where="parameters")
         _require(section, Mapping, f"parameters, {name}", "write {name: value}")
     return {name: dict(section) for name, section in parameters.items()}
 

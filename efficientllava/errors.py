@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 
 _USER = re.compile(r"(?<=://)[^/\s'\"]*@")
@@ -12,6 +13,12 @@ _USER = re.compile(r"(?<=://)[^/\s'\"]*@")
 def without_users(text: str) -> str:
     """A text whose addresses show no user name and no password: http://***@host."""
     return _USER.sub("***@", text)
+
+
+def hint(name: str, known: Collection[str], title: str = "known") -> str:
+    """The known name that is nearest to a wrong one, or all known names."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]}?" if near else f"{title}: {', '.join(known)}"
 
 
 class UserError(Exception):

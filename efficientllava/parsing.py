@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from efficientllava.errors import UserError
+from efficientllava.errors import UserError, hint
 from efficientllava.parameters import Parameters
 
 MOVED = {
@@ -44,9 +43,8 @@ def _describe(problem: Any) -> str:
         if name in MOVED:
             return f"unknown parameter {name} (it is {MOVED[name]} now)"
         known = sorted(_fields_at(problem["loc"][:-1]))
-        near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
-        return f"unknown parameter {name} ({hint})"
+        suggestion = hint(str(problem["loc"][-1]), known, "known here")
+        return f"unknown parameter {name} ({suggestion})"
     message = problem["msg"].removeprefix("Value error, ")
     return f"{name or 'parameters'}: {message} (given: {problem['input']!r})"[:500]
 
