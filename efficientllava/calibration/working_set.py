@@ -53,7 +53,7 @@ def search_bytes(
     shape: DecoderShape,
     tokens: Tokens,
     kl_tokens: int | None = None,
-    checkpointing: bool = True,
+    gradient_checkpointing: bool = True,
     device: str = "cuda",
 ) -> int:
     """Bytes of a search beside weights and database: permanent ones, and the highest peak.
@@ -75,7 +75,7 @@ def search_bytes(
     if tokens.step:
         total += tokens.answers * 4 * shape.vocabulary
         kept = shape.blocks * shape.width * shape.item + 2 * shape.activations
-        if not checkpointing:
+        if not gradient_checkpointing:
             kept = (shape.blocks + 1) * shape.activations
         logits = tokens.answers * tokens.step // max(tokens.pairs, 1) * shape.vocabulary * PER_LOGIT
         most = max(most, tokens.step * kept + logits + 16 * shape.projector)

@@ -59,7 +59,7 @@ def offloaded(
     work: Path,
     projector_pairs: int = 0,
     kl_tokens: int | None = None,
-    checkpointing: bool = False,
+    gradient_checkpointing: bool = False,
 ) -> Iterator[Offloaded]:
     """Load a dense model and bring it and its database where they fit.
 
@@ -68,7 +68,7 @@ def offloaded(
         database: opened, or its folders.
         work: made here and removed at the end.
         projector_pairs: image-text pairs in a step of the projector; 0 without evolution.
-        checkpointing: whether such a step computes blocks again; streamed blocks always do.
+        gradient_checkpointing: whether such a step recomputes blocks; streamed ones always do.
 
     Raises:
         UserError: see `offload.placement.choose_placement`; a file cannot be read.
@@ -81,7 +81,7 @@ def offloaded(
     shape, tokens = shape_of(adapter), Tokens.of(proxy, projector_pairs)
     working, kept = (
         search_bytes(shape, tokens, kl_tokens, again, machine.device.type)
-        for again in (True, checkpointing)
+        for again in (True, gradient_checkpointing)
     )
     size = sum(tensor.nbytes for tensor in opened.tensors.values())
     placement = choose_placement(
