@@ -3,7 +3,7 @@
     python -m bench growth                          # widths 256, 512, 1024, 2048; 5 levels
 
 Every size runs in a process of its own (peak resident memory is the process's). Beside what was
-measured stands what the formulas of docs/performance.md say.
+measured stands what the formulas of docs/internal/performance.md say.
 """
 
 from __future__ import annotations

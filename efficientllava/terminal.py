@@ -1,4 +1,4 @@
-"""What a person sees of long work: a live bar, or plain lines in a log, and nothing of others."""
+"""The display of long work: a live bar, or plain lines in a log."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def bar(label: str, console: Console | None = None) -> Iterator[Progress]:
         BarColumn(bar_width=12, table_column=kept.copy()),
         MofNCompleteColumn(table_column=kept.copy()),
         TimeElapsedColumn(table_column=kept.copy()),
-        TextColumn("{task.fields[told]}", table_column=cut),
+        TextColumn("{task.fields[detail]}", table_column=cut),
     )
     with Bars(*columns, console=console, transient=False, expand=True) as bars:
         known: dict[str, Any] = {}

@@ -184,14 +184,14 @@ BAD: dict[str, tuple[list[str], str]] = {
     "pairs without images": (["--pairs", "pictureless"], "image.png"),
     "no pairs": (["--pairs", "nowhere"], "pairs: nowhere: no such folder"),
     "pairs without a name": (["--pairs", ""], "no such folder"),
-    "sparsity 0": (["--sparsity", "0"], "0.0 is not between 0 and 1"),
+    "sparsity 0": (["--sparsity", "0"], "--sparsity: 0.0 is not between 0 and 1"),
     "sparsity nan": (["--sparsity", "nan"], "nan is not between 0 and 1"),
     "sparsity inf": (["--sparsity", "inf"], "inf is not between 0 and 1"),
     "sparsity -1": (["--sparsity", "-1"], "-1.0 is not between 0 and 1"),
     "sparsity in words": (["--sparsity", "half"], "Invalid value for '--sparsity'"),
     "method": (["--method", "efficentllava"], "did you mean efficientllava?"),
     "parameter": (["--set", "search.round=3"], "did you mean rounds?"),
-    "section": (["--set", "serch.rounds=3"], "did you mean search?"),
+    "section": (["--set", "serch.rounds=3"], "--set: unknown section serch (did you mean search?"),
     "section not read here": (["--set", "evaluation.batch_size=3"], "unknown section evaluation"),
     "proxy parameter": (["--set", "proxy.text=words.txt"], "unknown parameter proxy.text"),
     "proxy value": (["--set", "proxy.segments=-1"], "proxy.segments"),
@@ -208,9 +208,9 @@ BAD: dict[str, tuple[list[str], str]] = {
     "value": (["--set", "search.rounds=ten"], "search.rounds"),
     "max seconds": (["--max-seconds", "nan"], "search.max_seconds"),
     "device": (["--device", "gpu"], "machine.device"),
-    "missing GPU": (["--device", "cuda:99"], "machine.device: cuda:99"),
+    "missing GPU": (["--device", "cuda:99"], "--device: cuda:99: "),
     "GPU named twice": (["--set", "machine.device=cuda", "--device", "cpu"], "two devices"),
-    "no memory": (["--set", "machine.device_memory=0.00001"], "GiB are missing"),
+    "no memory": (["--set", "machine.device_memory=0.00001"], "--set machine.device_memory: "),
     "work of another version": (["--work", "old"], "is of another version (layout 0"),
     "work that is something else": (["--work", "llama"], "holds something else"),
     "work that is a file": (["--work", "words.txt"], "holds something else"),
@@ -342,7 +342,7 @@ def test_interrupted(
     finally:
         signal.signal(signal.SIGINT, before)
     assert (status, out) == (130, "")
-    assert error == "interrupted: the same command goes on from here\n"
+    assert error == "interrupted: the same command resumes\n"
     assert not (tmp_path / "out").exists()
 
 

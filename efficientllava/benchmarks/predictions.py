@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a file of predictions holds.
+    """The content of a file of predictions.
 
     Attributes:
         texts: a model's answer by id, where the file has texts.
@@ -79,7 +79,7 @@ def read_predictions(path: Path) -> Predictions:
         "is in none of the official prediction formats",
         where=str(path),
         remedy='give JSON lines of {"question_id", "text"}, or one of the formats in '
-        "docs/benchmarks.md",
+        "docs/evaluate.md",
     )
 
 

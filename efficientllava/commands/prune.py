@@ -14,7 +14,7 @@ from efficientllava.api import context_of, holds, prune, require_data, settings
 from efficientllava.calibration.data import calibration_data
 from efficientllava.commands.estimate import estimate
 from efficientllava.data.proxy import ProxyData
-from efficientllava.errors import UserError
+from efficientllava.errors import UserError, renaming
 from efficientllava.files import read_json, require_place
 from efficientllava.models.loading import VisionLanguageModel, load
 from efficientllava.offload.devices import enough_memory
@@ -25,7 +25,18 @@ from efficientllava.terminal import print_rows, shown
 from efficientllava.work_folder import require_work
 
 DATA = {"segments": "segments", "segment_length": "length", "pairs": "count", "seed": "seed"}
-"""What the command takes of the section `proxy`, and how `calibration_data` calls it."""
+"""The parameters of section `proxy` that the command takes, as `calibration_data` names them."""
+OPTIONS = {
+    "params.yaml, machine.device:": "--device:",
+    "params.yaml, ratios": "--sparsity",
+    "params.yaml, ": "--set ",
+    "parameters, ": "--set ",
+    "parameters": "--set",
+    "device and machine.device": "--device and --set machine.device",
+    "device:": "--device:",
+    "sparsity": "--sparsity",
+}
+"""How errors name the options: see `errors.renaming`."""
 
 
 class _Values(yaml.SafeLoader):
@@ -106,6 +117,7 @@ class Request:
         return vlm, data, parameters
 
 
+@renaming(OPTIONS)
 def run(request: Request, output: Path) -> None:
     """Prune, save to `output`, print the table.
 
@@ -158,6 +170,7 @@ def _require_output(request: Request, output: Path) -> None:
         raise UserError(f"holds another pruned model ({description})", where, remedy)
 
 
+@renaming(OPTIONS)
 def dry(request: Request) -> None:
     """Print what pruning would take. Nothing is pruned, and the work folder stays as it is.
 

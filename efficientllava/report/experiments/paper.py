@@ -1,4 +1,4 @@
-"""The paper's own numbers (tables 1 to 4), shown beside what is measured here, never mixed with it.
+"""The paper's own numbers (tables 1 to 4), shown beside our measurements, never mixed with them.
 
 EfficientLLaVA, CVPR 2025. Accuracies in per cent, as printed. `MISPRINTS` names the four cells of
 table 3 that look like misprints; docs/method.md, section 9, names all slips.
