@@ -180,10 +180,12 @@ class PretendGPU(TorchFunctionMode):
 
     def _order(self, name: str, tensors: list[torch.Tensor], on_gpu: bool) -> None:
         # by where a tensor begins: weights that share a piece of memory do not concern each other
+        # (inside torch.vmap, where masks are made, tensors have no memory of their own)
         touched = [
             (tensor.data_ptr(), index)
             for index, tensor in enumerate(tensors)
-            if tensor.untyped_storage().data_ptr() in self.watch
+            if not torch._C._functorch.is_batchedtensor(tensor)
+            and tensor.untyped_storage().data_ptr() in self.watch
         ]
         if not touched or name in UNTOUCHED:
             return

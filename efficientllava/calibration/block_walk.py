@@ -61,8 +61,10 @@ def language_inputs(adapter: Adapter, batch: dict[str, torch.Tensor]) -> Languag
     finally:
         handle.remove()
     if caught.get("inputs_embeds") is None:
-        ids = batch["input_ids"]
-        caught["inputs_embeds"] = adapter.language_model.get_input_embeddings()(ids)  # type: ignore[operator]
+        ids, language_model = batch["input_ids"], adapter.language_model
+        caught["inputs_embeds"] = language_model.get_input_embeddings()(ids)  # type: ignore[operator]
+        if getattr(language_model, "hidden_size_per_layer_input", None):  # Gemma 4
+            caught["per_layer_inputs"] = language_model.get_per_layer_inputs(ids)  # type: ignore[operator]
         caught.pop("input_ids", None)
     tokens = batch.get("attention_mask", torch.ones_like(batch["input_ids"])).bool()
     image_token = getattr(adapter.model.config, "image_token_id", None)
@@ -139,13 +141,19 @@ class BlockWalk:
         self.hidden: list[torch.Tensor] = []
         self._leaving: dict[int, list[torch.Tensor]] = {}
         self._calls: list[list[tuple[tuple[Any, ...], dict[str, Any]]]] = []
+        self._added: list[list[torch.Tensor | None]] = []
         for batch in inputs:
             self._record(batch)
 
     @torch.no_grad()
     def _record(self, batch: LanguageInputs) -> None:
-        """Catch the arguments of every block; all but the first pass on what they get."""
+        """Catch the arguments of every block, and what the model adds between blocks.
+
+        Only the first block runs. Every block hands zeros on, so that the next one receives what
+        is added in front of it (Qwen3-VL's deepstack features), to the bit.
+        """
         calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        added: list[torch.Tensor | None] = []
         rest: list[tuple[Any, ...] | None] = []  # what a block returns beside the activations
 
         def catch(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -156,14 +164,18 @@ class BlockWalk:
                 self.hidden.append(hidden)
                 output = forward(*args, **kwargs)
                 rest.append(output[1:] if isinstance(output, tuple) else None)
-                return output
-            return hidden if rest[0] is None else (hidden, *rest[0])
+                added.append(None)
+            else:
+                added.append(hidden if hidden.any() else None)
+            zeros = torch.zeros_like(hidden)
+            return zeros if rest[0] is None else (zeros, *rest[0])
 
         with ExitStack() as replaced:
             for block in self.adapter.blocks:
                 replaced.enter_context(replaced_forward(block, partial(catch, block.forward)))
             self.adapter.language_model(**batch.arguments)
         self._calls.append(calls)
+        self._added.append(added)
 
     @torch.no_grad()
     def outputs(self, block: int) -> Iterator[tuple[int, torch.Tensor]]:
@@ -216,11 +228,14 @@ class BlockWalk:
 
     def advance(self, block: int) -> None:
         """Replace the activations by the block's outputs: those kept, else by its weights now."""
-        if block in self._leaving:
-            self.hidden = self._leaving.pop(block)
-            return
-        for index, output in self.outputs(block):
-            self.hidden[index] = output
+        leaving = enumerate(self._leaving.pop(block)) if block in self._leaving else None
+        for index, output in leaving or self.outputs(block):
+            self.enter(block + 1, index, output)
+
+    def enter(self, block: int, index: int, hidden: torch.Tensor) -> None:
+        """Let activations [B, T, d] of a batch enter a block, with what the model adds there."""
+        added = self._added[index][block] if block < len(self._added[index]) else None
+        self.hidden[index] = hidden if added is None else hidden + added
 
 
 def block_walk(adapter: Adapter, proxy: ProxyData, parameters: PruningParameters) -> BlockWalk:

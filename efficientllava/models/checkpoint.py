@@ -252,11 +252,11 @@ def check_tokenizer(processor: ProcessorMixin, model: PreTrainedModel, where: st
     image_token = getattr(model.config, "image_token_id", None)
     if image_token is None:
         return
-    known = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
-    if known != image_token:
+    known = processor.image_token_ids
+    if image_token not in known:
         raise UserError(
             f"the tokenizer does not fit the model: the image token {processor.image_token!r} is "
-            f"{known} for the tokenizer, {image_token} for the model",
+            f"{', '.join(map(str, known))} for the tokenizer, {image_token} for the model",
             where=where,
             remedy="use the tokenizer that was saved with the model",
         )
