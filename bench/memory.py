@@ -100,15 +100,15 @@ def _peak() -> int:
 def measure(sizes: dict[str, tuple[int, int]], methods: list[str]) -> list[dict[str, Any]]:
     """One row per size and method, each from a fresh process."""
     rows = []
-    with tempfile.TemporaryDirectory(prefix="memory-") as place:
+    with tempfile.TemporaryDirectory(prefix="memory-") as temporary:
         for name, (width, blocks) in sizes.items():
-            dense = Path(place) / name
+            dense = Path(temporary) / name
             _alone("build", dense, str(width), str(blocks))
             for method in methods:
-                row = _alone("prune", dense, method, str(Path(place) / "pruned"))
+                row = _alone("prune", dense, method, str(Path(temporary) / "pruned"))
                 rows.append({"width": width, "blocks": blocks, **row})
                 print(_line(rows[-1]), flush=True)
-                shutil.rmtree(Path(place) / "pruned")
+                shutil.rmtree(Path(temporary) / "pruned")
             shutil.rmtree(dense)
     return rows
 

@@ -32,7 +32,7 @@ from efficientllava.parsing import parse_parameters
 from efficientllava.progress import Event, Progress, silent
 from efficientllava.pruning.finalize import finalize
 from efficientllava.registry import METHODS
-from efficientllava.work_folder import held
+from efficientllava.work_folder import locked
 
 SECTIONS = ("pruning", "prune", "search", "machine")
 """Of params.yaml: those that pruning one model reads."""
@@ -152,7 +152,7 @@ def prune(
         search = chosen.search.model_copy(update={"evolve_projector": False})
         chosen = chosen.model_copy(update={"search": search})
     folder = Path(work).expanduser()
-    with held(folder), enough_memory(chosen.machine.device):
+    with locked(folder), enough_memory(chosen.machine.device):
         named = _Named(
             progress, "database" if "database" in METHODS[method].needs else "allocation"
         )
@@ -160,10 +160,10 @@ def prune(
         key = _key(method, context)
         result = folder / "pruned" / key
         if not (result / "pruning.json").is_file():
-            found = METHODS[method].allocate(context)
-            write_json(folder / "pruned" / f"{key}.json", list(map(dict, found.history)))
+            allocation = METHODS[method].allocate(context)
+            write_json(folder / "pruned" / f"{key}.json", list(map(dict, allocation.history)))
             named.work = "final pruning"
-            finalize(METHODS[method], context, found, result)
+            finalize(METHODS[method], context, allocation, result)
             shutil.rmtree(folder / "reloaded", ignore_errors=True)
         history = tuple(read_json(folder / "pruned" / f"{key}.json"))
     return Result(result, read_json(result / "pruning.json"), history, data.description)

@@ -61,19 +61,19 @@ class Request:
             UserError: an option is not of that form.
         """
         values: dict[str, dict[str, Any]] = {}
-        for each in self.set:
-            name, equals, value = each.partition("=")
+        for assignment in self.set:
+            name, equals, value = assignment.partition("=")
             section, dot, key = name.strip().partition(".")
             if not (equals and dot and section and key):
                 raise UserError(
-                    f"{each!r} is no parameter",
+                    f"{assignment!r} is no parameter",
                     where="--set",
                     remedy="write section.key=value, e.g. --set search.rounds=5",
                 )
             try:
                 values.setdefault(section, {})[key] = _Values(value).get_single_data()
             except yaml.YAMLError as error:
-                raise UserError(f"{each!r} is not valid YAML", where="--set") from error
+                raise UserError(f"{assignment!r} is not valid YAML", where="--set") from error
         if self.max_seconds is not None:
             values.setdefault("search", {})["max_seconds"] = self.max_seconds
         return values
@@ -152,10 +152,10 @@ def _require_output(request: Request, output: Path) -> None:
     if not (output / "pruning.json").is_file():
         raise UserError("the folder exists already and holds something else", where, remedy)
     record = read_json(output / "pruning.json")
-    found = [record.get(name) for name in ("method", "ratio")] if isinstance(record, dict) else []
-    if found != [request.method, request.sparsity]:
-        told = "a pruned model" if len(found) < 2 else f"{found[0]} at {found[1]}"
-        raise UserError(f"holds another pruned model ({told})", where, remedy)
+    setting = [record.get(name) for name in ("method", "ratio")] if isinstance(record, dict) else []
+    if setting != [request.method, request.sparsity]:
+        description = "a pruned model" if len(setting) < 2 else f"{setting[0]} at {setting[1]}"
+        raise UserError(f"holds another pruned model ({description})", where, remedy)
 
 
 def dry(request: Request) -> None:
