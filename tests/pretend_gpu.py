@@ -117,6 +117,8 @@ class PretendGPU(TorchFunctionMode):
             return None
         if name in ("to", "cuda", "cpu", "type"):
             return self._moved(func, name, first, args[1:], kwargs)
+        if name == "scaled_dot_product_attention" and kwargs.get("attn_mask") is not None:
+            mark(kwargs["attn_mask"], marked(first))  # made by torch.vmap, which loses marks
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
         tensors = [tensor for tensor in tensors if not tensor.is_meta]
         wanted = kwargs.get("device")

@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any, cast
 
 from transformers import AutoConfig, Gemma4Processor, ProcessorMixin, SmolVLMProcessor
+from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.utils import is_torchvision_available
+
+from efficientllava.files import read_json
 
 OTHER_PARTS = ("feature_extractor", "video_processor")
 """Parts of a processor for sound and for video."""
@@ -105,3 +108,17 @@ def processor_class(folder: Path) -> type[ProcessorMixin] | None:
     if known is None or "video_processor" not in known.get_attributes():
         return None
     return still_image_class(known)
+
+
+def needs_torchvision(folder: Path) -> str | None:
+    """How to get what a checkpoint's images need and this machine lacks; None where it is not so.
+
+    Some families' image processors exist for torchvision only (Mistral 3, LFM2-VL, Cohere 2).
+    """
+    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else None
+    model_type = str(config.get("model_type")) if isinstance(config, dict) else ""
+    backends = IMAGE_PROCESSOR_MAPPING_NAMES.get(model_type) or {"pil": ""}
+    without_torchvision = "pil" in backends and "Pixtral" not in str(backends["pil"])
+    if is_torchvision_available() or without_torchvision:
+        return None
+    return f"images of {model_type} need torchvision: pip install torchvision"

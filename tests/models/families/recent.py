@@ -8,6 +8,7 @@ from typing import Any
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
+    AyaVisionProcessor,
     Gemma3Processor,
     Gemma4Processor,
     Glm4vProcessor,
@@ -24,6 +25,7 @@ from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImagePr
 from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImageProcessorPil
 from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
 from transformers.models.glm46v.image_processing_pil_glm46v import Glm46VImageProcessorPil
+from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import (
     LlavaOnevisionImageProcessorPil,
 )
@@ -31,6 +33,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from efficientllava.models.processors.still_images import still_image_class
 from tests.models.families.base import TEXT, VISION, TinyFamily, characters, tokenizer
+from tests.models.families.by_hand import ByHand, as_patches, as_tiles, with_size
 
 MROPE = {"rope_type": "default", "mrope_section": [1, 1, 1], "rope_theta": 1e4}
 QWEN_TOKENS = {
@@ -165,6 +168,25 @@ def _onevision_processor() -> ProcessorMixin:
     )
 
 
+AYA_TOKENS = {
+    "image_token": "<image>",
+    "start": "<|START_OF_IMG|>",
+    "end": "<|END_OF_IMG|>",
+    "patch": "<|IMG_PATCH|>",
+    "tile": "TILE",
+    "whole": "TILE_GLOBAL",
+}
+
+
+def _aya_processor() -> ProcessorMixin:
+    images = GotOcr2ImageProcessorPil(
+        size={"height": 16, "width": 16}, crop_to_patches=True, min_patches=1, max_patches=3
+    )
+    return AyaVisionProcessor(
+        images, tokenizer(AYA_TOKENS), patch_size=4, img_size=16, downsample_factor=2
+    )
+
+
 def _vip_processor() -> ProcessorMixin:
     return LlavaProcessor(
         CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}),
@@ -271,6 +293,45 @@ RECENT = {
         {"model_type": "qwen2"},
         {"image_token_index": "<image>", "video_token_index": "<video>"},
         image_grid_pinpoints=[[16, 32], [32, 16], [32, 32]],
+    ),
+    "aya_vision": _family(
+        "aya_vision",
+        _aya_processor,
+        {**VISION, "model_type": "siglip_vision_model", "patch_size": 4, "vision_use_head": False},
+        {"model_type": "cohere2", "layer_types": ["sliding_attention", "full_attention"]},
+        {"image_token_index": "<|IMG_PATCH|>"},
+    ),
+    "cohere2_vision": _family(
+        "cohere2_vision",
+        lambda: ByHand(
+            tokenizer({"image": "<|IMG_PATCH|>"}), "<|IMG_PATCH|>", 4 * "<|IMG_PATCH|>", as_tiles
+        ),
+        {**VISION, "model_type": "siglip_vision_model", "patch_size": 4, "vision_use_head": False},
+        {"model_type": "cohere2", "layer_types": ["sliding_attention", "full_attention"]},
+        {"image_token_id": "<|IMG_PATCH|>"},
+        alignment_intermediate_size=32,
+    ),
+    "mistral3": _family(
+        "mistral3",
+        lambda: ByHand(tokenizer({"image": "[IMG]"}), "[IMG]", 4 * "[IMG]", with_size),
+        {**VISION, "model_type": "pixtral", "patch_size": 4},
+        {"model_type": "mistral"},
+        {"image_token_index": "[IMG]"},
+        spatial_merge_size=2,
+    ),
+    "lfm2_vl": _family(
+        "lfm2_vl",
+        lambda: ByHand(tokenizer({"image": "<image>"}), "<image>", 4 * "<image>", as_patches),
+        {
+            **VISION,
+            "model_type": "siglip2_vision_model",
+            "patch_size": 4,
+            "num_patches": 16,
+            "vision_use_head": False,
+        },
+        {"model_type": "lfm2", "layer_types": ["conv", "full_attention"], "block_multiple_of": 8},
+        {"image_token_id": "<image>"},
+        projector_hidden_size=16,
     ),
     "vipllava": _family(
         "vipllava",
