@@ -119,6 +119,8 @@ class PretendGPU(TorchFunctionMode):
             return self._moved(func, name, first, args[1:], kwargs)
         if name == "scaled_dot_product_attention" and kwargs.get("attn_mask") is not None:
             mark(kwargs["attn_mask"], marked(first))  # made by torch.vmap, which loses marks
+        if name == "histc":  # of integers on CUDA only
+            return self._marking(func(first.float(), *args[1:], **kwargs).int(), marked(first))
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
         tensors = [tensor for tensor in tensors if not tensor.is_meta]
         wanted = kwargs.get("device")
@@ -265,6 +267,7 @@ def pretend_gpu(patch: pytest.MonkeyPatch, free: int = 80 * 2**30) -> Iterator[P
     }.items():
         patch.setattr(torch.cuda, name, value)
     # a build of torch for CUDA would ask its driver, which is not there, for the stream in use
+    patch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 0))
     patch.setattr(torch.accelerator, "current_accelerator", lambda check_available=False: None)
     patch.setattr("torch.cuda._pin_memory_utils.pin_memory", lambda pointer, size: None)
     patch.setattr("torch.cuda._pin_memory_utils.unpin_memory", lambda pointer: None)

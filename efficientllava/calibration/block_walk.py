@@ -18,6 +18,9 @@ from efficientllava.models.families import Adapter, Matrix
 from efficientllava.offload.block_stream import replaced_forward
 from efficientllava.parameters import PruningParameters
 
+FEW_TOKENS = 32
+"""An expert that fewer calibration tokens reach is pruned by magnitude."""
+
 
 class _Reached(Exception):
     """The language model's input has been seen: the rest of the forward pass is not needed."""
@@ -108,6 +111,14 @@ class GroupHessian:
     matrices: list[Matrix]
     hessian: torch.Tensor
     tokens: int = 0
+
+    @property
+    def few_tokens(self) -> bool:
+        """Whether it is an expert's, and too few tokens were routed there for a Hessian.
+
+        It is the identity then: OBS and Wanda prune by magnitude.
+        """
+        return self.matrices[0].expert is not None and self.tokens < FEW_TOKENS
 
     @property
     def name(self) -> str:
@@ -208,9 +219,7 @@ class BlockWalk:
         """
         selected = self.selection(block)
         groups = [
-            GroupHessian(
-                matrices, empty(matrices[0].module.in_features, dtype, self.adapter.device)
-            )
+            GroupHessian(matrices, empty(matrices[0].weight.shape[1], dtype, self.adapter.device))
             for matrices in self.adapter.of_block(block)
         ]
         with ExitStack() as hooks:
@@ -222,6 +231,11 @@ class BlockWalk:
                 current[0] = index + 1
                 if keep_outputs:
                     leaving.append(output)
+        for group in groups:
+            if group.few_tokens:
+                group.hessian = torch.eye(
+                    len(group.hessian), dtype=dtype, device=group.hessian.device
+                )
         if keep_outputs:
             self._leaving = {block: leaving}
         return groups
@@ -253,10 +267,12 @@ def _accumulating(
     group: GroupHessian, selected: list[torch.Tensor], current: list[int]
 ) -> Iterator[None]:
     def add(module: nn.Module, args: tuple[Any, ...]) -> None:
-        rows = args[0][selected[current[0]]]
-        group.tokens = accumulate(group.hessian, group.tokens, rows)
+        rows = first.inputs(args, selected[current[0]])
+        if len(rows):
+            group.tokens = accumulate(group.hessian, group.tokens, rows)
 
-    handle = group.matrices[0].module.register_forward_pre_hook(add)
+    first = group.matrices[0]
+    handle = first.module.register_forward_pre_hook(add)
     try:
         yield
     finally:

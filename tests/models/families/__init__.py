@@ -54,7 +54,7 @@ from efficientllava.models.families import FAMILIES
 from efficientllava.models.processors.still_images import still_image_class
 from efficientllava.models.processors.text_processor import TextProcessor
 from tests.models.families.base import TEXT, VISION, TinyFamily, characters, tokenizer
-from tests.models.families.recent import RECENT, RECENT_TEXT
+from tests.models.families.recent import EXPERTS, RECENT, RECENT_TEXT
 
 TILES = {
     "image_token": "<image>",
@@ -216,11 +216,21 @@ def _internvl_processor() -> ProcessorMixin:
 
 def _text_only(model_type: str) -> TinyFamily:
     """A causal language model; heads of 6, where a family's would be as wide as its own models'."""
-    kinds: dict[str, Any] = {"qwen2": Qwen2Tokenizer, "qwen3_5_text": Qwen3_5Tokenizer}
+    kinds: dict[str, Any] = {
+        "qwen2": Qwen2Tokenizer,
+        "qwen3_5_text": Qwen3_5Tokenizer,
+        "qwen3_5_moe_text": Qwen3_5Tokenizer,
+    }
     kind = kinds.get(model_type)
 
     more = {
         "qwen3_5_text": RECENT_TEXT["qwen3_5"],
+        "qwen3_5_moe_text": RECENT_TEXT["qwen3_5"]
+        | EXPERTS
+        | {"shared_expert_intermediate_size": 16},
+        "qwen3_moe": EXPERTS,
+        "mixtral": EXPERTS,
+        "olmoe": EXPERTS,
         "gemma4_text": RECENT_TEXT["gemma4"],
     }.get(model_type, {})
 

@@ -197,6 +197,14 @@ def _vip_processor() -> ProcessorMixin:
     )
 
 
+EXPERTS = {
+    "num_experts": 4,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "decoder_sparse_step": 1,
+}
+
 RECENT_TEXT: dict[str, dict[str, Any]] = {
     "qwen3_5": {
         "rope_parameters": MROPE | {"partial_rotary_factor": 1.0},
@@ -247,6 +255,20 @@ RECENT = {
         _qwen_processor(Qwen3VLProcessor, Qwen3_5Tokenizer),
         {**PATCHES, "num_position_embeddings": 64},
         RECENT_TEXT["qwen3_5"],
+        QWEN_IDS,
+    ),
+    "qwen3_vl_moe": _family(
+        "qwen3_vl_moe",
+        _qwen_processor(Qwen3VLProcessor),
+        {**PATCHES, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]},
+        {"rope_parameters": MROPE, "head_dim": 6, **EXPERTS},
+        QWEN_IDS,
+    ),
+    "qwen3_5_moe": _family(
+        "qwen3_5_moe",
+        _qwen_processor(Qwen3VLProcessor, Qwen3_5Tokenizer),
+        {**PATCHES, "num_position_embeddings": 64},
+        {**RECENT_TEXT["qwen3_5"], **EXPERTS, "shared_expert_intermediate_size": 16},
         QWEN_IDS,
     ),
     "gemma3": _family(
