@@ -229,6 +229,21 @@ def parameters() -> None:
 
 
 @commands.command()
+def families() -> None:
+    """List the families of models that can be pruned."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from efficientllava.registry import FAMILIES
+
+    table = Table("model_type", "kind", "image in a prompt", "special")
+    for name in sorted(FAMILIES, key=lambda name: (not FAMILIES[name].takes_images, name)):
+        family = FAMILIES[name]
+        table.add_row(name, family.kind, family.image_token.replace("[", r"\["), family.note)
+    Console().print(table)
+
+
+@commands.command()
 def doctor() -> None:
     """Report versions, processor, devices, memory, disk and servers; exit 2 if one is unusable."""
     from efficientllava.commands.doctor import findings

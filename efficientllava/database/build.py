@@ -158,6 +158,7 @@ def _solve_block(
                 "damping": factor.damping,
                 "already_zero": int(((dense == 0) | factor.dead).sum()),
                 "tokens": group.tokens,
+                **group.few_tokens,
                 "levels": {
                     level_key(level): {
                         "zeros": int((solution == 0).sum()),

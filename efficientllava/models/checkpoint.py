@@ -24,7 +24,7 @@ from efficientllava.files import read_json, replacing, stored_numbers, write_jso
 from efficientllava.models.families import FAMILIES, Family, require_family
 from efficientllava.models.processors.image_tokens import check_image_size, fit_image_tokens
 from efficientllava.models.processors.llava_images import pads_images, use_original_images
-from efficientllava.models.processors.still_images import processor_class
+from efficientllava.models.processors.still_images import needs_torchvision, processor_class
 from efficientllava.models.processors.text_processor import TextProcessor
 from efficientllava.models.weight_files import (
     INDEX,
@@ -225,7 +225,8 @@ def load_processor(folder: Path, style: str | None = None) -> ProcessorMixin | T
         raise UserError(
             f"no usable processor: {first}",
             where=str(folder),
-            remedy="the folder needs the tokenizer and processor files of its model",
+            remedy=needs_torchvision(folder)
+            or "the folder needs the tokenizer and processor files of its model",
         ) from error
     if config.model_type == "llava":
         use_original_images(processor, pads_images(config, style))
@@ -252,11 +253,11 @@ def check_tokenizer(processor: ProcessorMixin, model: PreTrainedModel, where: st
     image_token = getattr(model.config, "image_token_id", None)
     if image_token is None:
         return
-    known = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
-    if known != image_token:
+    known = processor.image_token_ids
+    if image_token not in known:
         raise UserError(
             f"the tokenizer does not fit the model: the image token {processor.image_token!r} is "
-            f"{known} for the tokenizer, {image_token} for the model",
+            f"{', '.join(map(str, known))} for the tokenizer, {image_token} for the model",
             where=where,
             remedy="use the tokenizer that was saved with the model",
         )

@@ -9,21 +9,35 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from efficientllava.errors import UserError
+from efficientllava.models.matrices import Matrix, matrices_of
 from efficientllava.registry import FAMILIES
 
-LLAMA_GROUPS = (
-    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    ("self_attn.o_proj",),
-    ("mlp.gate_proj", "mlp.up_proj"),
+DECODER_GROUPS = (
+    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.qkv_proj"),
+    ("self_attn.o_proj", "self_attn.out_proj"),
+    ("linear_attn.in_proj_qkv", "linear_attn.in_proj_z"),
+    ("linear_attn.out_proj",),
+    ("conv.in_proj",),
+    ("conv.out_proj",),
+    ("mlp.gate_proj", "mlp.up_proj", "mlp.gate_up_proj"),
     ("mlp.down_proj",),
+    ("mlp.shared_expert.gate_proj", "mlp.shared_expert.up_proj"),
+    ("mlp.shared_expert.down_proj",),
+    ("feed_forward.w1", "feed_forward.w3"),
+    ("feed_forward.w2",),
 )
+"""Prunable matrices of a decoder block by the names that transformers gives them.
+
+A block has those that it has: blocks of one model may differ (attention in some, linear attention
+or a convolution in others; keys and values that another block computes).
+"""
 
 
 @dataclass(frozen=True)
@@ -34,18 +48,22 @@ class Family:
         language_model: the decoder without its head.
         blocks: the list of decoder blocks, from `language_model`.
         input_groups: prunable matrices inside a block; those in one group read the same input
-            and share one Hessian.
+            and share one Hessian. Names that a block does not have are passed over.
+        dense: linear layers inside a block that stay as they are (gates, small projections).
         projector: the module (projector, connector, merger) between vision tower and language
-            model; None for a model that reads text only.
+            model, or several of them; None for a model that reads text only.
+        note: how blocks or images differ from Llama's and LLaVA's.
         image_token: stands for an image in a prompt, as the family's processor reads it;
             empty where there are no images.
     """
 
     language_model: str
-    projector: str | None
+    projector: str | tuple[str, ...] | None
     image_token: str = "<image>"
     blocks: str = "layers"
-    input_groups: tuple[tuple[str, ...], ...] = LLAMA_GROUPS
+    input_groups: tuple[tuple[str, ...], ...] = DECODER_GROUPS
+    dense: tuple[str, ...] = ()
+    note: str = ""
 
     @property
     def takes_images(self) -> bool:
@@ -61,71 +79,83 @@ class Family:
 TEXT_ONLY = Family("model", None, "")
 """A causal language model: its decoder is `model`, its head `lm_head`."""
 
+QWEN_IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
+GLM_IMAGE = "<|begin_of_image|><|image|><|end_of_image|>"
+DEEPSTACK = ("model.visual.merger", "model.visual.deepstack_merger_list")
+SEVERAL = "features enter between blocks; merger and deepstack mergers evolve together"
+LINEAR = "linear attention beside attention"
+EXPERTS = "each expert's matrices count as matrices; the router stays"
+TORCHVISION = "images need torchvision"
+SHARED = "blocks that share keys and values; inputs of each block's own"
+GATES = ("linear_attn.in_proj_a", "linear_attn.in_proj_b", "mlp.shared_expert_gate")
+"""A few numbers a token: gate and step width of linear attention, weight of a shared expert."""
+PER_LAYER = ("per_layer_input_gate", "per_layer_projection")
+"""Gemma 4's small projections of a block's own token embedding."""
+
+
+def _pictured(
+    projector: str | tuple[str, ...], image_token: str = "<image>", **more: Any
+) -> Family:
+    return Family("model.language_model", projector, image_token, **more)
+
+
 OURS: dict[str, Family] = {
-    "llava": Family("model.language_model", "model.multi_modal_projector"),
-    "llava_next": Family("model.language_model", "model.multi_modal_projector"),
-    "qwen2_5_vl": Family(
-        "model.language_model",
-        "model.visual.merger",
-        "<|vision_start|><|image_pad|><|vision_end|>",
+    "llava": _pictured("model.multi_modal_projector"),
+    "llava_next": _pictured("model.multi_modal_projector"),
+    "llava_onevision": _pictured("model.multi_modal_projector"),
+    "vipllava": _pictured("model.multi_modal_projector"),
+    "qwen2_vl": _pictured("model.visual.merger", QWEN_IMAGE),
+    "qwen2_5_vl": _pictured("model.visual.merger", QWEN_IMAGE),
+    "qwen3_vl": _pictured(DEEPSTACK, QWEN_IMAGE, note=SEVERAL),
+    "qwen3_5": _pictured("model.visual.merger", QWEN_IMAGE, dense=GATES, note=LINEAR),
+    "qwen3_vl_moe": _pictured(DEEPSTACK, QWEN_IMAGE, note=f"{EXPERTS}; {SEVERAL}"),
+    "qwen3_5_moe": _pictured(
+        "model.visual.merger", QWEN_IMAGE, dense=GATES, note=f"{EXPERTS}; {LINEAR}"
     ),
-    "paligemma": Family("model.language_model", "model.multi_modal_projector"),
+    "paligemma": _pictured(
+        "model.multi_modal_projector", note="reads the prompt in both directions; needs an image"
+    ),
+    "gemma3": _pictured("model.multi_modal_projector", "<start_of_image>"),
+    "gemma4": _pictured("model.embed_vision", "<|image|>", dense=PER_LAYER, note=SHARED),
     "idefics3": Family("model.text_model", "model.connector"),
     "smolvlm": Family("model.text_model", "model.connector"),
-    "internvl": Family("model.language_model", "model.multi_modal_projector", "<IMG_CONTEXT>"),
+    "internvl": _pictured("model.multi_modal_projector", "<IMG_CONTEXT>"),
+    "mistral3": _pictured("model.multi_modal_projector", "[IMG]", note=TORCHVISION),
+    "glm4v": _pictured("model.visual.merger", GLM_IMAGE, note="gate and up are one matrix"),
+    "glm46v": _pictured("model.visual.merger", GLM_IMAGE, note="gate and up are one matrix"),
+    "cohere2_vision": _pictured("model.multi_modal_projector", "<|IMG_PATCH|>", note=TORCHVISION),
+    "aya_vision": _pictured("model.multi_modal_projector"),
+    "lfm2_vl": _pictured(
+        "model.multi_modal_projector", note=f"convolutions beside attention; {TORCHVISION}"
+    ),
     "llama": TEXT_ONLY,  # SmolLM2 too
     "mistral": TEXT_ONLY,
     "ministral": TEXT_ONLY,
+    "ministral3": TEXT_ONLY,
     "qwen2": TEXT_ONLY,
     "qwen3": TEXT_ONLY,
+    "qwen3_5_text": replace(TEXT_ONLY, dense=GATES, note=LINEAR),
+    "qwen3_moe": replace(TEXT_ONLY, note=EXPERTS),
+    "qwen3_5_moe_text": replace(TEXT_ONLY, dense=GATES, note=f"{EXPERTS}; {LINEAR}"),
+    "mixtral": replace(TEXT_ONLY, note=EXPERTS),
+    "olmoe": replace(TEXT_ONLY, note=EXPERTS),
     "gemma": TEXT_ONLY,
     "gemma2": TEXT_ONLY,
     "gemma3_text": TEXT_ONLY,
+    "gemma4_text": replace(TEXT_ONLY, dense=PER_LAYER, note=SHARED),
+    "glm4": replace(TEXT_ONLY, note="gate and up are one matrix"),
+    "cohere2": TEXT_ONLY,
+    "lfm2": replace(TEXT_ONLY, note="convolutions beside attention"),
+    "olmo2": TEXT_ONLY,
+    "phi3": replace(TEXT_ONLY, note="q, k and v are one matrix, gate and up another"),
     "smollm3": TEXT_ONLY,
 }
-"""The hub's `-hf` layouts; the decoders of those with a projector are Llama, Mistral, Qwen 2 / 2.5
-/ 3, Gemma, Gemma 2."""
+"""The hub's `-hf` layouts, by `model_type`."""
 
 
 def known_families() -> str:
     """The model types that can be pruned, for messages."""
     return ", ".join(sorted(FAMILIES))
-
-
-@dataclass(frozen=True)
-class Matrix:
-    """One prunable matrix [out, in] of the language model.
-
-    Attributes:
-        name: its path from the model's root, as in the checkpoint without `.weight`.
-        block: index of its decoder block.
-        group: index of its input group inside the block.
-    """
-
-    name: str
-    block: int
-    group: int
-    module: nn.Linear
-
-    @property
-    def weight(self) -> torch.Tensor:
-        """The weight [out, in], outside autograd."""
-        return self.module.weight.data
-
-    def replace(self, weight: torch.Tensor) -> None:
-        """Put another weight [out, in] in place of the old one, which stays as it was.
-
-        Raises:
-            ValueError: it has another shape.
-        """
-        if weight.shape != self.weight.shape:
-            raise ValueError(f"{self.name}: {tuple(weight.shape)} for {tuple(self.weight.shape)}")
-        self.module.weight.data = weight.to(self.weight.device, self.weight.dtype)
-
-    @property
-    def size(self) -> int:
-        """Number of weights."""
-        return self.module.weight.numel()
 
 
 @dataclass(frozen=True)
@@ -169,13 +199,19 @@ class Adapter:
 
     @property
     def head(self) -> Callable[[torch.Tensor], torch.Tensor]:
-        """Hidden states [..., width] to logits [..., vocabulary], capped where Gemma 2 does."""
+        """Hidden states [..., width] to logits [..., vocabulary].
+
+        They are capped where Gemma 2 does, and scaled where Cohere does.
+        """
         model: Any = self.model
         linear: nn.Module = model.get_output_embeddings()
         cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
-        if cap is None:
-            return linear
-        return lambda hidden: torch.tanh(linear(hidden) / cap) * cap
+        scale = getattr(model, "logit_scale", None)
+        if cap is not None:
+            return lambda hidden: torch.tanh(linear(hidden) / cap) * cap
+        if scale is not None:
+            return lambda hidden: linear(hidden) * scale
+        return linear
 
     @property
     def sizes(self) -> list[int]:
@@ -199,18 +235,15 @@ def adapter_for(model: nn.Module) -> Adapter:
     family = require_family(model_type)
     try:
         language_model = model.get_submodule(family.language_model)
-        projector = None if family.projector is None else model.get_submodule(family.projector)
+        projector = _projector(model, family.projector)
         blocks = list(language_model.get_submodule(family.blocks).children())
+        path = f"{family.language_model}.{family.blocks}"
         matrices = [
-            Matrix(
-                f"{family.language_model}.{family.blocks}.{index}.{path}",
-                index,
-                group,
-                _linear(block, path),
-            )
+            matrix
             for index, block in enumerate(blocks)
-            for group, paths in enumerate(family.input_groups)
-            for path in paths
+            for matrix in matrices_of(
+                f"{path}.{index}", index, block, family.input_groups, family.dense
+            )
         ]
     except AttributeError as error:
         raise UserError(
@@ -221,6 +254,14 @@ def adapter_for(model: nn.Module) -> Adapter:
     if not blocks:
         raise UserError("the language model has no decoder blocks", where=f"model {model_type}")
     return Adapter(model, language_model, projector, blocks, matrices)
+
+
+def _projector(model: nn.Module, paths: str | tuple[str, ...] | None) -> nn.Module | None:
+    if paths is None:
+        return None
+    if isinstance(paths, str):
+        return model.get_submodule(paths)
+    return nn.ModuleList(model.get_submodule(path) for path in paths)
 
 
 def require_family(model_type: str) -> Family:
@@ -242,10 +283,3 @@ def require_family(model_type: str) -> Family:
         )
     family: Family = FAMILIES[model_type]
     return family
-
-
-def _linear(block: nn.Module, path: str) -> nn.Linear:
-    module = block.get_submodule(path)
-    if not isinstance(module, nn.Linear):
-        raise AttributeError(f"{path} is a {type(module).__name__}, not a Linear")
-    return module

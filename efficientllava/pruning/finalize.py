@@ -98,12 +98,13 @@ def require_kept_weights(
     before, after = adapter_for(dense), adapter_for(pruned)
     expected = dense.state_dict()
     if projector:
-        prefix = next(name for name, module in dense.named_modules() if module is before.projector)
+        assert before.projector is not None
+        names = {id(value): name for name, value in dense.state_dict(keep_vars=True).items()}
+        own = before.projector.state_dict(keep_vars=True)
         expected |= {
-            f"{prefix}.{name}": value.to(expected[f"{prefix}.{name}"].dtype)
-            for name, value in projector.items()
+            names[id(own[key])]: value.to(own[key].dtype) for key, value in projector.items()
         }
-    matrices = {f"{matrix.name}.weight" for matrix in before.matrices}
+    matrices = {matrix.parameter for matrix in before.matrices}
     blocks = _names_in_blocks(before) | _names_in_blocks(after)
     for name, value in pruned.state_dict().items():
         if method.structured and name in blocks:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from efficientllava.allocation.context import Allocation
+from efficientllava.calibration.block_walk import FEW_TOKENS
 from efficientllava.calibration.opened import OpenModel
 from efficientllava.calibration.structural_risk import COMPLEXITIES, structural_risk
 from efficientllava.data.proxy import ProxyData
 from efficientllava.database.solutions import Database
 from efficientllava.models.families import Adapter
+from efficientllava.models.matrices import replace_weights
 from efficientllava.parameters import Parameters, PruningParameters
 from efficientllava.progress import Progress, silent
 from efficientllava.pruning.measures import ProxyMeasures
@@ -22,6 +25,8 @@ from efficientllava.pruning.sequential import (
     stitch_model,
     verify,
 )
+
+logger = logging.getLogger(__name__)
 
 
 @torch.no_grad()
@@ -75,6 +80,7 @@ def prune_masked(
             risks = stitched | risks
             _replace(adapter, sequential)
     _verify(opened, rows)
+    _warn_of_few_tokens(rows)
     return {
         **scores,
         **risks,
@@ -84,6 +90,19 @@ def prune_masked(
         "achieved_sparsity": achieved_sparsity(rows),
         "matrices": rows,
     }
+
+
+def _warn_of_few_tokens(rows: Sequence[dict[str, Any]]) -> None:
+    few = [row["name"] for row in rows if "few_tokens" in row]
+    if few:
+        logger.warning(
+            "%d of %d matrices belong to experts that fewer than %d calibration tokens reach (%s); "
+            "they are pruned by magnitude: more calibration data reaches more experts",
+            len(few),
+            len(rows),
+            FEW_TOKENS,
+            few[0],
+        )
 
 
 def _patterns(rows: Sequence[dict[str, Any]], parameters: PruningParameters) -> str | list[str]:
@@ -128,8 +147,7 @@ def _weights(opened: OpenModel) -> list[torch.Tensor]:
 
 
 def _replace(adapter: Adapter, weights: Sequence[torch.Tensor]) -> None:
-    for matrix, weight in zip(adapter.matrices, weights, strict=True):
-        matrix.replace(weight)
+    replace_weights(list(zip(adapter.matrices, weights, strict=True)))
 
 
 def _verify(opened: OpenModel, rows: Sequence[dict[str, Any]]) -> None:

@@ -15,7 +15,8 @@ from efficientllava.finite import all_finite
 from efficientllava.kernels.hessian import InverseFactor, inverse_factor, relative_error
 from efficientllava.kernels.masks import magnitude, wanda, zeros_at
 from efficientllava.kernels.obs import prune
-from efficientllava.models.families import Adapter, Matrix
+from efficientllava.models.families import Adapter
+from efficientllava.models.matrices import Matrix, replace_weights
 from efficientllava.parameters import PruningParameters
 from efficientllava.progress import Event, Progress, silent
 from efficientllava.pruning.refine import refine
@@ -44,7 +45,8 @@ def prune_model(
 
     Returns:
         One row per matrix: name, block, level, size, zeros, already_zero (zero before, or fed by
-        a dead input), relative_error, norm_ratio.
+        a dead input), relative_error, norm_ratio; `few_tokens` where an expert was reached by
+        too few of them (`GroupHessian.few_tokens`).
 
     Raises:
         UserError: a matrix of the model has no ratio; a Hessian is not positive definite.
@@ -75,11 +77,10 @@ def prune_model(
                 if factor is not None:
                     already |= factor.dead
                 row = matrix_row(matrix.name, block, level, dense, new, error, int(already.sum()))
-                rows.append(row)
+                rows.append(row | group.few_tokens)
                 pruned.append((matrix, new))
         # all Hessians of a block are taken before any of its matrices changes (as SparseGPT does)
-        for matrix, new in pruned:
-            matrix.replace(new)
+        replace_weights(pruned)
         if block + 1 < total:
             walk.advance(block)
         progress(Event("block", block + 1, total))
@@ -134,17 +135,20 @@ def stitch_model(
         Rows as `prune_model`; relative errors are those of the dense calibration pass.
     """
     rows = []
-    for matrix in adapter.matrices:
-        level = policy[matrix.name]
-        new = database.solution(matrix.name, level)
-        record = database.manifest["matrices"][matrix.name]
-        error = record["levels"][level_key(level)]["relative_error"]
-        already = record["already_zero"]
-        row = matrix_row(matrix.name, matrix.block, level, matrix.weight, new, error, already)
-        rows.append(row)
-        if matrix.block > 0 and matrix is adapter.of_block(matrix.block)[0][0]:
-            finished(matrix.block - 1)
-        matrix.replace(new)
+    for block in range(len(adapter.blocks)):
+        stitched = []
+        for matrix in (matrix for group in adapter.of_block(block) for matrix in group):
+            level = policy[matrix.name]
+            new = database.solution(matrix.name, level)
+            record = database.manifest["matrices"][matrix.name]
+            error = record["levels"][level_key(level)]["relative_error"]
+            already = record["already_zero"]
+            row = matrix_row(matrix.name, block, level, matrix.weight, new, error, already)
+            few = {key: record[key] for key in ("few_tokens",) if key in record}
+            rows.append(row | few)
+            stitched.append((matrix, new))
+        replace_weights(stitched)
+        finished(block)
     return rows
 
 

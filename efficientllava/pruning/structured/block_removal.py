@@ -146,7 +146,7 @@ def mean_cosines(
                     weights.clear()
                     value, number = cosine_sum(walk.hidden[index], output, chosen)
                     summed, count = summed + value, count + number
-                    walk.hidden[index] = output
+                    walk.enter(block + 1, index, output)
             finally:
                 handle.remove()
             result.append(summed / max(count, 1))

@@ -25,7 +25,8 @@ from efficientllava.calibration.proxy_loss import (
 )
 from efficientllava.data.proxy import IGNORED, ProxyData
 from efficientllava.errors import UserError
-from efficientllava.models.families import Adapter, Matrix
+from efficientllava.models.families import Adapter
+from efficientllava.models.matrices import Matrix
 
 
 @dataclass(frozen=True)
@@ -208,7 +209,8 @@ def cut_out(parts: Coupled, units: torch.Tensor, channels: torch.Tensor) -> None
             setattr(attention, name, value)
 
 
-def _take(linear: nn.Linear, indices: torch.Tensor, dimension: int) -> None:
+def _take(linear: nn.Module, indices: torch.Tensor, dimension: int) -> None:
+    assert isinstance(linear, nn.Linear)
     kept = linear.weight.data.index_select(dimension, indices).contiguous()
     linear.weight = nn.Parameter(kept, requires_grad=linear.weight.requires_grad)
     if linear.bias is not None and dimension == 0:
@@ -236,6 +238,6 @@ def blank_out(parts: Coupled, units: torch.Tensor, channels: torch.Tensor) -> di
         gone = gone.to(matrix.weight.device)
         matrix.weight.masked_fill_(gone[:, None] if dimension == 0 else gone, 0.0)
         if dimension == 0 and matrix.module.bias is not None:
-            matrix.module.bias.data.masked_fill_(gone, 0.0)
+            matrix.module.get_parameter("bias").data.masked_fill_(gone, 0.0)
         zeroed[matrix.name] = int(gone.sum()) * matrix.weight.shape[1 - dimension]
     return zeroed

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -31,14 +28,13 @@ from transformers import (
     PaliGemmaConfig,
     PaliGemmaForConditionalGeneration,
     PaliGemmaProcessor,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
     ProcessorMixin,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLProcessor,
     Qwen2Config,
     Qwen2Tokenizer,
+    Qwen3_5Tokenizer,
     SiglipVisionConfig,
     SmolVLMConfig,
     SmolVLMForConditionalGeneration,
@@ -57,26 +53,9 @@ from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImag
 from efficientllava.models.families import FAMILIES
 from efficientllava.models.processors.still_images import still_image_class
 from efficientllava.models.processors.text_processor import TextProcessor
+from tests.models.families.base import TEXT, VISION, TinyFamily, characters, tokenizer
+from tests.models.families.recent import EXPERTS, RECENT, RECENT_TEXT
 
-TEXT = {
-    "hidden_size": 24,
-    "intermediate_size": 40,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "initializer_range": 0.3,
-    "pad_token_id": 0,
-    "bos_token_id": 2,
-    "eos_token_id": 3,
-}
-VISION = {
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "image_size": 16,
-}
 TILES = {
     "image_token": "<image>",
     "fake_image_token": "<fake_token_around_image>",
@@ -84,40 +63,6 @@ TILES = {
     "global_image_token": "<global-img>",
     **{f"r{i}c{j}": f"<row_{i}_col_{j}>" for i in range(1, 3) for j in range(1, 3)},
 }
-
-
-def tokenizer(special: dict[str, str]) -> PreTrainedTokenizerFast:
-    """Words w0 ... w49, the special tokens, and what prompts consist of."""
-    prompt = ["Question:", "Options:", "Context:", "\n"]
-    words = ["<pad>", "<unk>", "<s>", "</s>", *special.values(), *prompt]
-    words += [f"w{number}" for number in range(50)]
-    word_level = models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>")
-    backend = Tokenizer(word_level)
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        pad_token="<pad>",
-        unk_token="<unk>",
-        bos_token="<s>",
-        eos_token="</s>",
-        extra_special_tokens=special,
-    )
-
-
-@dataclass(frozen=True)
-class TinyFamily:
-    """How to make a model from its processor's tokens, and the processor."""
-
-    processor: Callable[[], ProcessorMixin | TextProcessor]
-    config: Callable[[int, dict[str, int]], Any]
-    model: Callable[[Any], PreTrainedModel]
-
-    def build(self, seed: int = 0) -> tuple[PreTrainedModel, ProcessorMixin | TextProcessor]:
-        processor = self.processor()
-        ids = processor.tokenizer.get_vocab()
-        torch.manual_seed(seed)
-        config = self.config(max(ids.values()) + 1, ids)
-        return self.model(config).eval(), processor
 
 
 def _llava(size: int, ids: dict[str, int]) -> LlavaConfig:
@@ -269,28 +214,35 @@ def _internvl_processor() -> ProcessorMixin:
     return made(images, tokenizer(special), image_seq_length=4)
 
 
-def characters() -> PreTrainedTokenizerFast:
-    """Qwen2's tokenizer without merges: transformers loads no other for `qwen2`."""
-    special = ["<pad>", "<unk>", "<s>", "</s>"]
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    return Qwen2Tokenizer(
-        {token: index for index, token in enumerate(special + letters)},
-        merges=[],
-        pad_token="<pad>",
-        unk_token="<unk>",
-        bos_token="<s>",
-        eos_token="</s>",
-    )
-
-
 def _text_only(model_type: str) -> TinyFamily:
     """A causal language model; heads of 6, where a family's would be as wide as its own models'."""
-    make = characters if model_type == "qwen2" else lambda: tokenizer({})
+    kinds: dict[str, Any] = {
+        "qwen2": Qwen2Tokenizer,
+        "qwen3_5_text": Qwen3_5Tokenizer,
+        "qwen3_5_moe_text": Qwen3_5Tokenizer,
+    }
+    kind = kinds.get(model_type)
+
+    more = {
+        "qwen3_5_text": RECENT_TEXT["qwen3_5"],
+        "qwen3_5_moe_text": RECENT_TEXT["qwen3_5"]
+        | EXPERTS
+        | {"shared_expert_intermediate_size": 16},
+        "qwen3_moe": EXPERTS,
+        "mixtral": EXPERTS,
+        "olmoe": EXPERTS,
+        "gemma4_text": RECENT_TEXT["gemma4"],
+    }.get(model_type, {})
 
     def config(size: int, ids: dict[str, int]) -> Any:
-        return AutoConfig.for_model(model_type, **TEXT, vocab_size=size, head_dim=6)
+        sizes = TEXT | {"vocab_size": size, "head_dim": 6} | more
+        return AutoConfig.for_model(model_type, **sizes)
 
-    return TinyFamily(lambda: TextProcessor(make()), config, AutoModelForCausalLM.from_config)
+    return TinyFamily(
+        lambda: TextProcessor(characters(kind, {}) if kind else tokenizer({})),
+        config,
+        AutoModelForCausalLM.from_config,
+    )
 
 
 PICTURED = {
@@ -312,6 +264,8 @@ PICTURED = {
     "internvl": TinyFamily(_internvl_processor, _internvl, InternVLForConditionalGeneration),
 }
 """Families that take images; two of them share a `model_type`."""
+
+PICTURED |= RECENT
 
 TINY = PICTURED | {
     name: _text_only(name) for name, family in FAMILIES.items() if not family.takes_images
