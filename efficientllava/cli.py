@@ -112,11 +112,11 @@ def ask(
 
     from efficientllava.export.reference import checkpoint_answer
     from efficientllava.models.checkpoint import load_model, load_processor
-    from efficientllava.models.families import require_family
+    from efficientllava.models.families import family_of
 
     torch.set_num_threads(threads)
     model, processor = load_model(folder), load_processor(folder)
-    image_token = require_family(model.config.model_type).image_token
+    image_token = family_of(model.config).image_token
     if picture is not None and image_token not in text:
         text = f"{image_token}\n{text}"
     typer.echo(checkpoint_answer(model, processor, Prompt(text, picture), new_tokens))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from efficientllava.models.source import hub_snapshot
 from tasks.runtime.check import model_folder
@@ -25,7 +26,14 @@ def model(stage: Stage) -> None:
             folder, stage.parameters.model.demo, ARTIFACTS / "questions", stage.progress
         )
         return
-    take(model_folder(stage.parameters) or _fetched(stage), folder)
+    given = model_folder(stage.parameters) or _fetched(stage)
+    if stage.parameters.model.family == "auto":
+        take(given, folder)
+        return
+    from efficientllava.models.generic import with_found_family
+
+    with TemporaryDirectory(dir=WORK) as temporary:
+        take(with_found_family(given, Path(temporary) / "model"), folder)
 
 
 def _fetched(stage: Stage) -> Path:

@@ -17,7 +17,7 @@ from efficientllava.data.encoding import Encoded, encode_prompt
 from efficientllava.errors import UserError
 from efficientllava.files import file_digest, value_digest
 from efficientllava.models.batches import batch_inputs, reads_token_types
-from efficientllava.models.families import require_family
+from efficientllava.models.families import family_of
 from efficientllava.models.processors.llava_images import crops_images
 from efficientllava.progress import Event, Progress
 
@@ -136,4 +136,4 @@ def _encoded(model: Any, processor: Any, question: Asked) -> Encoded:
 
 def _prompt(model: Any, question: Asked) -> str:
     """The prompt with what stands for an image in the model's family."""
-    return question.prompt.replace(IMAGE_TOKEN, require_family(model.config.model_type).image_token)
+    return question.prompt.replace(IMAGE_TOKEN, family_of(model.config).image_token)

@@ -13,8 +13,9 @@ from torch import nn
 from torch.nn import functional
 
 from efficientllava.data.proxy import Pairs, ProxyData, batches
+from efficientllava.errors import UserError
 from efficientllava.kernels.hessian import accumulate, empty
-from efficientllava.models.families import Adapter
+from efficientllava.models.families import FOUND, Adapter
 from efficientllava.models.matrices import Matrix
 from efficientllava.offload.block_stream import replaced_forward
 from efficientllava.parameters import PruningParameters
@@ -157,6 +158,36 @@ class BlockWalk:
         self._added: list[list[torch.Tensor | None]] = []
         for batch in inputs:
             self._record(batch)
+        if hasattr(adapter.model.config, FOUND):
+            self._require_replay()
+
+    @torch.no_grad()
+    def _require_replay(self) -> None:
+        """Check on the first batch that the blocks one by one give what the whole model gives.
+
+        Raises:
+            UserError: they do not: the model does more between its blocks than adding to them.
+        """
+        outputs: list[torch.Tensor] = []
+        handle = self.adapter.blocks[-1].register_forward_hook(
+            lambda module, args, output: outputs.append(
+                output[0] if isinstance(output, tuple) else output
+            )
+        )
+        try:
+            self.adapter.language_model(**self.inputs[0].arguments)
+        finally:
+            handle.remove()
+        before = list(self.hidden)
+        for block in range(len(self.adapter.blocks)):
+            self.advance(block)
+        if not torch.equal(self.hidden[0], outputs[0]):
+            raise UserError(
+                "its decoder blocks, run one by one, do not give what the model gives",
+                where="a family found by structure",
+                remedy="this model needs a Family of its own (docs/models.md)",
+            )
+        self.hidden = before
 
     @torch.no_grad()
     def _record(self, batch: LanguageInputs) -> None:

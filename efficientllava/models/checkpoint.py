@@ -18,10 +18,21 @@ from transformers import (
     PreTrainedModel,
     ProcessorMixin,
 )
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
 
 from efficientllava.errors import UserError
 from efficientllava.files import read_json, replacing, stored_numbers, write_json
-from efficientllava.models.families import FAMILIES, Family, require_family
+from efficientllava.models.families import (
+    FAMILIES,
+    FOUND,
+    Family,
+    adapter_for,
+    family_of,
+    require_head,
+)
 from efficientllava.models.processors.image_tokens import check_image_size, fit_image_tokens
 from efficientllava.models.processors.llava_images import pads_images, use_original_images
 from efficientllava.models.processors.still_images import needs_torchvision, processor_class
@@ -70,7 +81,7 @@ def check_checkpoint(folder: Path) -> Family:
     """
     weight_files(folder)
     config = read_json(Path(folder) / "config.json")
-    family = require_family(str(config.get("model_type")))
+    family = family_of(config)
     # transformers would take the defaults, a model of 7 billion weights
     if not isinstance(config.get("text_config"), dict) and "hidden_size" not in config:
         raise UserError(
@@ -100,7 +111,7 @@ def load_model(
     """
     folder = Path(folder)
     family = check_checkpoint(folder)
-    loader = _loader(family)
+    loader = _loader(family.takes_images)
     try:
         _check_size(folder, family)
         model, loading = loader.from_pretrained(
@@ -125,6 +136,8 @@ def load_model(
             )
     check_finite(folder)
     loaded: PreTrainedModel = model.eval().to(device)
+    if hasattr(loaded.config, FOUND):
+        require_head(adapter_for(loaded))
     return loaded
 
 
@@ -148,7 +161,7 @@ def _check_size(folder: Path, family: Family) -> None:
                 raise UserError(
                     f"{layers} is {count}; the files hold {names} tensors", where, remedy
                 )
-    described = _without_weights(folder, family).num_parameters()
+    described = without_weights(folder, family.takes_images).num_parameters()
     share, number = MISSING
     if described - stored > max(share * stored, number):
         raise UserError(
@@ -163,7 +176,7 @@ def skeleton(folder: Path) -> PreTrainedModel:
     Raises:
         UserError: as `check_checkpoint`.
     """
-    return _without_weights(folder, check_checkpoint(folder))
+    return without_weights(folder, check_checkpoint(folder).takes_images)
 
 
 def _known_family(folder: Path) -> Family | None:
@@ -175,18 +188,39 @@ def _known_family(folder: Path) -> Family | None:
     path = folder / "config.json"
     config = read_json(path) if path.is_file() else None
     model_type = str(config.get("model_type")) if isinstance(config, dict) else ""
-    return FAMILIES[model_type] if model_type in FAMILIES else None
+    if not isinstance(config, dict) or (FOUND not in config and model_type not in FAMILIES):
+        return None
+    return family_of(config)
 
 
-def _loader(family: Family) -> Any:
-    return AutoModelForImageTextToText if family.takes_images else AutoModelForCausalLM
+def _loader(takes_images: bool) -> Any:
+    return AutoModelForImageTextToText if takes_images else AutoModelForCausalLM
 
 
-def _without_weights(folder: Path, family: Family) -> PreTrainedModel:
+def without_weights(folder: Path, takes_images: bool) -> PreTrainedModel:
+    """A checkpoint's model on torch's meta device, whatever its family."""
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     with torch.device("meta"):
-        model: PreTrainedModel = _loader(family).from_config(config)
+        model: PreTrainedModel = _loader(takes_images).from_config(config)
     return model
+
+
+def reads_images(folder: Path) -> bool:
+    """Whether transformers knows a checkpoint's type as one that reads images beside text.
+
+    Raises:
+        UserError: transformers does not know the type.
+    """
+    model_type = str(read_json(Path(folder) / "config.json").get("model_type"))
+    if model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        return True
+    if model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return False
+    raise UserError(
+        f"transformers knows no image-text or language model of type {model_type!r}",
+        where=str(Path(folder) / "config.json"),
+        remedy="only types that transformers itself knows can be pruned: remote code never runs",
+    )
 
 
 @quiet_transformers()

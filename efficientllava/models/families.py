@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from efficientllava.errors import UserError
@@ -153,6 +154,10 @@ OURS: dict[str, Family] = {
 """The hub's `-hf` layouts, by `model_type`."""
 
 
+FOUND = "efficientllava_family"
+"""The key of config.json that holds a family found by structure (`generic.py`)."""
+
+
 def known_families() -> str:
     """The model types that can be pruned, for messages."""
     return ", ".join(sorted(FAMILIES))
@@ -201,12 +206,14 @@ class Adapter:
     def head(self) -> Callable[[torch.Tensor], torch.Tensor]:
         """Hidden states [..., width] to logits [..., vocabulary].
 
-        They are capped where Gemma 2 does, and scaled where Cohere does.
+        They are capped where Gemma 2 does, and scaled where Cohere and Granite do.
         """
         model: Any = self.model
         linear: nn.Module = model.get_output_embeddings()
         cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
         scale = getattr(model, "logit_scale", None)
+        if (divisor := getattr(model.config, "logits_scaling", None)) is not None:
+            return lambda hidden: linear(hidden) / divisor
         if cap is not None:
             return lambda hidden: torch.tanh(linear(hidden) / cap) * cap
         if scale is not None:
@@ -231,8 +238,9 @@ def adapter_for(model: nn.Module) -> Adapter:
     Raises:
         UserError: the model's family has no entry, or the model lacks what its entry names.
     """
-    model_type = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
-    family = require_family(model_type)
+    config = getattr(model, "config", None)
+    model_type = getattr(config, "model_type", type(model).__name__)
+    family = require_family(model_type) if config is None else family_of(config)
     try:
         language_model = model.get_submodule(family.language_model)
         projector = _projector(model, family.projector)
@@ -256,12 +264,54 @@ def adapter_for(model: nn.Module) -> Adapter:
     return Adapter(model, language_model, projector, blocks, matrices)
 
 
+@torch.no_grad()
+def require_head(adapter: Adapter) -> None:
+    """Check, for a family found by structure, that its head makes the model's logits.
+
+    Raises:
+        UserError: they differ: the model does more to its logits than we know.
+    """
+    model: Any = adapter.model
+    tokens = torch.arange(8, device=adapter.device)[None]
+    hidden = adapter.language_model(input_ids=tokens).last_hidden_state
+    if not torch.equal(adapter.head(hidden), model(input_ids=tokens).logits):
+        raise UserError(
+            "the head, applied to the language model's outputs, does not give the model's logits",
+            where="a family found by structure",
+            remedy="this model needs a Family of its own (docs/models.md)",
+        )
+
+
 def _projector(model: nn.Module, paths: str | tuple[str, ...] | None) -> nn.Module | None:
     if paths is None:
         return None
     if isinstance(paths, str):
         return model.get_submodule(paths)
     return nn.ModuleList(model.get_submodule(path) for path in paths)
+
+
+def family_of(config: Any) -> Family:
+    """The family of a model: found by structure earlier, or the entry of its type.
+
+    Args:
+        config: the content of config.json, or the model's configuration.
+
+    Raises:
+        UserError: its type has no entry; what config.json holds is no family.
+    """
+    content = config if isinstance(config, Mapping) else vars(config)
+    if (found := content.get(FOUND)) is None:
+        model_type = content.get("model_type") or getattr(config, "model_type", None)
+        return require_family(str(model_type))
+    try:
+        return TypeAdapter(Family).validate_python(found)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(
+            f"{FOUND} is no family: {'.'.join(map(str, first['loc']))}: {first['msg']}",
+            where="config.json",
+            remedy="remove the key and load the model with family generic again",
+        ) from error
 
 
 def require_family(model_type: str) -> Family:
@@ -277,9 +327,10 @@ def require_family(model_type: str) -> Family:
             f"no decoder blocks known to us in models of type '{model_type}' "
             f"({hint}known: {known_families()})",
             where="model",
-            remedy="add a Family to efficientllava/models/families.py: paths of the language "
-            "model, its list of blocks, the matrices that share an input, the projector (if it "
-            "has one), and the image token of its prompts (docs/models.md)",
+            remedy="try family generic, which finds the decoder by structure, or add a Family to "
+            "efficientllava/models/families.py: paths of the language model, its list of blocks, "
+            "the matrices that share an input, the projector (if it has one), and the image token "
+            "of its prompts (docs/models.md)",
         )
     family: Family = FAMILIES[model_type]
     return family

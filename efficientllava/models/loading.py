@@ -8,14 +8,15 @@ from __future__ import annotations
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 from transformers import PreTrainedModel
 
 from efficientllava.errors import UserError
 from efficientllava.files import file_digest, value_digest
 from efficientllava.models.checkpoint import check_checkpoint, load_processor, save_checkpoint
-from efficientllava.models.families import Family, require_family
+from efficientllava.models.families import Family, family_of
+from efficientllava.models.generic import with_found_family
 from efficientllava.models.source import CHECKPOINT_FILES, hub_snapshot, require_source
 
 WHERE = "load"
@@ -74,8 +75,19 @@ class _InMemory(VisionLanguageModel):
         return folder
 
 
+class _Generic(VisionLanguageModel):
+    """A checkpoint whose family is found by structure, in a temporary folder of links."""
+
+    def __init__(self, given: Path, description: str) -> None:
+        self._temporary = TemporaryDirectory(prefix="efficientllava-")
+        folder = with_found_family(given, Path(self._temporary.name) / "model")
+        super().__init__(check_checkpoint(folder), description, folder)
+
+
 def load(
-    model: str | Path | tuple[PreTrainedModel, Any], revision: str | None = None
+    model: str | Path | tuple[PreTrainedModel, Any],
+    revision: str | None = None,
+    family: Literal["auto", "generic"] = "auto",
 ) -> VisionLanguageModel:
     """Name the model that is pruned. Its weights are checked and read later.
 
@@ -83,6 +95,8 @@ def load(
         model: a folder that `save_pretrained` wrote, a hub id, or (model, processor) in memory;
             the processor of a text-only model is its tokenizer.
         revision: the commit of a hub id. What the hub's cache holds is not fetched again.
+        family: "generic" finds decoder and projector by structure, where the model's type is not
+            known; a warning says what was found.
 
     Raises:
         UserError: no such folder, no safetensors, an unknown model type, a hub id without a
@@ -91,9 +105,12 @@ def load(
     if isinstance(model, (str, Path)):
         folder = require_source(model, revision, WHERE, "`revision`")
         if folder is None:
-            folder = hub_snapshot(str(model), revision, WHERE)
-            return VisionLanguageModel(check_checkpoint(folder), f"{model} at {revision}", folder)
-        return VisionLanguageModel(check_checkpoint(folder), str(folder), folder.resolve())
+            folder, described = hub_snapshot(str(model), revision, WHERE), f"{model} at {revision}"
+        else:
+            folder, described = folder.resolve(), str(folder)
+        if family == "generic":
+            return _Generic(folder, described)
+        return VisionLanguageModel(check_checkpoint(folder), described, folder)
     if not (isinstance(model, tuple) and len(model) == 2):
         raise UserError(
             f"{type(model).__name__} is no model that can be pruned",
@@ -107,4 +124,4 @@ def load(
             where=WHERE,
             remedy="give a transformers model and the processor or tokenizer that belongs to it",
         )
-    return _InMemory(require_family(loaded.config.model_type), loaded, processor)
+    return _InMemory(family_of(loaded.config), loaded, processor)
