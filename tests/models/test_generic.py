@@ -11,11 +11,12 @@ import torch
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoModelForImageTextToText,
+    GraniteForCausalLM,
     PreTrainedModel,
 )
 
 from efficientllava import calibration_data, load, prune
+from efficientllava.calibration.block_walk import BlockWalk, language_inputs
 from efficientllava.errors import UserError
 from efficientllava.models.checkpoint import load_model
 from efficientllava.models.families import FAMILIES, FOUND, adapter_for
@@ -84,30 +85,25 @@ def test_a_model_that_does_more_between_its_blocks_is_refused(tmp_path: Path) ->
     folder = with_found_family(granite(tmp_path / "granite"), tmp_path / "found")
     model = load_model(folder)
     adapter = adapter_for(model)
-    plain = adapter.blocks[1].forward
-
-    def scaled(hidden: torch.Tensor, *args: object, **kwargs: object) -> object:
-        return plain(hidden.cumsum(dim=1), *args, **kwargs)  # type: ignore[operator]
-
-    from efficientllava.calibration.block_walk import BlockWalk, language_inputs
-
-    tokens = {"input_ids": torch.arange(8)[None]}
-    inputs = [language_inputs(adapter, tokens)]
+    inputs = [language_inputs(adapter, {"input_ids": torch.arange(8)[None]})]
     BlockWalk(adapter, inputs)
     original = adapter.language_model.forward
 
     def forward(**arguments: object) -> object:
-        adapter.blocks[0].register_forward_hook(
-            lambda module, args, output: output + output.mean(dim=1, keepdim=True)
+        handle = adapter.blocks[1].register_forward_pre_hook(
+            lambda module, args, kwargs: ((2 * args[0], *args[1:]), kwargs), with_kwargs=True
         )
-        return original(**arguments)
+        try:
+            return original(**arguments)
+        finally:
+            handle.remove()
 
-    adapter.language_model.forward = forward
+    adapter.language_model.forward = forward  # type: ignore[method-assign]
     with pytest.raises(UserError, match="run one by one"):
         BlockWalk(adapter, inputs)
 
 
-def test_a_head_that_we_do_not_know_is_refused(tmp_path: Path) -> None:
+def test_an_entry_that_is_no_family_is_refused(tmp_path: Path) -> None:
     folder = with_found_family(granite(tmp_path / "granite"), tmp_path / "found")
     content = json.loads((folder / "config.json").read_text())
     assert content[FOUND]["language_model"] == "model"
@@ -123,5 +119,17 @@ def test_a_model_without_blocks_is_refused() -> None:
         find_family(torch.nn.Sequential(torch.nn.Linear(2, 2)), "")
 
 
-def test_images_are_read_by_types_that_transformers_reads_them_with() -> None:
-    assert AutoModelForImageTextToText is not None
+def test_a_head_that_we_do_not_know_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = with_found_family(granite(tmp_path / "granite"), tmp_path / "found")
+    plain = GraniteForCausalLM.forward
+
+    def forward(self: GraniteForCausalLM, *args: object, **kwargs: object) -> object:
+        output = plain(self, *args, **kwargs)  # type: ignore[arg-type]
+        output.logits = output.logits.tanh()
+        return output
+
+    monkeypatch.setattr(GraniteForCausalLM, "forward", forward)
+    with pytest.raises(UserError, match="does not give the model's logits"):
+        load_model(folder)
