@@ -57,6 +57,9 @@ def prune(  # noqa: PLR0913 every parameter is an option of the command
         Path, typer.Option(help="unfinished work, databases, finished checkpoints")
     ] = Path("work"),
     revision: Annotated[str | None, typer.Option(help="commit; needed with a hub id")] = None,
+    family: Annotated[
+        str, typer.Option(help="auto, or generic: find the decoder of an unknown type by structure")
+    ] = "auto",
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda or cuda:N", show_default="cpu")
     ] = None,
@@ -75,7 +78,17 @@ def prune(  # noqa: PLR0913 every parameter is an option of the command
     from efficientllava.commands.prune import Request, dry, run
 
     request = Request(
-        model, revision, method, sparsity, text, pairs, work, device, max_seconds, tuple(set_ or ())
+        model,
+        revision,
+        method,
+        sparsity,
+        text,
+        pairs,
+        work,
+        device,
+        max_seconds,
+        tuple(set_ or ()),
+        family,
     )
     try:
         if dry_run:

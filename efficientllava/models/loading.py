@@ -8,7 +8,7 @@ from __future__ import annotations
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -87,7 +87,7 @@ class _Generic(VisionLanguageModel):
 def load(
     model: str | Path | tuple[PreTrainedModel, Any],
     revision: str | None = None,
-    family: Literal["auto", "generic"] = "auto",
+    family: str = "auto",
 ) -> VisionLanguageModel:
     """Name the model that is pruned. Its weights are checked and read later.
 
@@ -95,13 +95,15 @@ def load(
         model: a folder that `save_pretrained` wrote, a hub id, or (model, processor) in memory;
             the processor of a text-only model is its tokenizer.
         revision: the commit of a hub id. What the hub's cache holds is not fetched again.
-        family: "generic" finds decoder and projector by structure, where the model's type is not
+        family: "auto", or "generic", which finds decoder and projector by structure, where the model's type is not
             known; a warning says what was found.
 
     Raises:
         UserError: no such folder, no safetensors, an unknown model type, a hub id without a
             commit, or the hub does not give it.
     """
+    if family not in ("auto", "generic"):
+        raise UserError(f"{family!r} is no family", where=WHERE, remedy="use auto or generic")
     if isinstance(model, (str, Path)):
         folder = require_source(model, revision, WHERE, "`revision`")
         if folder is None:
