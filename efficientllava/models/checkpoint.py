@@ -33,6 +33,7 @@ from efficientllava.models.families import (
     family_of,
     require_head,
 )
+from efficientllava.models.folder_kind import require_plain_checkpoint
 from efficientllava.models.processors.image_tokens import check_image_size, fit_image_tokens
 from efficientllava.models.processors.llava_images import pads_images, use_original_images
 from efficientllava.models.processors.still_images import needs_torchvision, processor_class
@@ -79,6 +80,7 @@ def check_checkpoint(folder: Path) -> Family:
         UserError: as `weight_files`; the model's family is unknown to us; config.json does not
             describe the language model.
     """
+    require_plain_checkpoint(folder)
     weight_files(folder)
     config = read_json(Path(folder) / "config.json")
     family = family_of(config)

@@ -95,7 +95,8 @@ def load(
         model: a folder that `save_pretrained` wrote, a hub id, or (model, processor) in memory;
             the processor of a text-only model is its tokenizer.
         revision: the commit of a hub id. What the hub's cache holds is not fetched again.
-        family: "auto", or "generic", which finds decoder and projector by structure, where the model's type is not
+        family: "auto", or "generic", which finds decoder and projector by structure where the
+            model's type is not
             known; a warning says what was found.
 
     Raises:
