@@ -13,36 +13,20 @@ from typing import Any, NoReturn
 import torch
 
 from efficientllava.errors import UserError
+from efficientllava.sparse.layout import (
+    LAYOUTS,
+    PADDING,
+    ROWS,
+    Layout,
+    dtype_name,
+    layout_of,
+    padding_of,
+)
 
-ROWS = 16
-"""Rows of a group, which share their masks."""
-PADDING = 64
-"""Bytes of zeros behind the values: a kernel may load a whole vector at the last of them."""
 LARGEST_CODE = 127
 """int8: codes are -127 to 127."""
 
 
-@dataclass(frozen=True)
-class Layout:
-    """How weights of one dtype are laid out.
-
-    Attributes:
-        columns: of a step; a mask has 16 * columns bits.
-        mask: dtype of a mask.
-        bits: dtype that holds a weight's bits.
-    """
-
-    columns: int
-    mask: torch.dtype
-    bits: torch.dtype
-
-
-LAYOUTS = {
-    torch.bfloat16: Layout(2, torch.int32, torch.int16),
-    torch.float16: Layout(2, torch.int32, torch.int16),
-    torch.float32: Layout(1, torch.int16, torch.int32),
-    torch.int8: Layout(4, torch.int64, torch.int8),
-}
 _UNSIGNED = {
     torch.int8: "uint8",
     torch.int16: "uint16",
@@ -100,27 +84,6 @@ class PackedMatrix:
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
 
-def layout_of(dtype: torch.dtype) -> Layout:
-    """The layout of weights of a dtype.
-
-    Raises:
-        UserError: there is none.
-    """
-    if dtype not in LAYOUTS:
-        known = ", ".join(_name(known) for known in LAYOUTS)
-        raise UserError(
-            f"weights of {_name(dtype)} cannot be packed",
-            where="sparse format",
-            remedy=f"convert them to one of {known}",
-        )
-    return LAYOUTS[dtype]
-
-
-def padding_of(dtype: torch.dtype) -> int:
-    """Zeros behind the values of a dtype, in elements."""
-    return PADDING // dtype.itemsize
-
-
 def packed_bytes(rows: int, columns: int, kept: int, dtype: torch.dtype) -> int:
     """Bytes that a matrix with `kept` weights takes when it is packed."""
     layout = layout_of(dtype)
@@ -144,8 +107,8 @@ def quantize(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:
     divisor = torch.where(scales > 0, scales, torch.ones_like(scales))
     codes = (exact / divisor[:, None]).round_().clamp_(-LARGEST_CODE, LARGEST_CODE)
     codes = torch.where(scales[:, None] > 0, codes, torch.zeros_like(codes))
-    whole = float(torch.linalg.vector_norm(exact))
-    lost = float(torch.linalg.vector_norm(exact - codes * scales[:, None]))
+    whole = float(torch.linalg.vector_norm(exact, dtype=torch.float64))
+    lost = float(torch.linalg.vector_norm(exact - codes * scales[:, None], dtype=torch.float64))
     return codes.to(torch.int8), scales, lost / whole if whole else 0.0
 
 
@@ -269,8 +232,8 @@ def _check_sizes(packed: PackedMatrix, where: str) -> None:
         tensor = packed.tensors[name]
         if tensor.dtype != dtype or tuple(tensor.shape) != shape:
             _damaged(
-                f"its {name} are {_name(tensor.dtype)} {list(tensor.shape)}, "
-                f"not {_name(dtype)} {list(shape)}",
+                f"its {name} are {dtype_name(tensor.dtype)} {list(tensor.shape)}, "
+                f"not {dtype_name(dtype)} {list(shape)}",
                 where,
             )
     if packed.values.dim() != 1 or packed.kept < 0:
@@ -285,7 +248,7 @@ def _require_scales(packed: PackedMatrix, where: str = "packed matrix") -> None:
     if scales is None:
         return
     if scales.dtype != torch.float32 or tuple(scales.shape) != (packed.rows,):
-        _damaged(f"its scales are {_name(scales.dtype)} {list(scales.shape)}", where)
+        _damaged(f"its scales are {dtype_name(scales.dtype)} {list(scales.shape)}", where)
     if not bool(((scales >= 0) & torch.isfinite(scales)).all()):
         _damaged("a scale is negative, NaN or infinite", where)
 
@@ -323,7 +286,3 @@ def _shared(work: Callable[[int, int], Any], groups: int, threads: int | None) -
     with ThreadPoolExecutor(parts) as pool:
         for done in [pool.submit(work, *bounds[part : part + 2]) for part in range(parts)]:
             done.result()
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

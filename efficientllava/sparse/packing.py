@@ -15,7 +15,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from efficientllava.kernels.cpu.vector_kernel import compiled
-from efficientllava.sparse.format import ROWS
+from efficientllava.sparse.layout import ROWS
 
 
 @intrinsic

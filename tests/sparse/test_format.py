@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from efficientllava.errors import UserError
 from efficientllava.sparse.format import (
-    LAYOUTS,
     PackedMatrix,
     check,
     pack,
@@ -20,6 +19,7 @@ from efficientllava.sparse.format import (
     quantize,
     unpack,
 )
+from efficientllava.sparse.layout import LAYOUTS
 
 FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 BITS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32}
