@@ -1,0 +1,1 @@
+"""The sparse runtime: packed matrices of pruned models, and products with them."""
