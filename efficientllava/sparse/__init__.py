@@ -1,1 +1,1 @@
-"""The sparse runtime: packed matrices of pruned models, and products with them."""
+"""Pruned matrices as bitmasks and packed values: format, checkpoints, layers, their kernels."""
