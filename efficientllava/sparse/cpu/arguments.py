@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-GROUP = 16
+from efficientllava.sparse.layout import ROWS
+
+GROUP = ROWS
 """Rows that lie side by side in a register."""
 
 

@@ -21,8 +21,9 @@ from efficientllava.sparse.cpu.vectors import (
     Code,
     integers,
 )
+from efficientllava.sparse.layout import LAYOUTS, dtype_name
 
-WIDTH = {"bfloat16": 2, "float16": 2, "float32": 1, "int8": 4}
+WIDTH = {dtype_name(dtype): layout.columns for dtype, layout in LAYOUTS.items()}
 """Columns of a step by the weights' dtype: 4 bytes a row."""
 
 
@@ -170,7 +171,9 @@ def work_function(module: ir.Module, path: Path, block: Any) -> None:
     left = code.variable(last)
     code.branch(head)
     code.position_at_end(head)
-    number = code.atomic_rmw("add", code.at(call, int(Call.NEXT), INT64), code.number(1), "monotonic")
+    number = code.atomic_rmw(
+        "add", code.at(call, int(Call.NEXT), INT64), code.number(1), "monotonic"
+    )
     code.cbranch(code.icmp_signed("<", number, blocks), body, end)
     code.position_at_end(body)
     # a thread's numbers grow, so the matrix is never one before the last one's

@@ -106,9 +106,7 @@ def _sum_function(  # noqa: PLR0913 what one function is made of
         places.append(code.variable(code.at(values, begin, INT8)))
     chains = _chains(kernel, many)
     zero = ir.Constant(FLOATS, None)
-    totals = [
-        [[code.variable(zero) for _ in range(chains)] for _ in tokens] for _ in range(many)
-    ]
+    totals = [[[code.variable(zero) for _ in range(chains)] for _ in tokens] for _ in range(many)]
 
     def step(index: Any, turn: int) -> None:
         numbers = [token_step(code, token, index, count) for token in tokens]

@@ -84,14 +84,18 @@ class Code(ir.IRBuilder):
     def read(self, pointer: Any, kind: Any, index: Any = 0) -> Any:
         """An element, or a vector where `kind` is one, at any address."""
         element = kind.element if isinstance(kind, ir.VectorType) else kind
-        place = pointer if isinstance(index, int) and not index else self.at(pointer, index, element)
+        place = (
+            pointer if isinstance(index, int) and not index else self.at(pointer, index, element)
+        )
         return self.load(place, align=1 if kind is not INT64 else 8, typ=kind)
 
     def write(self, value: Any, pointer: Any, index: Any = 0) -> None:
         """Store an element or a vector at any address; the index counts elements."""
         kind = value.type
         element = kind.element if isinstance(kind, ir.VectorType) else kind
-        place = pointer if isinstance(index, int) and not index else self.at(pointer, index, element)
+        place = (
+            pointer if isinstance(index, int) and not index else self.at(pointer, index, element)
+        )
         self.store(value, place, align=1)
 
     def pointer(self, address: Any) -> Any:
@@ -165,7 +169,9 @@ class Code(ir.IRBuilder):
         for low in range(0, bits, 8):
             below = self.and_(mask, ir.Constant(mask.type, (1 << low) - 1))
             place = self.at(values, self.mul(self.count(below), self.number(size)), INT8)
-            eight = self.and_(self.lshr(mask, ir.Constant(mask.type, low)), ir.Constant(mask.type, 255))
+            eight = self.and_(
+                self.lshr(mask, ir.Constant(mask.type, low)), ir.Constant(mask.type, 255)
+            )
             eight = eight if mask.type is INT64 else self.zext(eight, INT64)
             order = self.at(table, self.mul(eight, self.number(16 if size == 2 else 8)), INT8)
             parts.append(self._ordered(place, order, size))
@@ -173,7 +179,10 @@ class Code(ir.IRBuilder):
         while len(parts) > 1:
             width *= 2
             both = ir.Constant(ir.VectorType(INT32, width), list(range(width)))
-            parts = [self.shuffle_vector(a, b, both) for a, b in zip(parts[::2], parts[1::2], strict=True)]
+            parts = [
+                self.shuffle_vector(a, b, both)
+                for a, b in zip(parts[::2], parts[1::2], strict=True)
+            ]
         return self.bitcast(parts[0], INTEGERS)
 
     def _ordered(self, place: Any, order: Any, size: int) -> Any:
