@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -113,7 +114,7 @@ def load_model(
             trust_remote_code=False,
             output_loading_info=True,
         )
-    except (ValueError, KeyError, RuntimeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, RuntimeError, OSError, StrictDataclassError) as error:
         first = str(error).strip().splitlines()[0]
         raise UserError(
             f"transformers cannot load the model: {first}", where=str(folder)

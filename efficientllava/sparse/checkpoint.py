@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from efficientllava.sparse.pruned import (
     Packing,
     find_pruned,
     module_of,
+    places_of,
     read_tensor,
     settings_for,
     unpacked_weight,
@@ -117,9 +118,12 @@ def unpack_checkpoint(folder: str | Path, out: str | Path) -> None:
     verify(files, settings, folder / "config.json")
     config = read_json(folder / "config.json")
     del config[SECTION]
+    file_of = places_of(files)
     with replacing(out) as temporary:
         _copy_rest(folder, temporary, config)
-        _write_weights(folder, temporary, lambda file, place: _unpack_file(file, place, settings))
+        _write_weights(
+            folder, temporary, lambda file, place: _unpack_file(file, place, file_of, settings)
+        )
 
 
 def _require_new(folder: Path, out: Path) -> None:
@@ -154,7 +158,9 @@ def _packed_entries(file: Path, packings: dict[str, Packing]) -> list[Entry]:
     return entries
 
 
-def _unpack_file(file: Path, place: Path, settings: Settings) -> TensorFile:
+def _unpack_file(
+    file: Path, place: Path, file_of: Mapping[str, Path], settings: Settings
+) -> TensorFile:
     entries, source = [], record_of(file)["source"]
     for name, entry in entries_of(file).items():
         module, _, piece = name.rpartition(".")
@@ -167,7 +173,7 @@ def _unpack_file(file: Path, place: Path, settings: Settings) -> TensorFile:
 
     def make(name: str) -> dict[str, torch.Tensor]:
         if module_of(name) in settings.modules:
-            return {name: unpacked_weight(file, module_of(name), settings)}
+            return {name: unpacked_weight(module_of(name), file_of, settings)}
         return {name: read_tensor(file, name)}
 
     names = [entry.name for entry in entries]

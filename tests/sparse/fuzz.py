@@ -18,7 +18,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-BATCH = 250
+BATCH = 2500
 
 
 def damage(folder: Path, seed: int) -> str:
@@ -176,7 +176,7 @@ def main() -> None:
             child = context.Process(target=_in_child, args=(work / "packed", seeds, work, results))
             child.start()
             try:
-                outcomes = results.get(timeout=600)
+                outcomes = results.get(timeout=3600)
             except Exception as error:
                 child.kill()
                 bad.append(f"no answer from seeds {seeds.start} to {seeds.stop}: {error!r}")
