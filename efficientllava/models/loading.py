@@ -18,6 +18,7 @@ from efficientllava.models.checkpoint import check_checkpoint, load_processor, s
 from efficientllava.models.families import Family, family_of
 from efficientllava.models.generic import with_found_family
 from efficientllava.models.source import CHECKPOINT_FILES, hub_snapshot, require_source
+from efficientllava.models.weight_files import require_unpacked
 
 WHERE = "load"
 
@@ -96,12 +97,11 @@ def load(
             the processor of a text-only model is its tokenizer.
         revision: the commit of a hub id. What the hub's cache holds is not fetched again.
         family: "auto", or "generic", which finds decoder and projector by structure where the
-            model's type is not
-            known; a warning says what was found.
+            model's type is not known; a warning says what was found.
 
     Raises:
-        UserError: no such folder, no safetensors, an unknown model type, a hub id without a
-            commit, or the hub does not give it.
+        UserError: no such folder, no safetensors, packed matrices, an unknown model type, a hub id
+            without a commit, or the hub does not give it.
     """
     if family not in ("auto", "generic"):
         raise UserError(f"{family!r} is no family", where=WHERE, remedy="use auto or generic")
@@ -113,7 +113,9 @@ def load(
             folder, described = folder.resolve(), str(folder)
         if family == "generic":
             return _Generic(folder, described)
-        return VisionLanguageModel(check_checkpoint(folder), described, folder)
+        entry = check_checkpoint(folder)
+        require_unpacked(folder)
+        return VisionLanguageModel(entry, described, folder)
     if not (isinstance(model, tuple) and len(model) == 2):
         raise UserError(
             f"{type(model).__name__} is no model that can be pruned",
@@ -126,5 +128,11 @@ def load(
             f"({type(loaded).__name__}, {type(processor).__name__}) is no model with its processor",
             where=WHERE,
             remedy="give a transformers model and the processor or tokenizer that belongs to it",
+        )
+    if getattr(loaded, "is_quantized", False):
+        raise UserError(
+            "the model is packed or quantized and cannot be pruned",
+            where=WHERE,
+            remedy="give the dense model; model.dequantize() makes it of a packed one",
         )
     return _InMemory(family_of(loaded.config), loaded, processor)

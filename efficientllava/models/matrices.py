@@ -20,7 +20,7 @@ class Matrix:
             with its number, `...experts.7.down_proj`.
         block: index of its decoder block.
         group: index of its input group inside the block.
-        module: holds the parameter.
+        module: holds the parameter; of a packed checkpoint a `sparse.SparseLinear`, only read.
         parameter: its path from the model's root.
         expert: which one of the parameter [experts, out, in]; None for a linear layer.
     """
@@ -33,9 +33,19 @@ class Matrix:
     expert: int | None = None
 
     def weight_in(self, module: nn.Module) -> torch.Tensor:
-        """The weight [out, in] in a module like the matrix's own, outside autograd, not copied."""
+        """The weight [out, in] in a module like the matrix's own, outside autograd.
+
+        It is not copied, but of a packed layer, which is unpacked every time.
+        """
+        if self.packed:
+            return module.dense()  # type: ignore[no-any-return, operator]
         weight: torch.Tensor = module.get_parameter(self.parameter.rsplit(".", 1)[1]).data
         return self.of(weight)
+
+    @property
+    def packed(self) -> bool:
+        """Whether the layer holds no plain weight."""
+        return self.expert is None and not isinstance(self.module, nn.Linear)
 
     def of(self, parameter: torch.Tensor) -> torch.Tensor:
         """The part of the parameter's values that is this matrix."""
@@ -43,7 +53,7 @@ class Matrix:
 
     @property
     def weight(self) -> torch.Tensor:
-        """The weight [out, in], outside autograd, not copied."""
+        """The weight [out, in], outside autograd; see `weight_in`."""
         return self.weight_in(self.module)
 
     def replace(self, weight: torch.Tensor) -> None:
@@ -53,6 +63,8 @@ class Matrix:
     @property
     def size(self) -> int:
         """Number of weights."""
+        if self.packed:
+            return int(self.module.in_features * self.module.out_features)  # type: ignore[operator]
         return self.weight_in(self.module).numel()
 
     def inputs(self, args: tuple[Any, ...], tokens: torch.Tensor) -> torch.Tensor:
@@ -83,11 +95,13 @@ def replace_weights(new: Sequence[tuple[Matrix, torch.Tensor]]) -> None:
     Of experts, whose weights share a parameter, it is copied once in a call.
 
     Raises:
-        ValueError: a weight has another shape than its matrix.
+        ValueError: a weight has another shape than its matrix, or a layer is packed.
     """
     copied: dict[str, torch.Tensor] = {}
     for matrix, weight in new:
         old = matrix.weight
+        if matrix.packed:
+            raise ValueError(f"{matrix.name} is packed")
         if weight.shape != old.shape:
             raise ValueError(f"{matrix.name}: {tuple(weight.shape)} for {tuple(old.shape)}")
         weight = weight.to(old.device, old.dtype)
@@ -117,7 +131,11 @@ def matrices_of(
     Raises:
         AttributeError: it has a linear layer that the family does not know, or none that it prunes.
     """
-    linear = {n: m for n, m in block.named_modules() if isinstance(m, nn.Linear)}
+    linear = {
+        name: module
+        for name, module in block.named_modules()
+        if isinstance(module, nn.Linear) or callable(getattr(type(module), "dense", None))
+    }
     matrices = [
         Matrix(f"{path}.{name}", index, group, linear[name], f"{path}.{name}.weight")
         for group, names in enumerate(input_groups)
