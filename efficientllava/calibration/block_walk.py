@@ -10,13 +10,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional
 
+from efficientllava.calibration.visual_tokens import drifting
 from efficientllava.data.proxy import Pairs, ProxyData, batches
 from efficientllava.errors import UserError
 from efficientllava.kernels.hessian import accumulate, empty
-from efficientllava.models.families import FOUND, Adapter
-from efficientllava.models.matrices import Matrix
+from efficientllava.models.families import FOUND, Adapter, Matrix
 from efficientllava.offload.block_stream import replaced_forward
 from efficientllava.parameters import PruningParameters
 
@@ -310,37 +309,3 @@ def _accumulating(
         yield
     finally:
         handle.remove()
-
-
-def drifting(
-    before: torch.Tensor, after: torch.Tensor, visual: torch.Tensor, share: float
-) -> torch.Tensor:
-    """The visual tokens whose representation a block changes most (ATV-Pruning, CVPR 2026).
-
-    The change is 1 - cos(x, x'); of each sample the largest ceil(share * visual tokens) count.
-
-    Args:
-        before: x [B, T, d], entering the block.
-        after: x' [B, T, d], leaving it.
-        visual: [B, T] bool.
-
-    Returns:
-        [B, T] bool, a part of `visual`.
-    """
-    change = 1.0 - functional.cosine_similarity(before.float(), after.float(), dim=-1)
-    return largest_share(change, visual, share)
-
-
-def largest_share(score: torch.Tensor, among: torch.Tensor, share: float) -> torch.Tensor:
-    """Of each row, the ceil(share * n) positions with the largest score among n marked ones.
-
-    Args:
-        score: [B, T].
-        among: [B, T] bool.
-
-    Returns:
-        [B, T] bool; of equal scores the earlier position.
-    """
-    counts = (among.sum(dim=1).double() * share).sub(1e-9).ceil().clamp(min=0)
-    order = score.masked_fill(~among, -torch.inf).argsort(dim=1, descending=True, stable=True)
-    return (order.argsort(dim=1) < counts[:, None]) & among

@@ -12,20 +12,14 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
     AutoProcessor,
     AutoTokenizer,
     PreTrainedModel,
     ProcessorMixin,
 )
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
-)
 
 from efficientllava.errors import UserError
-from efficientllava.files import read_json, replacing, stored_numbers, write_json
+from efficientllava.files import read_json, replacing, write_json
 from efficientllava.models.families import (
     FAMILIES,
     FOUND,
@@ -39,11 +33,10 @@ from efficientllava.models.processors.image_tokens import check_image_size, fit_
 from efficientllava.models.processors.llava_images import pads_images, use_original_images
 from efficientllava.models.processors.still_images import needs_torchvision, processor_class
 from efficientllava.models.processors.text_processor import TextProcessor
+from efficientllava.models.skeleton import check_size, model_class, without_weights
 from efficientllava.models.weight_files import (
     INDEX,
     check_finite,
-    is_packed,
-    stored_names,
     weight_files,
 )
 from efficientllava.terminal import quiet_transformers
@@ -61,15 +54,6 @@ WEIGHTS_AND_RECORDS = (
 """JSON files of a checkpoint that are not its processor's."""
 
 PROCESSOR_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
-
-LAYERS = ("num_hidden_layers", "num_layers", "depth")
-"""Names of the number of layers in configurations."""
-
-MISSING = (0.1, 2**20)
-"""Weights that files may lack before they are allocated: a share of those they hold, or a number.
-
-Up to here transformers allocates and names them; beyond, the configuration is another model's.
-"""
 
 
 def check_checkpoint(folder: Path) -> Family:
@@ -116,9 +100,9 @@ def load_model(
     """
     folder = Path(folder)
     family = check_checkpoint(folder)
-    loader = _loader(family.takes_images)
+    loader = model_class(family.takes_images)
     try:
-        _check_size(folder, family)
+        check_size(folder, family.takes_images)
         model, loading = loader.from_pretrained(
             folder,
             dtype="auto" if dtype is None else dtype,
@@ -146,36 +130,6 @@ def load_model(
     return loaded
 
 
-def _check_size(folder: Path, family: Family) -> None:
-    """Check that the files hold about as many weights as config.json describes.
-
-    The model is built without memory for its weights.
-
-    Raises:
-        UserError: it describes far more.
-    """
-    files, file = weight_files(folder), folder / "config.json"
-    where, remedy = str(file), "take config.json and all weights from the same model"
-    stored, names = sum(map(stored_numbers, files)), sum(map(stored_names, files))
-    # before transformers reads it, which makes lists as long as these numbers say
-    content = read_json(file)
-    for part in (content, content.get("text_config"), content.get("vision_config")):
-        for layers in LAYERS if isinstance(part, dict) else ():
-            count = part.get(layers)
-            if isinstance(count, int) and count > names:
-                raise UserError(
-                    f"{layers} is {count}; the files hold {names} tensors", where, remedy
-                )
-    if is_packed(folder):
-        return  # the checksum of config.json is compared before any weight is allocated
-    described = without_weights(folder, family.takes_images).num_parameters()
-    share, number = MISSING
-    if described - stored > max(share * stored, number):
-        raise UserError(
-            f"describes {described:,} weights, but the files hold {stored:,}", where, remedy
-        )
-
-
 @quiet_transformers()
 def skeleton(folder: Path) -> PreTrainedModel:
     """A checkpoint's model without weights (on torch's meta device): names and shapes.
@@ -198,36 +152,6 @@ def _known_family(folder: Path) -> Family | None:
     if not isinstance(config, dict) or (FOUND not in config and model_type not in FAMILIES):
         return None
     return family_of(config)
-
-
-def _loader(takes_images: bool) -> Any:
-    return AutoModelForImageTextToText if takes_images else AutoModelForCausalLM
-
-
-def without_weights(folder: Path, takes_images: bool) -> PreTrainedModel:
-    """A checkpoint's model on torch's meta device, whatever its family."""
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    with torch.device("meta"):
-        model: PreTrainedModel = _loader(takes_images).from_config(config)
-    return model
-
-
-def reads_images(folder: Path) -> bool:
-    """Whether transformers knows a checkpoint's type as one that reads images beside text.
-
-    Raises:
-        UserError: transformers does not know the type.
-    """
-    model_type = str(read_json(Path(folder) / "config.json").get("model_type"))
-    if model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
-        return True
-    if model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        return False
-    raise UserError(
-        f"transformers knows no image-text or language model of type {model_type!r}",
-        where=str(Path(folder) / "config.json"),
-        remedy="only types that transformers itself knows can be pruned: remote code never runs",
-    )
 
 
 @quiet_transformers()

@@ -18,8 +18,9 @@ from torch import nn
 
 from efficientllava.errors import UserError
 from efficientllava.files import read_json, write_json
-from efficientllava.models.checkpoint import load_processor, reads_images, without_weights
+from efficientllava.models.checkpoint import load_processor
 from efficientllava.models.families import DECODER_GROUPS, FOUND, Family
+from efficientllava.models.skeleton import reads_images, without_weights
 from efficientllava.models.source import CHECKPOINT_FILES
 from efficientllava.models.weight_files import weight_files
 

@@ -28,8 +28,7 @@ from torch import nn
 
 from efficientllava.errors import UserError
 from efficientllava.files import save_tensors
-from efficientllava.models.families import Adapter
-from efficientllava.models.matrices import Matrix
+from efficientllava.models.families import Adapter, Matrix
 from efficientllava.models.weight_files import INDEX, WHOLE
 from efficientllava.offload.block_stream import BlockStream, Copy, streaming
 from efficientllava.offload.file_layout import FileLayout, WeightLocation

@@ -14,8 +14,7 @@ from efficientllava.calibration.opened import OpenModel
 from efficientllava.calibration.structural_risk import COMPLEXITIES, structural_risk
 from efficientllava.data.proxy import ProxyData
 from efficientllava.database.solutions import Database
-from efficientllava.models.families import Adapter
-from efficientllava.models.matrices import replace_weights
+from efficientllava.models.families import Adapter, replace_weights
 from efficientllava.parameters import Parameters, PruningParameters
 from efficientllava.progress import Progress, silent
 from efficientllava.pruning.measures import ProxyMeasures

@@ -15,8 +15,7 @@ from efficientllava.finite import all_finite
 from efficientllava.kernels.hessian import InverseFactor, inverse_factor, relative_error
 from efficientllava.kernels.masks import magnitude, wanda, zeros_at
 from efficientllava.kernels.obs import prune
-from efficientllava.models.families import Adapter
-from efficientllava.models.matrices import Matrix, replace_weights
+from efficientllava.models.families import Adapter, Matrix, replace_weights
 from efficientllava.parameters import PruningParameters
 from efficientllava.progress import Event, Progress, silent
 from efficientllava.pruning.refine import refine

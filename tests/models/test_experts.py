@@ -13,8 +13,7 @@ from efficientllava.calibration.block_walk import FEW_TOKENS, BlockWalk, calibra
 from efficientllava.calibration.opened import OpenModel
 from efficientllava.data.proxy import ProxyData
 from efficientllava.models.checkpoint import load_model, save_checkpoint
-from efficientllava.models.families import adapter_for
-from efficientllava.models.matrices import replace_weights
+from efficientllava.models.families import adapter_for, replace_weights
 from efficientllava.parameters import Parameters
 from efficientllava.pruning.masked import prune_masked
 from tests.models.families import TINY

@@ -36,8 +36,7 @@ from efficientllava.models.checkpoint import (
     load_processor,
     save_checkpoint,
 )
-from efficientllava.models.families import FAMILIES, Adapter, adapter_for
-from efficientllava.models.matrices import Matrix
+from efficientllava.models.families import FAMILIES, Adapter, Matrix, adapter_for
 from efficientllava.models.weight_files import weight_files
 from efficientllava.offload.blocks_on_disk import blocks_on_disk
 from efficientllava.parameters import (

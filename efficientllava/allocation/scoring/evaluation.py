@@ -13,8 +13,7 @@ from torch import nn
 
 from efficientllava.calibration.proxy_loss import ProxyLoss
 from efficientllava.database.solutions import Database
-from efficientllava.models.families import Adapter
-from efficientllava.models.matrices import Matrix
+from efficientllava.models.families import Adapter, Matrix
 from efficientllava.offload.blocks_on_disk import BlocksOnDisk
 
 

@@ -17,8 +17,7 @@ from torch import nn
 
 from efficientllava.calibration.block_walk import LanguageInputs
 from efficientllava.errors import UserError
-from efficientllava.models.families import Adapter
-from efficientllava.models.matrices import Matrix
+from efficientllava.models.families import Adapter, Matrix
 from efficientllava.pruning.structured.token_importance import first_tokens
 
 PENALTIES = tuple(10.0**power for power in range(-6, 3))

@@ -25,8 +25,7 @@ from efficientllava.calibration.proxy_loss import (
 )
 from efficientllava.data.proxy import IGNORED, ProxyData
 from efficientllava.errors import UserError
-from efficientllava.models.families import Adapter
-from efficientllava.models.matrices import Matrix
+from efficientllava.models.families import Adapter, Matrix
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,7 @@ from torch import nn
 
 from efficientllava.data.proxy import ProxyData
 from efficientllava.errors import UserError
-from efficientllava.models.families import Adapter, adapter_for
-from efficientllava.models.matrices import Matrix
+from efficientllava.models.families import Adapter, Matrix, adapter_for
 from efficientllava.parameters import Parameters, PruneParameters, PruningParameters
 from efficientllava.progress import Progress, silent
 from efficientllava.pruning.measures import ProxyMeasures
