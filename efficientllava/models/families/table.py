@@ -199,8 +199,8 @@ def require_family(model_type: str) -> Family:
             where="model",
             remedy="try family generic, which finds the decoder by structure, or add a Family to "
             "efficientllava/models/families/table.py: paths of the language model, its list of "
-            "blocks, the matrices that share an input, the projector (if it has one), and the image token "
-            "of its prompts (docs/models.md)",
+            "blocks, the matrices that share an input, the projector (if it has one), and the "
+            "image token of its prompts (docs/models.md)",
         )
     family: Family = FAMILIES[model_type]
     return family
