@@ -26,7 +26,7 @@ LIBRARY.define(
 LIBRARY.define("dense_linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor")
 
 
-def _sparse_linear(  # noqa: PLR0913 the operator's arguments
+def _sparse_linear(
     x: torch.Tensor,
     masks: torch.Tensor,
     values: torch.Tensor,
@@ -41,7 +41,7 @@ def _sparse_linear(  # noqa: PLR0913 the operator's arguments
     return sparse_products(x, [matrix], columns)[0]
 
 
-def _sparse_linears(  # noqa: PLR0913 the operator's arguments
+def _sparse_linears(
     x: torch.Tensor,
     masks: Sequence[torch.Tensor],
     values: Sequence[torch.Tensor],
@@ -96,12 +96,12 @@ def require_fit(x: torch.Tensor, matrix: Packed, columns: int) -> None:
 
 
 @torch.library.register_fake("efficientllava::sparse_linear")
-def _fake_linear(x, masks, values, offsets, scales, bias, rows, columns):  # type: ignore[no-untyped-def]  # noqa: PLR0913 the operator's arguments
+def _fake_linear(x, masks, values, offsets, scales, bias, rows, columns):  # type: ignore[no-untyped-def]
     return x.new_empty((*x.shape[:-1], rows))
 
 
 @torch.library.register_fake("efficientllava::sparse_linears")
-def _fake_linears(x, masks, values, offsets, scales, biases, rows, columns):  # type: ignore[no-untyped-def]  # noqa: PLR0913 the operator's arguments
+def _fake_linears(x, masks, values, offsets, scales, biases, rows, columns):  # type: ignore[no-untyped-def]
     return [x.new_empty((*x.shape[:-1], each)) for each in rows]
 
 

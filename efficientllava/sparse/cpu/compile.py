@@ -84,6 +84,7 @@ def _target_machine(path: Path) -> Any:
 
     binding.initialize_native_target()
     binding.initialize_native_asmprinter()
+    binding.initialize_native_asmparser()
     target = binding.Target.from_default_triple()
     return target.create_target_machine(
         cpu=path.cpu, features=path.features, opt=3, codemodel="jitdefault", jit=True
