@@ -70,7 +70,7 @@ def sparse_products(
         return _products(_Call(sparse_module, kernel, numbers, steps, SPARSE_ROWS), x, matrices)
     panels = -(-tokens // widest(chosen_path()))
     width = -(-tokens // panels)
-    numbers = _in_panels(numbers.view(tokens, -1), panels, width)
+    numbers = _in_panels(numbers, tokens, panels, width)
     wide_kernel = PanelProduct(name, pairs, width)
     return _products(_Call(panel_module, wide_kernel, numbers, steps, GROUP, panels), x, matrices)
 
@@ -117,10 +117,13 @@ def _numbers(x: torch.Tensor, columns: int, wide: int, pairs: bool) -> torch.Ten
     return (x if pairs else x.to(torch.float32)).contiguous()
 
 
-def _in_panels(numbers: torch.Tensor, panels: int, width: int) -> torch.Tensor:
-    """Tokens [tokens, numbers] in panels [panels, numbers, width]; the last ones lack a token."""
-    units = numbers.view(torch.int32)  # pairs stay together
-    longer = len(units) - panels * (width - 1)
+def _in_panels(numbers: torch.Tensor, tokens: int, panels: int, width: int) -> torch.Tensor:
+    """Tokens in panels [panels, numbers of 4 bytes, width]; the last ones lack a token."""
+    if numbers.storage_offset() % 2:
+        numbers = numbers.clone()  # pairs begin at 4 bytes
+    units = numbers.view(-1).view(torch.int32)
+    units = units.view(tokens, len(units) // tokens)
+    longer = tokens - panels * (width - 1)
     packed = units.new_empty((panels, units.shape[1], width))
     first, rest = units[: longer * width], units[longer * width :]
     packed[:longer] = first.unflatten(0, (longer, width)).transpose(1, 2)
