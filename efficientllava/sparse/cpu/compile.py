@@ -29,11 +29,9 @@ def address_of(build: Callable[[Any, Path], Any], kernel: Any, path: Path) -> in
         build: makes the module of (kernel, path), an `llvmlite.ir.Module` with a function `work`.
         kernel: hashable; its repr decides with the source and the path which code this is.
     """
-    if (found := _addresses.get((kernel, path))) is None:
-        with _lock:
-            if (found := _addresses.get((kernel, path))) is None:
-                code = _machine_code(build, kernel, path)
-                found = _addresses[kernel, path] = _load(code, path)
+    with _lock:
+        if (found := _addresses.get((kernel, path))) is None:
+            found = _addresses[kernel, path] = _load(_machine_code(build, kernel, path), path)
     return found
 
 

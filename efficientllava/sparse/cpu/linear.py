@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from math import prod
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch.nn.functional import linear, pad
 
+from efficientllava.errors import UserError
 from efficientllava.sparse.cpu import dense_kernel, sparse_kernel
 from efficientllava.sparse.cpu.arguments import GROUP, Packed
 from efficientllava.sparse.cpu.compile import address_of
 from efficientllava.sparse.cpu.dense_kernel import DenseProduct, dense_module
 from efficientllava.sparse.cpu.panel_kernel import PanelProduct, panel_module, widest
-from efficientllava.sparse.cpu.processor import chosen_path
+from efficientllava.sparse.cpu.processor import Path, chosen_path
 from efficientllava.sparse.cpu.sparse_kernel import SparseProduct, sparse_module
 from efficientllava.sparse.cpu.threads import run_kernel
 from efficientllava.sparse.format import PackedMatrix, unpack
@@ -31,17 +33,31 @@ class _Call(NamedTuple):
     """What one call of a kernel has for all its matrices.
 
     Attributes:
-        build, kernel: see `compile.address_of`.
+        address: of the kernel.
         numbers: the tokens as the kernel reads them.
         rows: of a block.
     """
 
-    build: Any
-    kernel: Any
+    address: int
     numbers: torch.Tensor
     steps: int
     rows: int
     panels: int = 0
+
+
+@cache
+def _sparse_kernel(dtype: torch.dtype, pairs: bool, tokens: int, path: Path) -> int:
+    return address_of(sparse_module, SparseProduct(dtype_name(dtype), pairs, tokens), path)
+
+
+@cache
+def _panel_kernel(dtype: torch.dtype, pairs: bool, width: int, path: Path) -> int:
+    return address_of(panel_module, PanelProduct(dtype_name(dtype), pairs, width), path)
+
+
+@cache
+def _dense_kernel(dtype: torch.dtype, pairs: bool, tokens: int, path: Path) -> int:
+    return address_of(dense_module, DenseProduct(dtype_name(dtype), pairs, tokens), path)
 
 
 def sparse_products(
@@ -54,25 +70,37 @@ def sparse_products(
 
     Returns:
         [..., rows] each, in x's dtype. Sums are made in float32, of float64 in float64.
+
+    Raises:
+        UserError: x does not fit.
     """
+    if x.shape[-1:] != (columns,) or not x.is_floating_point():
+        raise UserError(
+            f"the input is {dtype_name(x.dtype)} {list(x.shape)}, "
+            f"the matrix wants floating numbers [..., {columns}]",
+            where="sparse_linear",
+        )
     tokens, dtype = prod(x.shape[:-1]), matrices[0].values.dtype
     if x.dtype == torch.float64:
         return [_in_float64(x, matrix, columns) for matrix in matrices]
+    if not tokens:
+        return [x.new_empty((*x.shape[:-1], matrix.rows)) for matrix in matrices]
     if tokens > MANY_TOKENS:
         parts = x.reshape(tokens, columns).split(MANY_TOKENS)
         products = zip(*(sparse_products(part, matrices, columns) for part in parts), strict=True)
         return [torch.cat(each).view(*x.shape[:-1], each[0].shape[1]) for each in products]
-    pairs = _in_pairs(x, dtype)
-    numbers, name = _numbers(x, columns, LAYOUTS[dtype].columns, pairs), dtype_name(dtype)
+    path = chosen_path()
+    pairs = x.dtype == dtype == torch.bfloat16 and path.has_pairs
+    numbers = _numbers(x, columns, LAYOUTS[dtype].columns, pairs)
     steps = matrices[0].masks.shape[1]
     if tokens <= FEW_TOKENS:
-        kernel = SparseProduct(name, pairs, tokens)
-        return _products(_Call(sparse_module, kernel, numbers, steps, SPARSE_ROWS), x, matrices)
-    panels = -(-tokens // widest(chosen_path()))
+        kernel = _sparse_kernel(dtype, pairs, tokens, path)
+        return _products(_Call(kernel, numbers, steps, SPARSE_ROWS), x, tokens, matrices)
+    panels = -(-tokens // widest(path))
     width = -(-tokens // panels)
     numbers = _in_panels(numbers, tokens, panels, width)
-    wide_kernel = PanelProduct(name, pairs, width)
-    return _products(_Call(panel_module, wide_kernel, numbers, steps, GROUP, panels), x, matrices)
+    kernel = _panel_kernel(dtype, pairs, width, path)
+    return _products(_Call(kernel, numbers, steps, GROUP, panels), x, tokens, matrices)
 
 
 def dense_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -90,14 +118,15 @@ def dense_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | No
     fits = wide and x.dtype == dtype and weight.is_contiguous() and rows and columns
     if not fits or not 0 < tokens <= FEW_TOKENS or columns % (GROUP * wide):
         return linear(x, weight, bias)
-    pairs = _in_pairs(x, dtype)
+    path = chosen_path()
+    pairs = dtype == torch.bfloat16 and path.has_pairs
     numbers = _numbers(x, columns, wide, pairs)
     if not pairs and wide > 1:
         numbers = numbers.view(tokens, columns // wide, wide).transpose(1, 2).contiguous()
-    kernel = DenseProduct(dtype_name(dtype), pairs, tokens)
     matrix = Packed(weight, weight, weight, None, bias, rows)
-    call = _Call(dense_module, kernel, numbers, columns // wide, dense_kernel.BLOCK)
-    return _products(call, x, [matrix])[0]
+    kernel = _dense_kernel(dtype, pairs, tokens, path)
+    call = _Call(kernel, numbers, columns // wide, dense_kernel.BLOCK)
+    return _products(call, x, tokens, [matrix])[0]
 
 
 def _in_float64(x: torch.Tensor, matrix: Packed, columns: int) -> torch.Tensor:
@@ -106,15 +135,11 @@ def _in_float64(x: torch.Tensor, matrix: Packed, columns: int) -> torch.Tensor:
     return linear(x, dense.double(), None if bias is None else bias.double())
 
 
-def _in_pairs(x: torch.Tensor, dtype: torch.dtype) -> bool:
-    return x.dtype == dtype == torch.bfloat16 and "avx512bf16" in chosen_path().has
-
-
 def _numbers(x: torch.Tensor, columns: int, wide: int, pairs: bool) -> torch.Tensor:
     """x as a kernel reads it: contiguous, zeros up to a whole step, float32 unless in pairs."""
     if columns % wide:
         x = pad(x, (0, -columns % wide))
-    return (x if pairs else x.to(torch.float32)).contiguous()
+    return (x if pairs else x.float()).contiguous()
 
 
 def _in_panels(numbers: torch.Tensor, tokens: int, panels: int, width: int) -> torch.Tensor:
@@ -133,36 +158,42 @@ def _in_panels(numbers: torch.Tensor, tokens: int, panels: int, width: int) -> t
     return packed
 
 
-def _products(call: _Call, x: torch.Tensor, matrices: Sequence[Packed]) -> list[torch.Tensor]:
-    """Run a call for its matrices; rows of each in x's dtype."""
+def _products(
+    call: _Call, x: torch.Tensor, tokens: int, matrices: Sequence[Packed]
+) -> list[torch.Tensor]:
+    """Run a call for its matrices: rows of each in x's dtype. Written for speed."""
     short, shape = x.dtype == torch.bfloat16, x.shape[:-1]
-    blocks, results, kept = 0, [], []
-    table: list[int] = []
-    for matrix in matrices:
-        y = x.new_empty((*shape, matrix.rows), dtype=torch.bfloat16 if short else torch.float32)
-        bias, biases = _bias(matrix.bias)
-        table += [
-            *(each.data_ptr() for each in (matrix.masks, matrix.values, matrix.offsets, y)),
-            *(*biases, 0 if matrix.scales is None else matrix.scales.data_ptr()),
-            *(matrix.rows, blocks),
-        ]
+    made = torch.bfloat16 if short else torch.float32
+    blocks, results, table, kept = 0, [], [], []
+    for masks, values, offsets, scales, bias, rows in matrices:
+        y = torch.empty((*shape, rows), dtype=made)
+        short_bias = long_bias = 0
+        if bias is not None:
+            bias, short_bias, long_bias = _bias(bias)
+            kept.append(bias)  # its memory must outlive the call
+        table += (
+            masks.data_ptr(),
+            values.data_ptr(),
+            offsets.data_ptr(),
+            y.data_ptr(),
+            short_bias,
+            long_bias,
+            0 if scales is None else scales.data_ptr(),
+            rows,
+            blocks,
+        )
         results.append(y)
-        kept.append(bias)  # its memory must outlive the call
-        blocks += -(-matrix.rows // call.rows)
-    tokens = prod(shape)
-    if tokens and blocks:
-        address = address_of(call.build, call.kernel, chosen_path())
-        head = [0, blocks, len(matrices), call.numbers.data_ptr(), call.steps, int(short)]
-        run_kernel(address, [*head, tokens, call.panels, *table], blocks)
-    return results if short or x.dtype == torch.float32 else [y.to(x.dtype) for y in results]
+        blocks += -(-rows // call.rows)
+    if blocks:
+        head = (0, blocks, len(results), call.numbers.data_ptr(), call.steps, short, tokens)
+        run_kernel(call.address, (*head, call.panels, *table), blocks)
+    return results if made == x.dtype else [y.to(x.dtype) for y in results]
 
 
-def _bias(bias: torch.Tensor | None) -> tuple[torch.Tensor | None, tuple[int, int]]:
-    """A bias that a kernel can read, and its addresses as bfloat16 and as float32."""
-    if bias is None:
-        return None, (0, 0)
+def _bias(bias: torch.Tensor) -> tuple[torch.Tensor, int, int]:
+    """A bias that a kernel can read, and its address as bfloat16 or as float32."""
     if bias.dtype == torch.bfloat16:
         bias = bias.contiguous()
-        return bias, (bias.data_ptr(), 0)
+        return bias, bias.data_ptr(), 0
     bias = bias.to(torch.float32).contiguous()
-    return bias, (0, bias.data_ptr())
+    return bias, 0, bias.data_ptr()
