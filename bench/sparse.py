@@ -27,6 +27,7 @@ import torch
 
 from bench import options_of, say_conditions
 from efficientllava.export.speed import load_average, ratio_interval
+from efficientllava.sparse.cpu.huge_pages import HugePages
 from efficientllava.sparse.cpu.processor import chosen_path, force_path
 from efficientllava.sparse.format import pack
 from efficientllava.sparse.inference import for_inference
@@ -175,8 +176,9 @@ def measure_matrix(wanted: argparse.Namespace, dtype: torch.dtype, threads: int)
     """One matrix and one token: sparse at every sparsity against all that is dense."""
     for shape in wanted.shapes:
         rows, columns = map(int, shape.split("x"))
-        generator = torch.Generator().manual_seed(0)
+        generator, memory = torch.Generator().manual_seed(0), HugePages()
         dense = torch.randn(rows, columns, generator=generator).to(dtype)
+        dense = memory.place(dense)  # both sides alike
         kept = torch.rand(rows, columns, generator=generator)
         x = torch.randn(1, columns, generator=generator).to(dtype)
         contenders = rivals_of(dense, x, threads)
@@ -187,8 +189,8 @@ def measure_matrix(wanted: argparse.Namespace, dtype: torch.dtype, threads: int)
         for sparsity in wanted.sparsities:
             weight = dense * (kept >= sparsity)
             packed = pack(weight)
-            operands = (packed.masks, packed.values, packed.offsets, None, None, rows, columns)
-            sparse = partial(product.sparse_linear, x, *operands)
+            tensors = map(memory.place, (packed.masks, packed.values, packed.offsets))
+            sparse = partial(product.sparse_linear, x, *tensors, None, None, rows, columns)
             name = f"sparse {sparsity:g}"
             contenders[name], against[name] = sparse, rivals
             if sparsity == 0.5:
@@ -215,10 +217,10 @@ def measure_threads(wanted: argparse.Namespace) -> None:
         weight = torch.randn(rows, columns) * (torch.rand(rows, columns) >= 0.5)
         x, layer = torch.randn(1, columns), torch.nn.Linear(columns, rows, bias=False)
         layer.weight.data = weight
-        sparse = SparseLinear.from_dense(layer.bfloat16())
+        sparse = for_inference(SparseLinear.from_dense(layer.bfloat16()))
         x = x.bfloat16()
 
-        def run(threads: int, x: torch.Tensor = x, sparse: SparseLinear = sparse) -> None:
+        def run(threads: int, x: torch.Tensor = x, sparse: Any = sparse) -> None:
             torch.set_num_threads(threads)
             sparse(x)
 
