@@ -34,7 +34,8 @@ class HugePages:
 
 
 def _block(size: int) -> torch.Tensor:
-    memory = mmap.mmap(-1, size + HUGE)
+    # private: Python's default is shared memory, which has no huge pages
+    memory = mmap.mmap(-1, size + HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     memory.madvise(mmap.MADV_HUGEPAGE)
     block = torch.frombuffer(memory, dtype=torch.uint8)  # holds the memory
     skipped = -block.data_ptr() % HUGE
