@@ -120,7 +120,7 @@ def _sum_function(
                 turned = sums[turn % chains :] + sums[: turn % chains]
                 add_product(code, turned, weights, number, kernel.dtype, kernel.pairs)
 
-    unrolled = 8 if path.wide else 2
+    unrolled = 4 if path.wide else 2
     whole = code.and_(steps, code.number(-unrolled))
     with code.loop(code.number(0), whole, unrolled) as index:
         for turn in range(unrolled):
