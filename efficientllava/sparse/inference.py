@@ -68,7 +68,7 @@ def _share(layers: Sequence[Any]) -> None:
     if len({(layer.in_features, layer.values.dtype) for layer in layers}) == 1:
         shared = _SharedInput(layers)
         for place, layer in enumerate(layers):
-            layer.__class__ = SharedInputLinear
+            layer.__class__ = SparseLinearInGroup
             layer.shared, layer.place = shared, place
 
 
@@ -86,7 +86,7 @@ class DenseLinear(nn.Linear):
         return dense_product(x, weight, self.bias)
 
 
-class SharedInputLinear(SparseLinear):
+class SparseLinearInGroup(SparseLinear):
     """A sparse layer whose neighbours multiply the same input.
 
     Attributes:

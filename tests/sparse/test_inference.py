@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from efficientllava.errors import UserError
 from efficientllava.sparse import inference
-from efficientllava.sparse.inference import DenseLinear, SharedInputLinear, for_inference
+from efficientllava.sparse.inference import DenseLinear, SparseLinearInGroup, for_inference
 from efficientllava.sparse.linear import SparseLinear
 
 
@@ -57,7 +57,7 @@ def test_same_logits_and_state(tied: bool, huge_pages: bool) -> None:
         after = model(IDS).logits
     head = model.lm_head
     assert (
-        type(head) is DenseLinear and type(model.model.layers[0].mlp.up_proj) is SharedInputLinear
+        type(head) is DenseLinear and type(model.model.layers[0].mlp.up_proj) is SparseLinearInGroup
     )
     assert torch.equal(before, after)  # more than 8 tokens: torch's head in both
     assert torch.equal(generated(model), tokens)
