@@ -17,7 +17,7 @@ from efficientllava.sparse.cpu.arguments import Packed
 from efficientllava.sparse.cpu.huge_pages import HugePages
 from efficientllava.sparse.cpu.linear import dense_product, sparse_products
 from efficientllava.sparse.linear import PIECES, SparseLinear
-from efficientllava.sparse.operators import require_fit
+from efficientllava.sparse.operators import require_input, require_matrix
 
 SHARE_AN_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Layers of a module that are called one after the other with the same tensor."""
@@ -68,7 +68,7 @@ def _share(layers: Sequence[Any]) -> None:
     if len({(layer.in_features, layer.values.dtype) for layer in layers}) == 1:
         shared = _SharedInput(layers)
         for place, layer in enumerate(layers):
-            layer.__class__ = SharedInputLinear
+            layer.__class__ = SparseLinearInGroup
             layer.shared, layer.place = shared, place
 
 
@@ -86,7 +86,7 @@ class DenseLinear(nn.Linear):
         return dense_product(x, weight, self.bias)
 
 
-class SharedInputLinear(SparseLinear):
+class SparseLinearInGroup(SparseLinear):
     """A sparse layer whose neighbours multiply the same input.
 
     Attributes:
@@ -136,6 +136,7 @@ class _SharedInput:
     def _products(self, x: torch.Tensor) -> list[torch.Tensor]:
         if torch.is_grad_enabled() and x.requires_grad:
             return []
+        require_input(x, self.columns)
         matrices = self._current()
         return sparse_products(x, matrices, self.columns) if matrices else []
 
@@ -145,7 +146,7 @@ class _SharedInput:
             return self.matrices
         matrices = [_matrix(layer) for layer in self.layers]
         for matrix in matrices:
-            require_fit(matrix, self.columns)
+            require_matrix(matrix, self.columns)
         together = {(matrix.values.dtype, matrix.values.device) for matrix in matrices}
         fits = len(together) == 1 and matrices[0].values.is_cpu
         self.matrices = matrices if fits else []

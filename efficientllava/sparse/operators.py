@@ -10,7 +10,7 @@ import torch
 
 from efficientllava.errors import UserError
 from efficientllava.sparse.cpu.linear import Packed, dense_product, sparse_products
-from efficientllava.sparse.layout import LAYOUTS, PADDING, ROWS
+from efficientllava.sparse.layout import LAYOUTS, PADDING, ROWS, dtype_name
 
 LIBRARY = torch.library.Library("efficientllava", "DEF")
 LIBRARY.define(
@@ -31,12 +31,36 @@ def _sparse_linear(
     columns: int,
 ) -> torch.Tensor:
     matrix = Packed(masks, values, offsets, scales, bias, rows)
-    require_fit(matrix, columns)
+    require_fit(x, matrix, columns)
     return sparse_products(x, [matrix], columns)[0]
 
 
-def require_fit(matrix: Packed, columns: int) -> None:
+def require_fit(x: torch.Tensor, matrix: Packed, columns: int) -> None:
     """Check the sizes that a kernel relies on; `format.check` looks into the tensors.
+
+    Raises:
+        UserError: they do not fit each other, or x.
+    """
+    require_input(x, columns)
+    require_matrix(matrix, columns)
+
+
+def require_input(x: torch.Tensor, columns: int) -> None:
+    """Check that a matrix of so many columns can be multiplied with x.
+
+    Raises:
+        UserError: x has another size, or no floating dtype.
+    """
+    if x.shape[-1:] != (columns,) or not x.is_floating_point():
+        raise UserError(
+            f"the input is {dtype_name(x.dtype)} {list(x.shape)}, "
+            f"the matrix wants floating numbers [..., {columns}]",
+            where="sparse_linear",
+        )
+
+
+def require_matrix(matrix: Packed, columns: int) -> None:
+    """Check the sizes of a packed matrix, as far as a kernel relies on them.
 
     Raises:
         UserError: they do not fit each other.

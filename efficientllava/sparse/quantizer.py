@@ -22,6 +22,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from efficientllava.errors import UserError
 from efficientllava.models.weight_files import PACKED, SECTION
 from efficientllava.sparse.format import PackedMatrix
+from efficientllava.sparse.inference import for_inference
 from efficientllava.sparse.linear import SparseLinear
 from efficientllava.sparse.names import names_in_model
 from efficientllava.sparse.record import (
@@ -91,6 +92,7 @@ class SparseQuantizer(HfQuantizer):
         for module in model.modules():
             if isinstance(module, SparseLinear):
                 module.cast(self._dtype)
+        for_inference(model, huge_pages=False)
         # without a backward pass nothing here is trained, and torch.compile would look for one
         return model.requires_grad_(False)
 

@@ -10,7 +10,6 @@ from typing import NamedTuple
 import torch
 from torch.nn.functional import linear, pad
 
-from efficientllava.errors import UserError
 from efficientllava.sparse.cpu import dense_kernel, sparse_kernel
 from efficientllava.sparse.cpu.arguments import GROUP, Packed
 from efficientllava.sparse.cpu.compile import address_of
@@ -66,20 +65,11 @@ def sparse_products(
     """x @ matrix.T + bias of matrices that share x, their dtype and columns, in one call.
 
     Args:
-        x: [..., columns], a floating dtype.
+        x: [..., columns], a floating dtype; checked by `operators.require_fit`.
 
     Returns:
         [..., rows] each, in x's dtype. Sums are made in float32, of float64 in float64.
-
-    Raises:
-        UserError: x does not fit.
     """
-    if x.shape[-1:] != (columns,) or not x.is_floating_point():
-        raise UserError(
-            f"the input is {dtype_name(x.dtype)} {list(x.shape)}, "
-            f"the matrix wants floating numbers [..., {columns}]",
-            where="sparse_linear",
-        )
     tokens, dtype = prod(x.shape[:-1]), matrices[0].values.dtype
     if x.dtype == torch.float64:
         return [_in_float64(x, matrix, columns) for matrix in matrices]
