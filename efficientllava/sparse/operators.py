@@ -6,6 +6,7 @@ of several that share x, and `dense_linear` of a dense one. None of them has a g
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 
 import torch
@@ -61,6 +62,43 @@ def _sparse_linears(  # noqa: PLR0913 the operator's arguments
     return sparse_products(x, matrices, columns)
 
 
+def _cuda_linear(
+    x: torch.Tensor,
+    masks: torch.Tensor,
+    values: torch.Tensor,
+    offsets: torch.Tensor,
+    scales: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    rows: int,
+    columns: int,
+) -> torch.Tensor:
+    require_fit(x, Packed(masks, values, offsets, scales, bias, rows), columns)
+    if importlib.util.find_spec("triton") is None:
+        raise UserError(
+            "packed matrices on CUDA need the package triton",
+            where="sparse_linear",
+            remedy="pip install 'efficientllava[gpu]'",
+        )
+    # needs triton
+    from efficientllava.sparse.triton.product import sparse_linear
+
+    return sparse_linear(x, masks, values, offsets, scales, bias, rows, columns)
+
+
+def _cuda_linears(
+    x: torch.Tensor,
+    masks: Sequence[torch.Tensor],
+    values: Sequence[torch.Tensor],
+    offsets: Sequence[torch.Tensor],
+    scales: Sequence[torch.Tensor],
+    biases: Sequence[torch.Tensor | None],
+    rows: Sequence[int],
+    columns: int,
+) -> list[torch.Tensor]:
+    parts = zip(masks, values, offsets, scales or [None] * len(masks), biases, rows, strict=True)
+    return [_cuda_linear(x, *part, columns) for part in parts]
+
+
 def require_fit(x: torch.Tensor, matrix: Packed, columns: int) -> None:
     """Check the sizes that a kernel relies on; `format.check` looks into the tensors.
 
@@ -113,3 +151,6 @@ def _fake_dense(x, weight, bias):  # type: ignore[no-untyped-def]
 LIBRARY.impl("sparse_linear", _sparse_linear, "CPU")
 LIBRARY.impl("sparse_linears", _sparse_linears, "CPU")
 LIBRARY.impl("dense_linear", dense_product, "CPU")
+LIBRARY.impl("sparse_linear", _cuda_linear, "CUDA")
+LIBRARY.impl("sparse_linears", _cuda_linears, "CUDA")
+LIBRARY.impl("dense_linear", torch.nn.functional.linear, "CUDA")

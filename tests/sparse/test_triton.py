@@ -1,5 +1,5 @@
-"""The Triton products with packed matrices, in Triton's interpreter (on a machine with CUDA: as they
-are), against `unpack` and a product in float64; and that they compile for the cards they are for."""
+"""The Triton products with packed matrices, in Triton's interpreter (on a machine with CUDA: as
+they are), against `unpack` and a product in float64; and that they compile for three cards."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from efficientllava.errors import UserError
+from efficientllava.sparse import operators
 from efficientllava.sparse.format import PackedMatrix, pack, quantize, unpack
 
 pytest.importorskip("triton")
@@ -157,20 +159,19 @@ def test_first_places_are_found_once_and_anew_for_other_masks(
     masks, values, offsets = (
         t.to(DEVICE).clone() for t in (sparse.masks, dense.values, dense.offsets)
     )
-    held = masks  # changed in place, as load_state_dict does
 
-    def run() -> torch.Tensor:
-        return product.sparse_linear(x, held.detach(), values, offsets, None, None, 16, 300)
+    def run(masks: torch.Tensor) -> torch.Tensor:
+        return product.sparse_linear(x, masks.detach(), values, offsets, None, None, 16, 300)
 
-    run()
-    run()
+    run(masks)
+    run(masks)
     assert len(found) == 1
-    held.copy_(dense.masks)
-    torch.testing.assert_close(run().cpu(), x.cpu() @ unpack(dense).T, rtol=2e-3, atol=2e-2)
+    masks.copy_(dense.masks)  # in place, as load_state_dict does
+    torch.testing.assert_close(run(masks).cpu(), x.cpu() @ unpack(dense).T, rtol=2e-3, atol=2e-2)
     assert len(found) == 2
     # a matrix that is gone, and others that may lie where it lay
     kept = len(product._FIRSTS._kept)
-    del masks, held
+    del masks
     gc.collect()
     for seed in range(4):
         other = matrix(16, 300, torch.float16, 0.5, seed)
@@ -178,14 +179,39 @@ def test_first_places_are_found_once_and_anew_for_other_masks(
     assert len(product._FIRSTS._kept) <= kept + 1
 
 
-def test_what_it_cannot_do_is_an_error() -> None:
+def test_what_it_cannot_do_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     packed, x = matrix(16, 40, torch.bfloat16), inputs(1, 40, torch.float16)
     with pytest.raises(UserError, match="packed as bfloat16 were given inputs of float16"):
         multiply(packed, x, None)
-    with pytest.raises(UserError, match="39 wide, the matrix 40"):
-        multiply(packed, x.bfloat16()[:, 1:], None)
     with pytest.raises(UserError, match="float64"):
         multiply(matrix(16, 40, torch.int8), x.double(), None)
+    tensors = (packed.masks, packed.values, packed.offsets, None, None)
+    with pytest.raises(UserError, match=r"wants floating numbers \[..., 40\]"):
+        operators._cuda_linear(x.bfloat16()[:, 1:], *tensors, 16, 40)
+    with pytest.raises(UserError, match="not those of a packed matrix"):
+        operators._cuda_linear(x.bfloat16(), *tensors, 17, 40)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'efficientllava\[gpu\]'"):
+        operators._cuda_linear(x.bfloat16(), *tensors, 16, 40)
+
+
+def test_the_operators_of_a_card() -> None:
+    """What a card's dispatch calls, and shapes on a card without one: torch.compile's view."""
+    ones, other = (matrix(rows, 40, torch.bfloat16, seed=rows) for rows in (16, 21))
+    x = inputs(3, 40, torch.bfloat16)
+    tensors = [(p.masks, p.values, p.offsets) for p in (ones, other)]
+    masks, values, offsets = zip(*tensors, strict=True)
+    both = operators._cuda_linears(
+        x, masks, values, offsets, [], [None, torch.ones(21).bfloat16()], [16, 21], 40
+    )
+    assert torch.equal(both[0], multiply(ones, x, None))
+    assert torch.equal(both[1], multiply(other, x, torch.ones(21).bfloat16()))
+    with FakeTensorMode():
+        like = (torch.empty(2, 3, 40, dtype=x.dtype), *tensors[0])
+        fake = [torch.empty(t.shape, dtype=t.dtype, device="cuda") for t in like]
+        result = torch.ops.efficientllava.sparse_linear(*fake, None, None, 16, 40)
+    assert result.device.type == "cuda" and result.shape == (2, 3, 16)
+    assert result.dtype == torch.bfloat16
 
 
 COMPILE = """

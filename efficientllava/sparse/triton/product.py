@@ -91,14 +91,15 @@ def sparse_linear(
 
     Args:
         x: [..., columns], of the dtype of the values, or any of the three for int8.
-        masks, values, offsets, scales: of a `PackedMatrix` that `check` accepts.
+        masks, values, offsets, scales: of a `PackedMatrix` that `check` accepts, of the sizes that
+            `operators.require_fit` wants.
         bias: [rows].
 
     Returns:
         [..., rows], contiguous, in x's dtype.
 
     Raises:
-        UserError: x has another dtype or width, or the matrix is too wide.
+        UserError: x has another dtype, or the matrix is too wide.
     """
     _require(x, values, columns)
     lines = x.reshape(-1, columns)
@@ -109,7 +110,6 @@ def sparse_linear(
         return out
     if columns == 0:
         return out.zero_() if bias is None else out.copy_(bias)
-    masks = masks.contiguous()
     width = layout_of(values.dtype).columns
     # Triton launches on the current card, which need not be the tensors'
     with torch.cuda.device(x.device) if x.is_cuda else nullcontext():
@@ -129,10 +129,6 @@ def _require(x: torch.Tensor, values: torch.Tensor, columns: int) -> None:
             f"{dtype_name(x.dtype)}",
             where="sparse_linear on CUDA",
             remedy=f"convert the inputs to {names}",
-        )
-    if x.shape[-1] != columns:
-        raise UserError(
-            f"the inputs are {x.shape[-1]} wide, the matrix {columns}", "sparse_linear on CUDA"
         )
     if columns >= WIDEST or values.data_ptr() % 4:
         what = f"has {columns} columns" if columns >= WIDEST else "begins at an odd address"
