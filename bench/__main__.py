@@ -14,12 +14,12 @@ from efficientllava.errors import UserError
 
 def benches() -> dict[str, str]:
     """The first line about each module of this folder that has a `main`, by name."""
-    found = {}
+    summaries = {}
     for path in sorted(Path(__file__).parent.glob("[!_]*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         if any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in tree.body):
-            found[path.stem] = (ast.get_docstring(tree) or "").partition("\n")[0]
-    return found
+            summaries[path.stem] = (ast.get_docstring(tree) or "").partition("\n")[0]
+    return summaries
 
 
 def run(arguments: list[str]) -> int:

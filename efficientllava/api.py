@@ -22,7 +22,7 @@ from efficientllava.allocation.policy import check_band
 from efficientllava.allocation.unfinished import code_digest
 from efficientllava.calibration.data import calibration_data
 from efficientllava.data.proxy import ProxyData, save_proxy
-from efficientllava.errors import UserError
+from efficientllava.errors import UserError, renaming
 from efficientllava.files import copy_folder, read_json, require_place, value_digest, write_json
 from efficientllava.models.checkpoint import check_tokenizer, skeleton
 from efficientllava.models.loading import VisionLanguageModel
@@ -32,10 +32,16 @@ from efficientllava.parsing import parse_parameters
 from efficientllava.progress import Event, Progress, silent
 from efficientllava.pruning.finalize import finalize
 from efficientllava.registry import METHODS
-from efficientllava.work_folder import held
+from efficientllava.work_folder import locked
 
 SECTIONS = ("pruning", "prune", "search", "machine")
-"""Of params.yaml: those that pruning one model reads."""
+"""The sections of params.yaml that pruning one model reads."""
+ARGUMENTS = {
+    "params.yaml, machine.device:": "device:",
+    "params.yaml, ratios": "sparsity",
+    "params.yaml, ": "parameters, ",
+}
+"""How errors name the arguments of `prune`: see `errors.renaming`."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +149,20 @@ def prune(
     Raises:
         UserError: saying what is wrong, where, and what to do about it.
     """
-    chosen = settings(method, sparsity, parameters, device)
+    with renaming(ARGUMENTS):
+        return _prune(
+            vlm, data, method, settings(method, sparsity, parameters, device), work, progress
+        )
+
+
+def _prune(
+    vlm: VisionLanguageModel,
+    data: ProxyData | None,
+    method: str,
+    chosen: Parameters,
+    work: str | Path,
+    progress: Progress,
+) -> Result:
     sparsity = chosen.ratios[0]
     _require(vlm, VisionLanguageModel, "vlm", "give what `load` returns")
     data = calibration_data(vlm) if data is None else data
@@ -152,7 +171,7 @@ def prune(
         search = chosen.search.model_copy(update={"evolve_projector": False})
         chosen = chosen.model_copy(update={"search": search})
     folder = Path(work).expanduser()
-    with held(folder), enough_memory(chosen.machine.device):
+    with locked(folder), enough_memory(chosen.machine.device):
         named = _Named(
             progress, "database" if "database" in METHODS[method].needs else "allocation"
         )
@@ -160,10 +179,10 @@ def prune(
         key = _key(method, context)
         result = folder / "pruned" / key
         if not (result / "pruning.json").is_file():
-            found = METHODS[method].allocate(context)
-            write_json(folder / "pruned" / f"{key}.json", list(map(dict, found.history)))
+            allocation = METHODS[method].allocate(context)
+            write_json(folder / "pruned" / f"{key}.json", list(map(dict, allocation.history)))
             named.work = "final pruning"
-            finalize(METHODS[method], context, found, result)
+            finalize(METHODS[method], context, allocation, result)
             shutil.rmtree(folder / "reloaded", ignore_errors=True)
         history = tuple(read_json(folder / "pruned" / f"{key}.json"))
     return Result(result, read_json(result / "pruning.json"), history, data.description)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 _USER = re.compile(r"(?<=://)[^/\s'\"]*@")
 
@@ -30,3 +32,20 @@ class UserError(Exception):
 
     def __reduce__(self) -> tuple[type[UserError], tuple[str, str, str]]:
         return type(self), (self.what, self.where, self.remedy)
+
+
+@contextmanager
+def renaming(names: Mapping[str, str]) -> Iterator[None]:
+    """Name the option or argument of the caller where the library names params.yaml.
+
+    Args:
+        names: beginnings of `where`, and what replaces them; the first that fits counts.
+    """
+    try:
+        yield
+    except UserError as error:
+        for name, own in names.items():
+            if error.where.startswith(name):
+                where = own + error.where.removeprefix(name)
+                raise UserError(error.what, where, error.remedy) from error.__cause__
+        raise

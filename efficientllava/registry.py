@@ -38,8 +38,8 @@ class Registry(Mapping[str, Any]):
 
     @property
     def _others(self) -> dict[str, EntryPoint]:
-        found = sorted(entry_points(group=self._group), key=lambda point: point.name)
-        return {point.name: point for point in found}
+        points = sorted(entry_points(group=self._group), key=lambda point: point.name)
+        return {point.name: point for point in points}
 
     def __getitem__(self, name: str) -> Any:
         """The object of a name.

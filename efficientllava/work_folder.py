@@ -49,7 +49,7 @@ def require_work(work: Path) -> None:
 
 
 @contextmanager
-def held(work: Path) -> Iterator[None]:
+def locked(work: Path) -> Iterator[None]:
     """Hold a work folder for this process; made where it does not exist.
 
     Raises:

@@ -26,7 +26,7 @@ from efficientllava.parameters import Parameters
 from flows.runner.console import say_failures_once
 from flows.runner.graph import Changes, Node, read_graph
 from flows.runner.live import Values
-from flows.runner.recording import RECORDING, leave
+from flows.runner.recording import RECORDING, end_process
 from flows.runner.stages import USER_ERROR, Call, StageFailure, Watchers, run_stage
 from flows.server.cluster import SearchCluster
 from flows.server.server import mark_crashed, prefect_server
@@ -182,7 +182,7 @@ def pipeline(until: tuple[str, ...] = ()) -> State[Any]:
         failure = StageFailure("pipeline", USER_ERROR, str(error))
         get_run_logger().error("%s", error)
         state = Failed(message=str(error), data=PipelineFailure([failure], []))
-    return RECORDING.ends(state)
+    return RECORDING.record_end(state)
 
 
 def _pipeline(root: Path, parameters: Parameters, until: tuple[str, ...]) -> State[Any]:
@@ -311,4 +311,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    leave(main())
+    end_process(main())

@@ -1,7 +1,7 @@
 """Run the pipeline on a schedule: `python -m flows.serve --cron "0 3 * * *"` in the clone.
 
 Serves a deployment on the configured Prefect server and runs the flow in this workspace when it
-is due, until it is stopped. Several workspaces or machines: see prefect.yaml and docs/mlops.md.
+is due, until it is stopped. Several workspaces or machines: see prefect.yaml and docs/team.md.
 """
 
 from __future__ import annotations

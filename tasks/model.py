@@ -32,8 +32,10 @@ def model(stage: Stage) -> None:
 
 
 def _fetched(stage: Stage) -> Path:
-    wanted = stage.parameters.model
-    return hub_snapshot(wanted.source, wanted.revision, "params.yaml, model.source", WORK / "hub")
+    settings = stage.parameters.model
+    return hub_snapshot(
+        settings.source, settings.revision, "params.yaml, model.source", WORK / "hub"
+    )
 
 
 def take(given: Path, folder: Path) -> None:

@@ -115,12 +115,12 @@ def versions(tracking: TrackingParameters, uri: str) -> dict[str, Any]:
     """
     from mlflow import MlflowClient
 
-    found = MlflowClient(uri).search_model_versions(
+    models = MlflowClient(uri).search_model_versions(
         f"name = '{tracking.registered_model}'", order_by=["version_number ASC"]
     )
-    if not found:
+    if not models:
         raise UserError("no model is registered", where="MLflow", remedy="make demo")
-    return {f"{v.tags['method']}-{v.tags['ratio']}": v for v in found}
+    return {f"{v.tags['method']}-{v.tags['ratio']}": v for v in models}
 
 
 def mlflow_pages(page: Page, address: str, tracking: TrackingParameters, uri: str) -> None:

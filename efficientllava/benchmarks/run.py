@@ -74,7 +74,7 @@ def run_benchmark(
     """
     benchmark = plan.benchmark
     records = list(read_records(benchmark, plan.source, plan.split, plan.style))[: plan.questions]
-    asked = [Asked(each, full_prompt(benchmark, each, plan.style)) for each in records]
+    asked = [Asked(record, full_prompt(benchmark, record, plan.style)) for record in records]
     texts = generate_answers(
         model,
         processor,

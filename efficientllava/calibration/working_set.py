@@ -69,17 +69,17 @@ def search_bytes(
     """
     chunk = CHUNK.get(device, OTHER_CHUNK) * PER_LOGIT
     per_position = 4 * shape.vocabulary if kl_tokens is None else 12 * kl_tokens
-    held = (tokens.text + tokens.pairs) * shape.width * shape.item
-    held += (tokens.text + tokens.answers) * per_position
+    total = (tokens.text + tokens.pairs) * shape.width * shape.item
+    total += (tokens.text + tokens.answers) * per_position
     most = tokens.batch * shape.activations + chunk
     if tokens.step:
-        held += tokens.answers * 4 * shape.vocabulary
+        total += tokens.answers * 4 * shape.vocabulary
         kept = shape.blocks * shape.width * shape.item + 2 * shape.activations
         if not checkpointing:
             kept = (shape.blocks + 1) * shape.activations
         logits = tokens.answers * tokens.step // max(tokens.pairs, 1) * shape.vocabulary * PER_LOGIT
         most = max(most, tokens.step * kept + logits + 16 * shape.projector)
-    return held + most + 16 * shape.width * shape.mlp
+    return total + most + 16 * shape.width * shape.mlp
 
 
 def calibration_bytes(

@@ -137,9 +137,9 @@ def _steps(method: Any, context: Context, missing: Sequence[float]) -> tuple[str
     search, steps = context.parameters.search, []
     if "database" in method.needs:
         there = len(context.levels) - len(missing)
-        found = f" ({there} more are in the work folder)" if there else ""
+        reused = f" ({there} more are in the work folder)" if there else ""
         if missing:
-            steps.append(f"database: every matrix at {len(missing)} levels{found}")
+            steps.append(f"database: every matrix at {len(missing)} levels{reused}")
         else:
             steps.append(f"database: all {there} levels are in the work folder")
         limit = "" if search.max_seconds is None else f", at most about {search.max_seconds:g} s"

@@ -71,8 +71,8 @@ def answer_tokens(
     """
     tokenizer = processor.tokenizer
     if _keeps_answers_apart(processor):
-        found = tokenizer(list(answers), add_special_tokens=False)["input_ids"]
-        return [(tokens, True) for tokens in found]
+        encoded = tokenizer(list(answers), add_special_tokens=False)["input_ids"]
+        return [(tokens, True) for tokens in encoded]
     texts = [prompt, *(f"{prompt} {answer}" for answer in answers)]
     alone, *together = tokenizer(texts)["input_ids"]
     shared = [common_prefix(alone, tokens) for tokens in together]

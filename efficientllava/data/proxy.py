@@ -70,9 +70,9 @@ class Pairs:
     def _rows_of(self, name: str, index: slice | torch.Tensor) -> torch.Tensor:
         """[m]: the rows of an input that belong to the pairs at `index`, in that order."""
         counts = self.rows[name]
-        ends = counts.cumsum(0)
+        stops = counts.cumsum(0)
         chosen = torch.arange(len(self))[index].tolist()
-        spans = [torch.arange(int(ends[i] - counts[i]), int(ends[i])) for i in chosen]
+        spans = [torch.arange(int(stops[i] - counts[i]), int(stops[i])) for i in chosen]
         return torch.cat(spans) if spans else torch.empty(0, dtype=torch.int64)
 
     def to(self, device: torch.device) -> Pairs:

@@ -94,7 +94,7 @@ def _batch_likelihoods(model: nn.Module, processor: Any, rows: list[_Row]) -> li
             values.append(after[list(row.next_tokens)].tolist())
         else:
             start, end = end - sample.answered, end - sample.closing
-            places = torch.arange(start, end, device=ids.device)
-            before = row_logits[places - 1].float().log_softmax(dim=-1)
-            values.append([float(before.gather(1, ids[places][:, None]).sum())])
+            positions = torch.arange(start, end, device=ids.device)
+            before = row_logits[positions - 1].float().log_softmax(dim=-1)
+            values.append([float(before.gather(1, ids[positions][:, None]).sum())])
     return values

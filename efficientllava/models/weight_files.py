@@ -95,13 +95,13 @@ def weight_files(folder: Path) -> list[Path]:
 
 def _shards(index: Path) -> list[Path]:
     content = read_json(index)
-    placed = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(placed, dict) or not placed:
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
         raise _malformed(index, "it has no weight_map from weights to files")
-    for name in placed.values():
+    for name in weight_map.values():
         if not isinstance(name, str) or not _is_bare(name) or not name.endswith(".safetensors"):
             raise _malformed(index, f"it names {name!r}, which is no safetensors file beside it")
-    files = [index.parent / name for name in sorted(set(placed.values()))]
+    files = [index.parent / name for name in sorted(set(weight_map.values()))]
     for file in files:
         if not (file.is_symlink() or file.exists()):
             raise UserError(

@@ -48,7 +48,7 @@ class Placement:
     device_bytes: int
 
 
-def place(needs: Needs, budget: int, host: int) -> Placement:
+def choose_placement(needs: Needs, budget: int, host: int) -> Placement:
     """The fastest placement that fits.
 
     In that order: all on the device; the database there, from which blocks are then put together

@@ -196,11 +196,11 @@ def verify(
         row = recorded[matrix.name]
         weight = weight_of(matrix)
         zeros = int((weight == 0).sum())
-        wanted = zeros_at(row["level"], matrix.size)
+        expected = zeros_at(row["level"], matrix.size)
         if not all_finite(weight):
             raise UserError("holds NaN or inf after pruning", where=matrix.name)
-        if zeros != row["zeros"] or not wanted <= zeros <= wanted + row["already_zero"]:
+        if zeros != row["zeros"] or not expected <= zeros <= expected + row["already_zero"]:
             raise UserError(
-                f"has {zeros} zeros; its record says {row['zeros']}, its policy {wanted}",
+                f"has {zeros} zeros; its record says {row['zeros']}, its policy {expected}",
                 where=matrix.name,
             )

@@ -199,7 +199,7 @@ def timings(latency: Latency | None, lines: bool = False) -> list[str]:
         cell, speedup = _short(getattr(latency, f"{phase}_ms")), latency.speedup(phase)
         if speedup is not None and lines:
             factor = " " if speedup.factor is not None else "\n"
-            cell += f"{factor}{speedup.told}\n{speedup.interval}"
+            cell += f"{factor}{speedup.formatted}\n{speedup.interval}"
         elif speedup is not None:
             cell += f" {speedup}"
         cells.append(cell)

@@ -93,9 +93,9 @@ def _type(annotation: Any, metadata: list[Any]) -> str:
 def _bounds(metadata: list[Any]) -> list[str]:
     words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
     return [
-        f"{told} {getattr(item, name):g}"
+        f"{word} {getattr(item, name):g}"
         for item in metadata
-        for name, told in words.items()
+        for name, word in words.items()
         if getattr(item, name, None) is not None
     ]
 

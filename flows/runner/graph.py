@@ -79,11 +79,11 @@ def read_graph(root: Path, until: Collection[str] = ()) -> list[Node]:
         raise UserError("declares no stage", where=str(root / "dvc.yaml"))
     if not until:
         return nodes
-    wanted = {node.name for node in nodes if node.base in until}
+    requested = {node.name for node in nodes if node.base in until}
     for node in reversed(nodes):  # whoever is depended on comes earlier
-        if node.name in wanted:
-            wanted.update(node.depends_on)
-    return [node for node in nodes if node.name in wanted]
+        if node.name in requested:
+            requested.update(node.depends_on)
+    return [node for node in nodes if node.name in requested]
 
 
 def _unreadable(error: DvcException) -> UserError:
@@ -97,8 +97,8 @@ def _unreadable(error: DvcException) -> UserError:
 
 def _load(repo: Repo, stage: str) -> Any:
     """A stage as dvc.yaml and dvc.lock have it."""
-    [found] = repo.stage.collect(stage)
-    return found
+    [loaded] = repo.stage.collect(stage)
+    return loaded
 
 
 def _messages(error: BaseException) -> str:
@@ -120,12 +120,12 @@ def why(root: Path, stage: str) -> str | None:
     """
     with open_repo(root) as repo:
         try:
-            found = _load(repo, stage)
-            never_ran = not any(out.hash_info for out in found.outs)
+            loaded = _load(repo, stage)
+            never_ran = not any(out.hash_info for out in loaded.outs)
             status = repo.status(targets=[stage]).get(stage)
             if not status:
                 return None
-            reasons = [*_changed_parameters(found), *_reasons(status)]
+            reasons = [*_changed_parameters(loaded), *_reasons(status)]
         except DvcException as error:
             about_locks = lock_error(error, Path(repo.tmp_dir), stage)
             raise about_locks or UserError(_messages(error), where=f"stage {stage}") from error

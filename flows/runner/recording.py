@@ -58,7 +58,7 @@ class Recording:
                 self._warn(f"Prefect's server cannot be told ({error})")
             return None
 
-    def ends(self, state: State[Any]) -> State[Any]:
+    def record_end(self, state: State[Any]) -> State[Any]:
         """Keep how the flow ends: the server may be unable to take it."""
         self._ended = state
         return state
@@ -66,7 +66,7 @@ class Recording:
     def run(
         self, flow: Callable[P, State[Any]], *arguments: P.args, **named: P.kwargs
     ) -> State[Any]:
-        """Run a flow that calls `ends`; its state is the same whether or not it can be told.
+        """Run a flow that calls `record_end`; its state is the same whether or not it can be told.
 
         Raises:
             UserError: the server was gone before the flow had ended.
@@ -163,7 +163,7 @@ def _complains_of_nothing(record: logging.LogRecord) -> bool:
 RECORDING = Recording()
 
 
-def leave(status: int) -> NoReturn:
+def end_process(status: int) -> NoReturn:
     """End this process with an exit status.
 
     Prefect's threads wait at the exit until everything is sent, for minutes when nobody listens:

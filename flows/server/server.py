@@ -104,9 +104,9 @@ def _own_server() -> Iterator[str]:
             process.stdin.close()
 
 
-def free_port(wanted: int = 0) -> int:
+def free_port(preferred: int = 0) -> int:
     """The wanted port of the loopback interface, or any when it is taken."""
-    for port in (wanted, 0):
+    for port in (preferred, 0):
         with socket.socket() as probe:
             # as the server does: a port of which only closed connections are left is free
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

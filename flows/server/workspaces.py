@@ -40,8 +40,8 @@ def changed(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
     for name, value in changes.items():
         *sections, last = name.split(".")
         section = result
-        for each in sections:
-            section = section.setdefault(each, {})
+        for part in sections:
+            section = section.setdefault(part, {})
         section[last] = value
     parse_parameters(result)
     return result
@@ -74,9 +74,9 @@ def make_workspace(root: Path, folder: Path, values: dict[str, Any]) -> None:
 
 def _absolute(values: dict[str, Any], root: Path, names: Iterable[str]) -> None:
     pairs = (name.partition(".") for name in names)
-    places = [(values.get(section, {}), last) for section, _, last in pairs]
+    targets = [(values.get(section, {}), last) for section, _, last in pairs]
     data = values.get("evaluation", {}).get("data", {})
-    for section, name in [*places, *((data, benchmark) for benchmark in data)]:
+    for section, name in [*targets, *((data, benchmark) for benchmark in data)]:
         value = section.get(name, "demo")
         if value != "demo" and (root / value).exists():
             section[name] = str((root / value).resolve())

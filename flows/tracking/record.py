@@ -106,8 +106,8 @@ class ModelRecord:
 
 def metric_of(metrics: Mapping[str, float], name: str) -> float | None:
     """The value of `STAGE/name`, whichever the stage."""
-    found = [value for key, value in metrics.items() if key.partition("/")[2] == name]
-    return found[0] if found else None
+    values = [value for key, value in metrics.items() if key.partition("/")[2] == name]
+    return values[0] if values else None
 
 
 def split_cell(cell: str) -> tuple[str, float]:
@@ -129,8 +129,8 @@ def read_record(root: Path, nodes: list[Node], cell: str) -> ModelRecord:
             made_by.update(node.depends_on)
     with open_repo(root) as repo:
         parameter_files: set[str] = set()  # logged as parameters: of a file only what a stage uses
-        found = {stage.addressing: stage for stage in repo.index.stages}  # dvc.lock is read once
-        stages = {node: found[node.name] for node in nodes if node.name in made_by}
+        by_name = {stage.addressing: stage for stage in repo.index.stages}  # dvc.lock is read once
+        stages = {node: by_name[node.name] for node in nodes if node.name in made_by}
         for stage in stages.values():
             for dependency in stage.deps:
                 if isinstance(dependency, ParamsDependency):

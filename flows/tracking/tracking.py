@@ -77,10 +77,10 @@ class Tracking:
             ) from error
 
     def _experiment(self, name: str) -> str:
-        found = self.client.get_experiment_by_name(name)
-        if found is not None:
-            number = str(found.experiment_id)
-            if found.lifecycle_stage != "active":
+        experiment = self.client.get_experiment_by_name(name)
+        if experiment is not None:
+            number = str(experiment.experiment_id)
+            if experiment.lifecycle_stage != "active":
                 raise UserError(
                     "the experiment was deleted, and MLflow keeps its name",
                     where=f"MLflow, experiment {name} ({number})",

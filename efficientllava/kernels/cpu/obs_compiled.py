@@ -66,8 +66,8 @@ def prune_sections(
     finally:
         loop.close()
     order = [index for bundle in bundles for index in bundle]
-    found = dict(zip(order, solutions, strict=True))
-    return [found[index] for index in range(len(sections))]
+    by_section = dict(zip(order, solutions, strict=True))
+    return [by_section[index] for index in range(len(sections))]
 
 
 def _vectors(*shape: int) -> np.ndarray:

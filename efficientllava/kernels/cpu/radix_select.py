@@ -39,11 +39,11 @@ def first_digits(  # type: ignore[no-untyped-def]
                     many = min(PANEL - left, width - column)
                     weight, key = stack[panel, row, left:], keys[row, column:]
                     scale, used = diagonal[column:], live[column:]
-                    for place in range(many):
-                        quotient = weight[place] / scale[place]
-                        score[place] = quotient * quotient
-                    for place in range(many):
-                        key[place] = (bits[place] + np.uint32(1)) & used[place]
+                    for index in range(many):
+                        quotient = weight[index] / scale[index]
+                        score[index] = quotient * quotient
+                    for index in range(many):
+                        key[index] = (bits[index] + np.uint32(1)) & used[index]
                     column += many
                 key = keys[row]
                 for column in range(width):

@@ -78,7 +78,7 @@ def batches_of(bundles: Sequence[list[Section]]) -> Iterator[list[list[Section]]
     batch: list[list[Section]] = []
     for bundle in bundles:
         batch.append(bundle)
-        if sum(len(each.weight) for bundle in batch for each in bundle) >= ROWS:
+        if sum(len(section.weight) for bundle in batch for section in bundle) >= ROWS:
             yield batch
             batch = []
     if batch:

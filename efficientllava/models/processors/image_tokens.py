@@ -24,14 +24,14 @@ def fit_image_tokens(processor: ProcessorMixin, config: Any, where: str) -> None
     """
     if not _has_clip_tower(config):
         return
-    wanted = {
+    settings = {
         "patch_size": config.vision_config.patch_size,
         "vision_feature_select_strategy": config.vision_feature_select_strategy,
         "num_additional_image_tokens": CLASS_TOKEN,
     }
-    for name, value in wanted.items():
-        if (found := getattr(processor, name)) != value:
-            logger.warning("%s: %s %s does not fit the model: %s", where, name, found, value)
+    for name, value in settings.items():
+        if (current := getattr(processor, name)) != value:
+            logger.warning("%s: %s %s does not fit the model: %s", where, name, current, value)
             setattr(processor, name, value)
 
 

@@ -194,13 +194,13 @@ def _gather(
         )
         sums = Grams.empty(matrix), Grams.empty(matrix)
         gathered.append(_Run(start, end, matrix, *sums, means))
-    wanted = {block for start, end in runs for block in (start - 1, end - 1)}
+    boundaries = {block for start, end in runs for block in (start - 1, end - 1)}
     samples = 0
     for batch in batches:
         inputs: dict[int, torch.Tensor] = {}
         streams: dict[int, torch.Tensor] = {}
         with ExitStack() as hooks:
-            for block in sorted(wanted):
+            for block in sorted(boundaries):
                 hooks.callback(
                     adapter.blocks[block].register_forward_hook(_keep_output(streams, block)).remove
                 )
@@ -212,11 +212,11 @@ def _gather(
             adapter.language_model(**{**batch.arguments, "use_cache": False})
         rows = batch.tokens & ~first_tokens(batch.tokens)
         numbers = torch.arange(samples, samples + rows.shape[0], device=rows.device)
-        held = (numbers % HELD_OUT == 1)[:, None]
+        validation = (numbers % HELD_OUT == 1)[:, None]
         samples += rows.shape[0]
         for run in gathered:
             change = streams[run.end - 1] - streams[run.start - 1]
-            for gram, part in ((run.fitted, rows & ~held), (run.held_out, rows & held)):
+            for gram, part in ((run.fitted, rows & ~validation), (run.held_out, rows & validation)):
                 gram.add(inputs[run.start][part], change[part])
             mask = rows[:, :, None].double()
             means = (change.double() * mask).sum(1) / mask.sum(1).clamp(min=1.0)

@@ -205,7 +205,7 @@ def _remove_heads_and_channels(
     total = len(adapter.blocks)
     parts = [coupled(adapter, block) for block in range(total)]
     first = parts[0]
-    counts = {(each.units, each.unit_size, each.channels) for each in parts}
+    counts = {(part.units, part.unit_size, part.channels) for part in parts}
     if len(counts) > 1:
         raise UserError("its blocks differ in their counts of heads or channels", "llm_pruner")
     whole = prune.protect_first + prune.protect_last
@@ -229,19 +229,19 @@ def _remove_heads_and_channels(
         target, first.units, first.unit_size, first.channels, first.channel_size, usable
     )
     salience = taylor_salience(adapter, proxy, pruning.calibration)
-    by_name = {m.name: each for m, each in zip(adapter.matrices, salience, strict=True)}
+    by_name = {m.name: values for m, values in zip(adapter.matrices, salience, strict=True)}
     kept: list[dict[str, Any]] = []
     zeroed: dict[str, int] = {}
-    for block, each in enumerate(parts):
-        units, channels = torch.arange(each.units), torch.arange(each.channels)
+    for block, part in enumerate(parts):
+        units, channels = torch.arange(part.units), torch.arange(part.channels)
         if block in pruned:
-            by_unit, by_channel = group_importance(each, by_name)
+            by_unit, by_channel = group_importance(part, by_name)
             units = most_important(by_unit, shape.units)
             channels = most_important(by_channel, shape.channels)
             if whole:
-                zeroed |= blank_out(each, units, channels)
+                zeroed |= blank_out(part, units, channels)
             else:
-                cut_out(each, units, channels)
+                cut_out(part, units, channels)
         kept.append({"heads": units.tolist(), "channels": channels.tolist()})
     if not whole:
         _configure(adapter, coupled(adapter, 0), configs[shape.units], shape)
@@ -322,7 +322,7 @@ def verify_structure(
             f"has {blocks} decoder blocks; its record keeps {len(structure['kept_blocks'])}",
             where="pruned model",
         )
-    for place, block in enumerate(adapter.blocks):
+    for index, block in enumerate(adapter.blocks):
         slots = {module.layer_idx for module in block.modules() if hasattr(module, "layer_idx")}
-        if slots - {place}:
-            raise UserError(f"block {place} writes to cache slot {slots}", where="pruned model")
+        if slots - {index}:
+            raise UserError(f"block {index} writes to cache slot {slots}", where="pruned model")

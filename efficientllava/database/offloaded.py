@@ -11,13 +11,13 @@ import torch
 
 from efficientllava.calibration.working_set import Tokens, search_bytes
 from efficientllava.data.proxy import ProxyData
-from efficientllava.database.residency import resident
+from efficientllava.database.offload import offload_database
 from efficientllava.database.solutions import Database, open_database
 from efficientllava.models.checkpoint import load_model
 from efficientllava.models.families import Adapter, adapter_for
 from efficientllava.offload.blocks_on_disk import BlocksOnDisk, blocks_on_disk
 from efficientllava.offload.devices import host_memory, usable_memory
-from efficientllava.offload.placement import Placement, needs_of, place, shape_of
+from efficientllava.offload.placement import Placement, choose_placement, needs_of, shape_of
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Placed:
-    """What a search computes with.
+class Offloaded:
+    """A dense model and its database, where a search uses them.
 
     Attributes:
         blocks: what brings decoder blocks to the device; None where all of them are there.
@@ -51,7 +51,7 @@ class Placed:
 
 
 @contextmanager
-def placed(
+def offloaded(
     model: Path,
     database: Database | Sequence[Path],
     proxy: ProxyData,
@@ -60,7 +60,7 @@ def placed(
     projector_pairs: int = 0,
     kl_tokens: int | None = None,
     checkpointing: bool = False,
-) -> Iterator[Placed]:
+) -> Iterator[Offloaded]:
     """Load a dense model and bring it and its database where they fit.
 
     Args:
@@ -71,12 +71,12 @@ def placed(
         checkpointing: whether such a step computes blocks again; streamed blocks always do.
 
     Raises:
-        UserError: see `models.placement.place` and what is read from files.
+        UserError: see `offload.placement.choose_placement` and what is read from files.
     """
     adapter = adapter_for(load_model(model))
     opened = database if isinstance(database, Database) else open_database(database)
     if machine.device.type == "cpu" and machine.memory is None:
-        yield Placed(adapter, opened, None, None)
+        yield Offloaded(adapter, opened, None, None)
         return
     shape, tokens = shape_of(adapter), Tokens.of(proxy, projector_pairs)
     working, kept = (
@@ -84,15 +84,15 @@ def placed(
         for again in (True, checkpointing)
     )
     size = sum(tensor.nbytes for tensor in opened.tensors.values())
-    placement = place(
+    placement = choose_placement(
         needs_of(adapter, working, size, kept - working),
         usable_memory(machine.device, machine.memory) // machine.sharing,
         host_memory() // machine.sharing,
     )
-    solutions = resident(opened, placement.database, machine.device)
+    solutions = offload_database(opened, placement.database, machine.device)
     if placement.blocks == "device":
         adapter.model.to(machine.device)
-        yield Placed(adapter, solutions, None, placement)
+        yield Offloaded(adapter, solutions, None, placement)
     else:
         with blocks_on_disk(adapter, model, work, machine.device) as blocks:
-            yield Placed(adapter, solutions, blocks, placement)
+            yield Offloaded(adapter, solutions, blocks, placement)

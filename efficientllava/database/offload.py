@@ -16,10 +16,10 @@ ARENA = 2**30
 """Bytes of host memory that are taken and locked at a time; larger tensors have one alone."""
 ALIGNMENT = 64
 
-Residence = Literal["device", "host", "disk"]
+Location = Literal["device", "host", "disk"]
 
 
-def resident(database: Database, where: Residence, device: torch.device) -> Database:
+def offload_database(database: Database, where: Location, device: torch.device) -> Database:
     """The same database somewhere else.
 
     Args:
