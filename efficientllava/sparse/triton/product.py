@@ -99,9 +99,16 @@ def sparse_linear(
         [..., rows], contiguous, in x's dtype.
 
     Raises:
-        UserError: x has another dtype, or the matrix is too wide.
+        UserError: x has another dtype or device, or the matrix is too wide.
     """
     _require(x, values, columns)
+    for tensor in (masks, values, offsets, scales, bias):
+        if tensor is not None and tensor.device != x.device:
+            raise UserError(
+                f"the matrix is on {tensor.device}, the inputs on {x.device}",
+                where="sparse_linear on CUDA",
+                remedy="move both to one device",
+            )
     lines = x.reshape(-1, columns)
     if lines.stride(1) != 1 and columns > 1:
         lines = lines.contiguous()
