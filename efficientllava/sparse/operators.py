@@ -95,8 +95,11 @@ def _cuda_linears(
     rows: Sequence[int],
     columns: int,
 ) -> list[torch.Tensor]:
-    parts = zip(masks, values, offsets, scales or [None] * len(masks), biases, rows, strict=True)
-    return [_cuda_linear(x, *part, columns) for part in parts]
+    products = []
+    for index, bias in enumerate(biases):
+        tensors = masks[index], values[index], offsets[index], scales[index] if scales else None
+        products.append(_cuda_linear(x, *tensors, bias, rows[index], columns))
+    return products
 
 
 def require_fit(x: torch.Tensor, matrix: Packed, columns: int) -> None:

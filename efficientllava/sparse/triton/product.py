@@ -50,7 +50,7 @@ class _Firsts:
     def of(self, masks: torch.Tensor, width: int) -> torch.Tensor:
         """int32 [groups, tiles] for masks [groups, steps]."""
         storage = masks.untyped_storage()
-        key = (storage._cdata, masks.storage_offset())
+        key = (int(storage._cdata), int(masks.storage_offset()))
         version = 0 if masks.is_inference() else masks._version
         with self._lock:
             # a storage whose number is held by a weak reference cannot be another one
