@@ -21,7 +21,7 @@ def options_of(parser: argparse.ArgumentParser) -> argparse.Namespace:
 
 
 def say_conditions(arguments: argparse.Namespace, **more: object) -> None:
-    """Print what is measured, and on what, as one line of JSON."""
+    """Print the conditions of a measurement as one line of JSON."""
     import torch
 
     from efficientllava.export.speed import machine

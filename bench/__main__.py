@@ -4,12 +4,11 @@ runs one and `python -m bench NAME --help` shows its options."""
 from __future__ import annotations
 
 import ast
-import difflib
 import importlib
 import sys
 from pathlib import Path
 
-from efficientllava.errors import UserError
+from efficientllava.errors import UserError, hint
 
 
 def benches() -> dict[str, str]:
@@ -38,11 +37,8 @@ def run(arguments: list[str]) -> int:
         return 0
     name, *options = arguments
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
         raise UserError(
-            f"no bench is called {name!r}",
-            where="python -m bench",
-            remedy=f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}",
+            f"no bench is called {name!r}", where="python -m bench", remedy=hint(name, known)
         )
     sys.argv = [f"python -m bench {name}", *options]
     return int(importlib.import_module(f"bench.{name}").main() or 0)

@@ -35,7 +35,7 @@ PHASES = {
 
 @contextmanager
 def clocked(seconds: dict[str, float]) -> Iterator[None]:
-    """Add to `seconds` what the phases of a build take."""
+    """Add the times of a build's phases to `seconds`."""
     from efficientllava.database import build as database
 
     def timed(work: Callable[..., Any], phase: str) -> Callable[..., Any]:

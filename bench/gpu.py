@@ -33,7 +33,7 @@ GB = 10**9
 
 
 class Bench:
-    """One mode: its phases, and what they took.
+    """One mode: its phases and their times.
 
     Args:
         limit: GB of the device; 0 for no limit.

@@ -58,7 +58,7 @@ def build(folder: Path, width: int, blocks: int) -> None:
 
 
 def prune_one(folder: Path, method: str, target: Path) -> dict[str, Any]:
-    """Prune and save one checkpoint, and say what memory that took beyond the imports."""
+    """Prune and save one checkpoint, and return the memory beyond the imports."""
     imported = _peak()
     import torch
 

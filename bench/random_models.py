@@ -1,6 +1,6 @@
 """Random models and databases of a given size, which the benches of speed share.
 
-Speed depends on shapes and not on what the weights are, and nothing can be downloaded.
+Speed depends on shapes, not on the values of weights; nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ANSWER = 3
 
 @dataclass(frozen=True)
 class DecoderSize:
-    """The size of a decoder: what decides its speed."""
+    """The size of a decoder, which decides its speed."""
 
     width: int
     mlp: int

@@ -83,7 +83,7 @@ def prune(  # noqa: PLR0913 every parameter is an option of the command
         else:
             run(request, output)
     except KeyboardInterrupt:
-        typer.echo("interrupted: the same command goes on from here", err=True)
+        typer.echo("interrupted: the same command resumes", err=True)
         raise typer.Exit(130) from None
 
 
@@ -246,7 +246,7 @@ def doctor() -> None:
 
 
 def app() -> None:
-    """Run the console script: exit code 2 and a message for what the user can mend."""
+    """Run the console script: exit code 2 and a message for errors that the user can fix."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("NM_DISABLE_ANALYTICS", "1")

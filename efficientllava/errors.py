@@ -1,9 +1,10 @@
-"""The one error a user can mend: bad parameters, bad data, no room left."""
+"""The error that a user can fix: bad parameters, bad data, a full disk."""
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 
 _USER = re.compile(r"(?<=://)[^/\s'\"]*@")
@@ -14,11 +15,17 @@ def without_users(text: str) -> str:
     return _USER.sub("***@", text)
 
 
-class UserError(Exception):
-    """What is wrong, where, and what to do about it.
+def hint(name: str, known: Collection[str], title: str = "known") -> str:
+    """The known name that is nearest to a wrong one, or all known names."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]}?" if near else f"{title}: {', '.join(known)}"
 
-    Command lines print the message without a traceback and exit with code 2. Anything else
-    that escapes is a defect of ours and keeps its traceback. Passwords in addresses are hidden.
+
+class UserError(Exception):
+    """An error that a user can fix: what is wrong, where, and a remedy.
+
+    Command lines print the message without a traceback and exit with code 2. Any other exception
+    is a defect of this program and keeps its traceback. Passwords in addresses are hidden.
     """
 
     def __init__(self, what: str, where: str = "", remedy: str = "") -> None:

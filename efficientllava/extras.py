@@ -79,7 +79,7 @@ def _version(name: str) -> str | None:
 
 
 def missing_package(error: ModuleNotFoundError) -> UserError | None:
-    """What to tell the user about an import that failed; None where no extra would mend it."""
+    """An error that names the extra of a failed import; None where no extra has the module."""
     module = (error.name or "").partition(".")[0]
     name = IMPORTED_AS.get(module, module)
     try:

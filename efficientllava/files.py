@@ -29,13 +29,13 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path` that takes its place when the block succeeds.
 
     The block may create a file or a folder there. On any error the temporary is removed and
-    what stood at `path` stays untouched.
+    the earlier content of `path` stays untouched.
 
     Raises:
         UserError: the disk is full, or the folder cannot be written.
     """
     path = Path(path)
-    # a fixed name: what a killed process left behind is cleared by the next one
+    # a fixed name: the next process clears the leftovers of a killed one
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,7 +68,7 @@ def require_place(path: Path, where: str) -> None:
     """Check that a file or folder may be written at a path; nothing is made.
 
     Args:
-        where: what messages call the path.
+        where: the name of the path in messages.
 
     Raises:
         UserError: it lies in a folder that may not be written, or below a file.
@@ -131,7 +131,7 @@ def _disk_error(error: BaseException, path: Path) -> UserError | None:
         return UserError(
             "the disk is full; nothing that was finished has been changed",
             where=f"writing {path}",
-            remedy="free some space and start again: the run goes on from here",
+            remedy="free some space and start again: the run resumes",
         )
     if number in UNWRITABLE:
         problem = f"it cannot be written ({os.strerror(number)})"
@@ -146,7 +146,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON with sorted keys: the same value gives the same bytes. NaN is refused."""
+    """Write JSON with sorted keys: the same value gives the same bytes; NaN is an error."""
     text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
     write_text(path, text + "\n")
 

@@ -9,13 +9,12 @@ one by an entry point, whose object is loaded when its name is looked up:
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from efficientllava.errors import UserError
+from efficientllava.errors import UserError, hint
 
 
 class Registry(Mapping[str, Any]):
@@ -53,9 +52,7 @@ class Registry(Mapping[str, Any]):
             return ours[name]
         others = self._others
         if name not in others:
-            near = difflib.get_close_matches(name, list(self), n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(self)}"
-            raise UserError(f"unknown {self._kind} {name!r} ({hint})")
+            raise UserError(f"unknown {self._kind} {name!r} ({hint(name, list(self))})")
         try:
             return others[name].load()
         except (ImportError, AttributeError) as error:

@@ -1,4 +1,4 @@
-"""What a person sees of long work: a live bar, or plain lines in a log, and nothing of others."""
+"""The display of long work: a live bar, or plain lines in a log."""
 
 from __future__ import annotations
 

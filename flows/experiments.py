@@ -3,7 +3,7 @@
 An experiment is the pipeline run in workspaces of its own (.work/experiments/NAME), one per seed
 and setting; its table, CSV and plot go to experiments/NAME, from where the `report` stage takes
 them. Every model is logged to MLflow by the pipeline, the means over seeds by this flow. Killed,
-it goes on where it was.
+it resumes.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ def evaluate(stage: Stage) -> None:
     checkpoint = ARTIFACTS / "model" if dense else stage.folder("pruned")
     folder = ARTIFACTS / "evaluation" / "dense" if dense else stage.folder("evaluation")
     if any(BENCHMARKS[name].judge for name in settings.named_benchmarks):
-        require_key()  # told now, not after hours of answers
+        require_key()  # fail now, not after hours of answers
 
     with _answering(stage, checkpoint) as model:
         _measure(stage, model, checkpoint, folder)

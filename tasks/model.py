@@ -13,9 +13,6 @@ from efficientllava.models.source import hub_snapshot
 from tasks.runtime.check import model_folder
 from tasks.runtime.stage import ARTIFACTS, WORK, Stage, run_stage
 
-# what is fetched from the hub; never pickles, never code
-PATTERNS = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
-
 
 def model(stage: Stage) -> None:
     """Train the demo model, or take the user's checkpoint as it is."""

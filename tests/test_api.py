@@ -279,7 +279,7 @@ def test_device_out_of_memory(
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     monkeypatch.setattr(efficientllava.api, "finalize", full)
-    with pytest.raises(UserError, match="the memory does not suffice; what was finished is kept"):
+    with pytest.raises(UserError, match="the memory does not suffice; finished work is kept"):
         prune(vlm, small_data(vlm), "magnitude", work=tmp_path / "work")
 
 

@@ -177,12 +177,12 @@ BAD: dict[str, tuple[list[str], str]] = {
     "no model": (["--model", "empty"], "the model folder has no config.json"),
     "hub id": (["--model", "owner/name"], "a hub id needs its commit"),
     "no such text": (["--text", "nowhere.txt"], "no such text file"),
-    "text too short": (["--text", "short.txt"], "the text is too short"),
+    "text too short": (["--text", "short.txt"], "--text: the text is too short"),
     "empty text": (["--text", "empty.txt"], "the text is empty"),
     "text without a name": (["--text", ""], "no such text file"),
     "binary text": (["--text", "binary.txt"], "is not UTF-8"),
     "pairs without images": (["--pairs", "pictureless"], "image.png"),
-    "no pairs": (["--pairs", "nowhere"], "pairs: nowhere: no such folder"),
+    "no pairs": (["--pairs", "nowhere"], "--pairs: nowhere: no such folder"),
     "pairs without a name": (["--pairs", ""], "no such folder"),
     "sparsity 0": (["--sparsity", "0"], "--sparsity: 0.0 is not between 0 and 1"),
     "sparsity nan": (["--sparsity", "nan"], "nan is not between 0 and 1"),
@@ -342,7 +342,7 @@ def test_interrupted(
     finally:
         signal.signal(signal.SIGINT, before)
     assert (status, out) == (130, "")
-    assert error == "interrupted: the same command goes on from here\n"
+    assert error == "interrupted: the same command resumes\n"
     assert not (tmp_path / "out").exists()
 
 

@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a file of predictions holds.
+    """The content of a file of predictions.
 
     Attributes:
         texts: a model's answer by id, where the file has texts.

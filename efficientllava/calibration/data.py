@@ -224,7 +224,7 @@ def _number(count: int | None, available: int, name: str) -> int:
 
 
 def _rows(source: Any) -> tuple[Any, str]:
-    """What holds pairs by index, and what to call it."""
+    """The pairs, by index, and their name in messages."""
     columns = _columns(source)
     if columns is not None:
         _require_keys(columns, IN_PAIRS)

@@ -39,7 +39,7 @@ def negative_log_likelihood(log_probabilities: torch.Tensor, targets: torch.Tens
 
 @dataclass(frozen=True)
 class Distribution:
-    """What the dense model says at n positions, in full or its most likely tokens.
+    """The dense model's probabilities at n positions, of all or of its most likely tokens.
 
     Attributes:
         probabilities: p [n, vocabulary], or [n, k] of the k most likely tokens.
@@ -69,7 +69,7 @@ class Distribution:
 
 
 def _rest(probabilities: torch.Tensor) -> torch.Tensor:
-    """What is left of 1, per position; not below the rounding of what is taken from it."""
+    """The remaining probability per position, at least the rounding error of its sum."""
     return (1.0 - probabilities.sum(dim=1)).clamp(min=1e-7)
 
 

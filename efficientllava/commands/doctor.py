@@ -1,4 +1,4 @@
-"""What this machine has: versions, processor, devices, memory, disk, servers. Needs no extra."""
+"""The machine's versions, processor, devices, memory, disk and servers. Needs no extra."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from efficientllava.extras import CORE, DISTRIBUTION, RequiredPackage, required_
 
 GIB = 2**30
 IMPORTED = ("torch", "transformers", "numba")
-"""What is imported to see that it works: these have parts in other languages."""
+"""Imported as a check: these packages have compiled parts."""
 FEATURES = ("avx2", "fma", "f16c", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile", "asimd")
 SECONDS = 5
 """That a server has to answer."""
@@ -207,7 +207,7 @@ def _prefect_profile() -> str | None:
 
 
 def _tracking_uri(parameters: Path) -> str | None:
-    """What params.yaml says; None where it is not there or says nothing."""
+    """The value in params.yaml; None without the file or the value."""
     import yaml  # comes with transformers
 
     try:

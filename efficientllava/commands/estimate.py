@@ -1,4 +1,4 @@
-"""What pruning a model would take: memory and disk by formula, time from a short trial."""
+"""An estimate of pruning a model: memory and disk by formula, time from a short trial."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def duration(seconds: float) -> str:
 
 
 def estimate(method: str, context: Context, work: Path | None = None) -> Estimate:
-    """What a call of `prune` would take.
+    """The memory, disk and time of a call of `prune`.
 
     Args:
         context: `context.work` takes temporary files.

@@ -1,6 +1,6 @@
 """Prompt, answer and picture as the tensors a model takes, whatever its processor returns.
 
-Samples are encoded one at a time and joined afterwards. What belongs to which sample is then known
+Samples are encoded one at a time and joined afterwards. The rows of each sample are then known
 for every tensor, also where a family strings the patches of all images together (Qwen2.5-VL,
 InternVL) or adds dimensions for them (LLaVA-NeXT, Idefics3): no family is named here.
 """

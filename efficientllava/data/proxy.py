@@ -95,13 +95,13 @@ class Pairs:
 
 @dataclass(frozen=True)
 class ProxyData:
-    """What stands in for the unknown training data.
+    """Samples that stand in for the unknown training data.
 
     Attributes:
         segments: [n, length] int64, token ids of text.
         pairs: image-text pairs, or None.
         digest: of the stored files, or of the tensors (`tensors_digest`); "" before that.
-        description: where text and pairs come from, in words; "" where nobody says.
+        description: where text and pairs come from, in words; "" where it is unknown.
     """
 
     segments: torch.Tensor

@@ -22,7 +22,7 @@ from efficientllava.offload.placement import Placement, choose_placement, needs_
 
 @dataclass(frozen=True)
 class Machine:
-    """What a search may use.
+    """The device of a search and its memory.
 
     Attributes:
         device: where it computes.
@@ -40,7 +40,7 @@ class Offloaded:
     """A dense model and its database, where a search uses them.
 
     Attributes:
-        blocks: what brings decoder blocks to the device; None where all of them are there.
+        blocks: streams decoder blocks to the device; None where all of them are there.
         placement: None on a CPU without a limit: all is mapped from its files.
     """
 
@@ -59,7 +59,7 @@ def offloaded(
     work: Path,
     projector_pairs: int = 0,
     kl_tokens: int | None = None,
-    checkpointing: bool = False,
+    gradient_checkpointing: bool = False,
 ) -> Iterator[Offloaded]:
     """Load a dense model and bring it and its database where they fit.
 
@@ -68,10 +68,10 @@ def offloaded(
         database: opened, or its folders.
         work: made here and removed at the end.
         projector_pairs: image-text pairs in a step of the projector; 0 without evolution.
-        checkpointing: whether such a step computes blocks again; streamed blocks always do.
+        gradient_checkpointing: whether such a step recomputes blocks; streamed ones always do.
 
     Raises:
-        UserError: see `offload.placement.choose_placement` and what is read from files.
+        UserError: see `offload.placement.choose_placement`; a file cannot be read.
     """
     adapter = adapter_for(load_model(model))
     opened = database if isinstance(database, Database) else open_database(database)
@@ -81,7 +81,7 @@ def offloaded(
     shape, tokens = shape_of(adapter), Tokens.of(proxy, projector_pairs)
     working, kept = (
         search_bytes(shape, tokens, kl_tokens, again, machine.device.type)
-        for again in (True, checkpointing)
+        for again in (True, gradient_checkpointing)
     )
     size = sum(tensor.nbytes for tensor in opened.tensors.values())
     placement = choose_placement(

@@ -197,7 +197,7 @@ def standardise_projector(model: LlavaForConditionalGeneration, features: Tensor
 
 @dataclass(frozen=True)
 class DecoderRecipe:
-    """What was found to train the decoder fast.
+    """Settings that train the decoder fast, found by trial.
 
     Attributes:
         prompt_share: share of the prompts' tokens, drawn at every step, whose loss is taken: the

@@ -52,7 +52,7 @@ def accumulate(hessian: torch.Tensor, seen: int, inputs: torch.Tensor) -> int:
 
 @dataclass(frozen=True)
 class InverseFactor:
-    """What OBS needs of a Hessian.
+    """The factor of a Hessian that OBS uses.
 
     Attributes:
         upper: U [in, in], upper Cholesky factor of the inverse of the damped Hessian.
@@ -205,7 +205,7 @@ def output_error(change: torch.Tensor, hessian: torch.Tensor) -> float:
     change, columns = change.to(hessian.dtype), len(hessian)
     step = max(columns // 8, 512)
     total = change.new_zeros((), dtype=torch.float64)
-    # H is symmetric: what lies right of the diagonal counts twice, what lies left is not formed
+    # H is symmetric: count the part right of the diagonal twice, do not form the left one
     for start in range(0, columns, step):
         part = change[:, start : start + step] @ hessian[start : start + step, start:]
         part *= change[:, start:]

@@ -1,4 +1,4 @@
-"""Which weights become zero: counts that are exact, selection by a score."""
+"""Masks: exact counts of zeros, selection by a score."""
 
 from __future__ import annotations
 

@@ -220,7 +220,7 @@ def _prune_block(
         errors[column] = (block[column] - new) / diagonal[column]
         block[column] = new
         # product and difference are rounded one by one: a fused operation (addr_) would round
-        # once in full vector registers and twice in what is left over
+        # once in full vector registers and twice in the remainder
         block[column + 1 :] -= torch.outer(upper[column, column + 1 :], errors[column])
     return errors
 

@@ -49,7 +49,7 @@ WEIGHTS_AND_RECORDS = (
 PROCESSOR_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
 
 LAYERS = ("num_hidden_layers", "num_layers", "depth")
-"""What configurations call the number of layers of a part."""
+"""Names of the number of layers in configurations."""
 
 MISSING = (0.1, 2**20)
 """Weights that files may lack before they are allocated: a share of those they hold, or a number.

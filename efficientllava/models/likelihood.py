@@ -60,7 +60,7 @@ def choice_likelihoods(
 def _rows(processor: Any, question: Question, image_token: str) -> list[_Row]:
     prompt = question_prompt(question, image_token)
     answers = answer_tokens(processor, prompt, question.choices)
-    # the end of a prompt may melt with the choice into other tokens: what differs is the answer
+    # tokens may merge across prompt and choice: the answer is the part that differs
     if all(kept and len(tokens) == 1 for tokens, kept in answers):
         return [_Row(question, prompt, next_tokens=tuple(tokens[0] for tokens, _ in answers))]
     return [_Row(question, prompt, choice=choice) for choice in question.choices]

@@ -138,7 +138,7 @@ def _require_regular(file: Path) -> None:
 
 
 def _other_weights(folder: Path) -> str:
-    """What a folder holds in place of weights that transformers reads from safetensors."""
+    """The weights in a folder that are no safetensors, for messages."""
     if others := sorted(path.name for path in folder.glob("*.safetensors")):
         return (
             f"no safetensors that transformers loads ({WHOLE} or {INDEX}), only {', '.join(others)}"
@@ -160,7 +160,7 @@ def check_finite(folder: Path) -> None:
         UserError: as `weight_files`; NaN or inf in a weight (named).
     """
     for file in weight_files(folder):
-        # pread and no mapping: what is read does not stay in memory
+        # pread instead of a mapping: nothing stays in memory
         with safe_open(file, framework="pt", backend="pread") as opened:
             for name in opened.keys():
                 tensor = opened.get_tensor(name)

@@ -29,7 +29,7 @@ class Source(Protocol):
     """Where blocks come from and go to."""
 
     def key(self, block: int) -> Hashable:
-        """What decides a block's weights now: equal keys, equal weights."""
+        """The key of a block's current weights: equal keys, equal weights."""
 
     def fill(self, block: int, slots: Mapping[str, torch.Tensor], copy: Copy) -> None:
         """Write a block's weights into their slots on the device, by parameter name."""

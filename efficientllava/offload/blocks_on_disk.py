@@ -47,7 +47,7 @@ class Overlay(Protocol):
     """Other weights for a block's prunable matrices, written into their slots on the device."""
 
     def key(self, block: int) -> Hashable:
-        """What decides a block's weights now: equal keys, equal weights."""
+        """The key of a block's current weights: equal keys, equal weights."""
 
     def put(self, block: int, slots: Mapping[str, torch.Tensor]) -> None:
         """Write them into their slots, by parameter name in the model."""
@@ -217,7 +217,7 @@ class BlocksOnDisk:
 def _contents(
     model: nn.Module, locations: Mapping[str, WeightLocation], files: Sequence[Path]
 ) -> list[dict[str, str]]:
-    """Which weights each file of a model is to hold: names in the model by names in the file.
+    """The weights of each file of a model: names in the model by names in the file.
 
     Every weight is held once: of tied weights the first that lies in a file. Weights that lie in
     none go to the last file.
@@ -285,7 +285,7 @@ def blocks_on_disk(
 ) -> Iterator[BlocksOnDisk]:
     """Keep one decoder block at a time in memory; afterwards all blocks are ordinary again.
 
-    Weights must be replaced as a whole (`Matrix.replace`): what is changed in place is lost.
+    Weights must be replaced as a whole (`Matrix.replace`): changes in place are lost.
 
     Args:
         folder: the checkpoint the model was loaded from.

@@ -84,7 +84,7 @@ def admm(
     costs too much.
 
     Args:
-        start: [out, in], what the iteration begins from.
+        start: [out, in], the iteration's first value.
     """
     scale = hessian.diagonal().sqrt()
     scale = torch.where(scale > 0, scale, 1.0)

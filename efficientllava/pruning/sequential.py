@@ -1,4 +1,4 @@
-"""Pruning a whole model block by block with a policy, and the record of what was done."""
+"""Pruning a whole model block by block with a policy, and the record of it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def prune_model(
         update: "obs", "wanda", "magnitude" (no calibration decides; it is walked for the record's
             errors) or "none".
         policy: ratio of every prunable matrix.
-        refinement: with "obs", what solves for the kept weights again: "none", "least_squares" or
+        refinement: with "obs", how kept weights are solved again: "none", "least_squares" or
             "admm".
 
     Returns:

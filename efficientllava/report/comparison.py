@@ -182,7 +182,7 @@ def headline_runtime(rows: Sequence[Row]) -> str:
 
 
 def runtime_title(name: str) -> str:
-    """What tables call a runtime; its name where its package is not installed any more."""
+    """A runtime's title in tables; its name where its package is no longer installed."""
     return str(RUNTIMES[name].title) if name in RUNTIMES else name
 
 

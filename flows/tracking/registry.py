@@ -60,7 +60,7 @@ class Registry:
             ratio: the target ratio.
 
         Returns:
-            What was decided, in words.
+            The decision in words.
         """
         best = champion(records, ratio)
         if best is None:
@@ -84,7 +84,7 @@ class Registry:
         return f"{CHAMPION}: version {version}, {best.cell} ({rule})"
 
     def _standing(self, version: Any) -> Standing:
-        """What a registered version is compared by."""
+        """The values by which a registered version is compared."""
         from mlflow.exceptions import MlflowException
 
         try:

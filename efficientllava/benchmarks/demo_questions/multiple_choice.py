@@ -17,7 +17,7 @@ from efficientllava.progress import Progress
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model chose.
+    """The choice of a model for one question.
 
     Attributes:
         predicted, answer: indices into the question's choices.

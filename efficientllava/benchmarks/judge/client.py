@@ -58,7 +58,7 @@ class JudgeSettings:
 
 @dataclass(frozen=True)
 class Reply:
-    """What the judge said, and the model that said it by its own account."""
+    """The judge's reply, and the model that the reply names."""
 
     content: str | None
     model: str
@@ -66,7 +66,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class _Refusal:
-    """What a server says that will not answer, however often it is asked."""
+    """An error of a server that no further try can help."""
 
     reason: str
 

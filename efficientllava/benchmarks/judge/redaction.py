@@ -30,9 +30,9 @@ _LETTER = re.compile(
 
 
 def secrets_of(key: str, address: str) -> tuple[str, ...]:
-    """What must not be shown of a key and a server's address: the key, and the address' password.
+    """The secrets of a key and a server's address: the key, and the password in the address.
 
-    An address may also hold a user name alone, which then is the secret.
+    Where an address holds a user name alone, that name is the secret.
     """
     user = user_of(address)
     if not user:

@@ -50,7 +50,7 @@ EXAMPLES = (
 
 
 def request_text(sample: Sample, prediction: str) -> str:
-    """What the judge reads about one answer."""
+    """The judge's prompt for one answer."""
     truth = sample.answer.replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")
     return EXAMPLES + "\n" + " | ".join([sample.text, truth, prediction, ""])
 

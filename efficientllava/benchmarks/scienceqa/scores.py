@@ -1,4 +1,4 @@
-"""ScienceQA: what an answer's text chooses, and the scores.
+"""ScienceQA: the choice in an answer's text, and the scores.
 
 Sources: llava/eval/eval_science_qa.py at haotian-liu/LLaVA c121f04 (extraction, total, IMG);
 tools/evaluate_acc.py of lupantech/ScienceQA (the eight classes). No answer is ever guessed.

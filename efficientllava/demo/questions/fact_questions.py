@@ -46,7 +46,7 @@ def _fact_item(
 
 
 def _nearest(order: Sequence[str], answer: str, reach: int = 4) -> list[str]:
-    """What stands around an answer: wrong choices that are not easily told from it."""
+    """The neighbours of an answer: wrong choices that look like it."""
     index = order.index(answer)
     return list(order[max(0, index - reach) : index + reach + 1])
 

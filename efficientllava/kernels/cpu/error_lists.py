@@ -1,4 +1,4 @@
-"""Errors of a tile as lists of what is not zero, and their way to the columns on the right."""
+"""Lists of a tile's nonzero errors, and their spread to the columns on the right."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which weights of a block of columns are pruned: radix selection of the smallest, compiled.
+"""Radix selection of the weights to prune in a block of columns, compiled.
 
 The digits of a score's bits are counted from the highest on until the quota falls on one value.
 """

@@ -63,7 +63,7 @@ def bundles_of(sections: Sequence[Section], most: int = MEMBERS) -> list[list[in
 
 @cache
 def _sizes(densities: tuple[float, ...], most: int) -> tuple[float, list[int]]:
-    """The cheapest way to cut levels into bundles, and what it costs."""
+    """The cheapest way to cut levels into bundles, and its cost."""
     if not densities:
         return 0.0, []
     ways = []

@@ -276,7 +276,7 @@ def prune_tile(  # type: ignore[no-untyped-def]  # noqa: PLR0913 Triton passes e
             goes = _bits(exists & ((key < limit) | (equal & first_ones)), column)
         else:
             goes = row * 0
-        # what the panels before this one have to spread, column by column
+        # spread the errors of the earlier panels, column by column
         line, error_line = upper + first, errors
         for _ in range(first):
             factor = tl.load(line + column, mask=column < width - first, other=0.0)

@@ -1,4 +1,4 @@
-"""The number of image tokens in a prompt of LLaVA, made to fit what its vision tower gives."""
+"""The number of image tokens in a prompt of LLaVA, made to fit its vision tower."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def fit_image_tokens(processor: ProcessorMixin, config: Any, where: str) -> None
 
 
 def check_image_size(processor: ProcessorMixin, config: Any, where: str) -> None:
-    """Check that the image processor gives what the vision tower of a LLaVA takes.
+    """Check that the image processor fits the vision tower of a LLaVA.
 
     Raises:
         UserError: images of another size.

@@ -1,6 +1,6 @@
-"""What removed blocks did, folded into the `down_proj` of the block before them.
+"""Compensation for removed blocks, folded into the `down_proj` of the block before them.
 
-For a removed run [a, b): D = x_b - x_a is what it added to the residual stream, H the input of
+For a removed run [a, b): D = x_b - x_a is its sum in the residual stream, H the input of
 `down_proj` of block a - 1, W its weight [d, m], Y = H W^T. Only such an update folds exactly: a map
 of the whole residual stream does not, the skip path bypasses every weight.
 """
@@ -110,7 +110,7 @@ def choose_penalty(weight: torch.Tensor, fitted: Grams, held_out: Grams) -> floa
 
 @dataclass
 class _Run:
-    """What is gathered for one removed run [start, end)."""
+    """The sums of one removed run [start, end)."""
 
     start: int
     end: int
@@ -128,7 +128,7 @@ def compensate(
     kind: str,
     components: int,
 ) -> list[dict[str, Any]]:
-    """Fold what runs of blocks did into the blocks before them, in place; blocks stay for now.
+    """Fold runs of blocks into the blocks before them, in place; the blocks stay for now.
 
     Sums are taken on the dense model, over all tokens but padding and the first of each sample,
     whose activations are massive and would drown the rest.

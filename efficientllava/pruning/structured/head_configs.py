@@ -24,7 +24,7 @@ SAME_AS_LLAMA = (
 
 @dataclass(frozen=True)
 class Shape:
-    """What every block keeps: counts are the same in all, as configurations demand."""
+    """The counts that every block keeps: equal in all, as configurations demand."""
 
     units: int
     channels: int

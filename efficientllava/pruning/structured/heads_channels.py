@@ -1,6 +1,6 @@
 """Removing attention heads and MLP channels by Taylor importance (LLM-Pruner, Ma et al. 2023).
 
-What is coupled goes together: a head's rows of q, k, v with its columns of o, a channel's rows of
+Coupled parts go together: a head's rows of q, k, v with its columns of o, a channel's rows of
 gate and up with its column of down. The importance of a group is the sum over its weights of
 |w * dL/dw| (LLM-Pruner's `param_first`).
 """

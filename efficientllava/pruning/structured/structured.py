@@ -1,6 +1,6 @@
 """Methods that remove parts of a model: heads and channels, or whole decoder blocks.
 
-What is left is an ordinary transformers checkpoint of smaller counts; the record says what is gone.
+The result is an ordinary, smaller transformers checkpoint; the record lists the removed parts.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from efficientllava.pruning.structured.heads_channels import (
 )
 
 Structure = dict[str, Any]
-"""What a smaller model kept, for pruning.json: see `remove_parts`."""
+"""The structure of the pruned model, for pruning.json: see `remove_parts`."""
 
 
 @torch.no_grad()
@@ -53,7 +53,7 @@ def prune_structure(
     parameters: Parameters,
     progress: Progress = silent,
 ) -> dict[str, Any]:
-    """Remove parts of a dense model in place until `ratio` of it is gone, and verify what is left.
+    """Remove parts of a dense model in place until `ratio` of it is gone, and verify the result.
 
     The adapter no longer fits the model afterwards.
 
@@ -101,7 +101,7 @@ def remove_parts(
         loss: of a language model, on the proxy data; decides for "blocks_by_loss".
 
     Returns:
-        the adapter of what is left; one row per matrix that is left (as `prune_model`); and the
+        the adapter of the smaller model; one row per remaining matrix (as `prune_model`); and the
         structure: dense_weights (prunable weights of the dense model), removed (by matrix name
         in the dense model, the share of its weights that is gone), calibration_digest, and
         kept_blocks, removed_blocks, runs, order, compensation or heads and channels per block.
@@ -295,7 +295,7 @@ def verify_structure(
     """Check a smaller model against its record: sizes, zeros, numbers of blocks, cache slots.
 
     Raises:
-        UserError: naming what differs.
+        UserError: with the difference.
     """
     verify(adapter, rows)
     sizes = {row["name"]: row["size"] for row in rows}

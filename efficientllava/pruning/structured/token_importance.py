@@ -1,7 +1,7 @@
-"""Which tokens matter to a block, and how much the block changes them (Short-LVLM, ShortGPT).
+"""The importance of tokens to a block, and how much the block changes them (Short-LVLM, ShortGPT).
 
 Short-LVLM's authors published figures, no code of the method: the formulas are re-implemented
-from those (docs/methods.md says what is read and what is inferred).
+from those (docs/methods.md lists the inferred parts).
 """
 
 from __future__ import annotations

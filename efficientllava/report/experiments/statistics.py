@@ -48,8 +48,8 @@ class Measured:
 
     Attributes:
         seed: of the model (demo), the proxy data and the search.
-        row: what the pipeline's stages recorded of it.
-        setting: what else the experiment varies.
+        row: its record of the pipeline's stages.
+        setting: other parameters that the experiment varies.
     """
 
     seed: int

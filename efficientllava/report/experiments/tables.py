@@ -1,4 +1,4 @@
-"""The paper's tables and figures from what was measured here, in the paper's layout."""
+"""The paper's tables and figures from our measurements, in the paper's layout."""
 
 from __future__ import annotations
 
@@ -259,7 +259,7 @@ def write_experiment(
     Args:
         folder: is replaced.
         name: a key of LAYOUTS.
-        lead: what was run, on which model, by which command.
+        lead: the experiment, model and command.
         benchmark: on which the accuracy was measured.
     """
     table = LAYOUTS[name](measured, benchmark)
