@@ -79,7 +79,7 @@ def inputs(tokens: int, columns: int, dtype: torch.dtype) -> torch.Tensor:
         (5, 1, 16),  # one column, a group that is not full
         (1, 1030, 2),  # several tiles at the same time, one row
         (40, 70, 17),  # prefill, two groups a program
-        (150, 200, 130),  # prefill, eight groups a program, two blocks of tokens
+        (150, 200, 130),  # prefill, four or eight groups a program, one or two blocks of tokens
     ],
 )
 def test_same_as_the_dense_product(
@@ -112,6 +112,17 @@ def test_columns_in_parts_have_the_same_bits_every_time() -> None:
     assert product.parts_of(16, 24) == (8, 4)
     require_right(packed, x, torch.ones(16, dtype=torch.bfloat16))
     assert torch.equal(multiply(packed, x, None), multiply(packed, x, None))
+
+
+def test_tiles_of_prefill() -> None:
+    """Those that are compiled below, and no others."""
+    tiles = {
+        width: {product.prefill_tile(tokens, width) for tokens in (17, 33, 65, 129, 9999)}
+        for width in (1, 2, 4)
+    }
+    assert tiles[2] == {(2, 32, 4), (2, 64, 4), (4, 128, 8), (4, 256, 8)}
+    assert tiles[1] == {(2, 32, 4), (2, 64, 4), (8, 128, 8)}
+    assert tiles[4] == {(2, 32, 4), (2, 64, 4), (4, 64, 8)}
 
 
 def test_more_groups_take_fewer_parts() -> None:
@@ -229,7 +240,7 @@ parts = {"TILES": 8, "TOKENS": 16, "PARTS": 2}
 one = {"TILES": 8, "TOKENS": 1, "PARTS": 1}
 cases = [
     ("decode", "bf16", "bf16", one, 8), ("decode", "fp16", "fp16", parts, 8),
-    ("prefill", "bf16", "bf16", {"GROUPS": 8, "TOKENS": 128}, 8),
+    ("prefill", "bf16", "bf16", {"GROUPS": 4, "TOKENS": 256}, 8),
     ("find_tiles", "bf16", "bf16", {}, 1),
     ("add_parts", "bf16", "bf16", {"PARTS": 4, "STEP": 1024}, 4),
 ]
@@ -239,7 +250,9 @@ if sys.argv[2] == "all":
         ("decode", "i8", "fp32", parts, 8),
         ("prefill", "bf16", "bf16", {"GROUPS": 2, "TOKENS": 32}, 4),
         ("prefill", "fp16", "fp16", {"GROUPS": 2, "TOKENS": 64}, 4),
-        ("prefill", "fp32", "fp32", {"GROUPS": 8, "TOKENS": 128}, 4),
+        ("prefill", "fp16", "fp16", {"GROUPS": 4, "TOKENS": 128}, 8),
+        ("prefill", "fp32", "fp32", {"GROUPS": 2, "TOKENS": 64}, 4),
+        ("prefill", "fp32", "fp32", {"GROUPS": 8, "TOKENS": 128}, 8),
         ("prefill", "i8", "bf16", {"GROUPS": 4, "TOKENS": 64}, 8),
         ("prefill", "i8", "fp32", {"GROUPS": 4, "TOKENS": 64}, 8),
         ("prefill", "i8", "bf16", {"GROUPS": 2, "TOKENS": 64}, 4),

@@ -7,8 +7,8 @@ arithmetic in `_ones` for what it is). Dimensions are [high steps, tiles, low st
 gives each warp a tile and keeps the high steps in registers, so that the running sums and the way
 to the matrix product stay within a warp.
 
-Compiled by ptxas for sm_90 (H100), bf16, one token, eight warps: 732 instructions for the 64
-weights of a lane, 11.4 a weight, 112 registers, nothing spilled.
+Compiled by ptxas for sm_90 (H100), bf16, one token, eight warps: 740 instructions for the 64
+weights of a lane, 11.6 a weight, 80 registers, nothing spilled.
 """
 
 from __future__ import annotations

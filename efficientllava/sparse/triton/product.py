@@ -1,10 +1,10 @@
 """Products with packed matrices on CUDA: which kernel, how many programs, where tiles begin.
 
-Decode reads masks and values once: 4096 x 11008 bf16 weights at 50 % are 50.7 MB, 15 us at the
-3.35 TB/s of an H100, of which cuBLAS takes 27 us at least for the dense 90.2 MB. The kernel's
-instructions (`expand`) take 17 us there at 1.75 GHz if every slot is used: an estimate of
-20 to 23 us, and of less than 1.3 times the dense speed at 30 %. Everything else is chosen by the
-shapes alone, so that a product has the same bits on every run.
+Decode reads masks and values once: 11008 x 4096 bf16 weights at 50 % are 50.7 MB, 15 us at the
+3.35 TB/s of an H100, where the dense 90.2 MB take 27 us. The kernel's instructions (`expand`) take
+18 us there at 1.755 GHz if every slot is used. These are estimates, and docs/internal/performance.md
+has more of them. Everything else is chosen by the shapes alone, so that a product has the same bits
+on every run.
 """
 
 from __future__ import annotations
@@ -213,12 +213,23 @@ def _decode(tensors: _Tensors, out: torch.Tensor, rows: int, columns: int, width
         )
 
 
+def prefill_tile(tokens: int, width: int) -> tuple[int, int, int]:
+    """(groups of rows, tokens, warps) of a program of `prefill`.
+
+    A tile of weights and one of inputs lie in 96 KB of shared memory, and nothing is spilled:
+    tests/sparse/test_triton.py compiles all of them.
+    """
+    if tokens <= 64:
+        return 2, 32 if tokens <= 32 else 64, 4
+    if width == 2:
+        return 4, 128 if tokens <= 128 else 256, 8
+    return (4, 64, 8) if width == 4 else (8, 128, 8)
+
+
 def _prefill(tensors: _Tensors, out: torch.Tensor, rows: int, columns: int, width: int) -> None:
     x, masks, values, offsets, firsts, scales, bias = tensors
-    tokens, few = len(x), len(x) <= 64
-    # a tile of weights and one of inputs lie in 96 KB of shared memory
-    groups = 2 if few else 8 if width < 4 else 4
-    block = 32 if tokens <= 32 else 64 if few or width == 4 else 128
+    tokens = len(x)
+    groups, block, warps = prefill_tile(tokens, width)
     grid = triton.cdiv(len(masks), groups) * triton.cdiv(tokens, block)
     kernels.prefill[(grid,)](
         x,
@@ -242,6 +253,6 @@ def _prefill(tensors: _Tensors, out: torch.Tensor, rows: int, columns: int, widt
         DOT=_dot(x),
         SCALED=scales is not None,
         BIAS=bias is not None,
-        num_warps=max(4, groups * width // 2),
+        num_warps=warps,
         num_stages=1,
     )
