@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -13,19 +13,25 @@ import torch
 
 from efficientllava.errors import UserError
 from efficientllava.files import read_json, replacing
-from efficientllava.models.weight_files import PICKLES, weight_files, weights_entry
+from efficientllava.models.weight_files import (
+    PICKLES,
+    SECTION,
+    is_packed,
+    weight_files,
+    weights_entry,
+)
 from efficientllava.sparse.layout import dtype_name
 from efficientllava.sparse.pruned import (
     Packing,
     find_pruned,
     module_of,
+    places_of,
     read_tensor,
     settings_for,
     unpacked_weight,
 )
 from efficientllava.sparse.record import (
     PIECES,
-    SECTION,
     Settings,
     metadata,
     packed_settings,
@@ -69,11 +75,26 @@ def pack_checkpoint(folder: str | Path, out: str | Path, dtype: str | None = Non
     packings = find_pruned(folder, weight_files(folder), dtype)
     settings = settings_for(packings)
     config[SECTION] = settings.section()
+    contents = {file: _packed_entries(file, packings) for file in weight_files(folder)}
+    total = sum(map(len, contents.values()))
+
+    def write(file: Path, place: Path) -> TensorFile:
+        source = metadata_of(file)
+
+        def make(name: str) -> dict[str, torch.Tensor]:
+            tensor, packing = read_tensor(file, name), packings.get(module_of(name))
+            return {name: tensor} if packing is None else packing.tensors(tensor)
+
+        return _write(
+            TensorFile(place, contents[file]),
+            entries_of(file),
+            make,
+            lambda sums: metadata(sums, config, source, total),
+        )
+
     with replacing(out) as temporary:
         _copy_rest(folder, temporary, config)
-        _write_weights(
-            folder, temporary, lambda file, place: _pack_file(file, place, packings, config)
-        )
+        _write_weights(folder, temporary, write)
     return settings
 
 
@@ -97,9 +118,12 @@ def unpack_checkpoint(folder: str | Path, out: str | Path) -> None:
     verify(files, settings, folder / "config.json")
     config = read_json(folder / "config.json")
     del config[SECTION]
+    file_of = places_of(files)
     with replacing(out) as temporary:
         _copy_rest(folder, temporary, config)
-        _write_weights(folder, temporary, lambda file, place: _unpack_file(file, place, settings))
+        _write_weights(
+            folder, temporary, lambda file, place: _unpack_file(file, place, file_of, settings)
+        )
 
 
 def _require_new(folder: Path, out: Path) -> None:
@@ -114,7 +138,7 @@ def _require_new(folder: Path, out: Path) -> None:
 def _unquantized_config(folder: Path) -> dict[str, Any]:
     weights_entry(folder)  # raises where there is no config.json, or one that is no object
     config: dict[str, Any] = read_json(folder / "config.json")
-    if packed_settings(folder) is not None:
+    if is_packed(folder):
         raise UserError("is packed already", str(folder), "efficientllava unpack FOLDER OUT")
     if config.get(SECTION) is not None:
         raise UserError(
@@ -125,25 +149,18 @@ def _unquantized_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _pack_file(
-    file: Path, place: Path, packings: dict[str, Packing], config: dict[str, Any]
+def _packed_entries(file: Path, packings: dict[str, Packing]) -> list[Entry]:
+    """What the packed file in the place of another one holds."""
+    entries = []
+    for name, entry in entries_of(file).items():
+        packing = packings.get(module_of(name))
+        entries += [entry] if packing is None else packing.entries()
+    return entries
+
+
+def _unpack_file(
+    file: Path, place: Path, file_of: Mapping[str, Path], settings: Settings
 ) -> TensorFile:
-    stored, source = entries_of(file), metadata_of(file)
-    entries = [entry for name, entry in stored.items() if module_of(name) not in packings]
-    for name in stored:
-        if (packing := packings.get(module_of(name))) is not None:
-            entries += packing.entries()
-
-    def make(name: str) -> dict[str, torch.Tensor]:
-        tensor, packing = read_tensor(file, name), packings.get(module_of(name))
-        return {name: tensor} if packing is None else packing.tensors(tensor)
-
-    return _write(
-        TensorFile(place, entries), stored, make, lambda sums: metadata(sums, config, source)
-    )
-
-
-def _unpack_file(file: Path, place: Path, settings: Settings) -> TensorFile:
     entries, source = [], record_of(file)["source"]
     for name, entry in entries_of(file).items():
         module, _, piece = name.rpartition(".")
@@ -156,7 +173,7 @@ def _unpack_file(file: Path, place: Path, settings: Settings) -> TensorFile:
 
     def make(name: str) -> dict[str, torch.Tensor]:
         if module_of(name) in settings.modules:
-            return {name: unpacked_weight(file, module_of(name), settings)}
+            return {name: unpacked_weight(module_of(name), file_of, settings)}
         return {name: read_tensor(file, name)}
 
     names = [entry.name for entry in entries]

@@ -142,9 +142,8 @@ def pack(
     masks = torch.zeros((groups, steps), dtype=layout.mask)
     values = torch.zeros(int(offsets[-1]) + padding_of(weight.dtype), dtype=weight.dtype)
     packed = (_bits(masks), _bits(values), offsets.numpy())
-    _shared(
-        lambda first, last: pack_groups(bits, layout.columns, packed, first, last), groups, threads
-    )
+    work = pack_groups[layout.columns]
+    _shared(lambda first, last: work(bits, packed, first, last), groups, threads)
     if scales is not None:
         scales = scales.detach().to("cpu", torch.float32).clone()
     matrix = PackedMatrix(rows, columns, masks, values, offsets, scales)
@@ -162,12 +161,8 @@ def unpack(packed: PackedMatrix, threads: int | None = None) -> torch.Tensor:
     from efficientllava.sparse.packing import unpack_groups
 
     weight = torch.empty((packed.rows, packed.columns), dtype=packed.dtype)
-    tensors, bits = _arrays(packed), _bits(weight)
-    _shared(
-        lambda first, last: unpack_groups(tensors, packed.layout.columns, bits, first, last),
-        len(packed.masks),
-        threads,
-    )
+    tensors, bits, work = _arrays(packed), _bits(weight), unpack_groups[packed.layout.columns]
+    _shared(lambda first, last: work(tensors, bits, first, last), len(packed.masks), threads)
     if packed.scales is not None:
         weight = weight.float().mul_(packed.scales.cpu()[:, None])
     return weight.to(packed.values.device)

@@ -1,11 +1,12 @@
 """Loops over the groups of a matrix: count, pack, unpack, compare. Compiled when first imported.
 
-All arrays are unsigned integers of the weights' size: bits, not numbers. `wide` is the number of
-columns of a step; groups `first` to `last` are worked on, so that threads share a matrix.
+All arrays are unsigned integers of the weights' size: bits, not numbers. Groups `first` to `last`
+are worked on, so that threads share a matrix.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -44,61 +45,82 @@ def count_kept(weight, counts, first, last):  # type: ignore[no-untyped-def]
         counts[group] = kept
 
 
-@compiled
-def pack_groups(weight, wide, packed, first, last):  # type: ignore[no-untyped-def]
-    """Write the masks and the values of each group.
+def _packer(wide: int) -> Callable[..., None]:
+    """`pack_groups` for steps of `wide` columns: loops of known length are unrolled."""
 
-    Args:
-        packed: (masks [groups, steps], values, offsets [groups + 1]); the first two are written.
-    """
-    masks, values, offsets = packed
-    rows, columns = weight.shape
-    # a group is collected apart: a zero that is overwritten next may not hit another group's value
-    found = np.empty(ROWS * columns + 1, dtype=weight.dtype)
-    for group in range(first, last):
-        top = ROWS * group
-        high = min(ROWS, rows - top)
-        kept = 0
-        for step in range(masks.shape[1]):
-            left = step * wide
-            many = min(wide, columns - left)
-            bits = np.uint64(0)
-            for row in range(high):
-                for column in range(many):
-                    value = weight[top + row, left + column]
-                    some = value != 0
-                    found[kept] = value
-                    kept += some
-                    bits |= np.uint64(some) << np.uint64(wide * row + column)
-            masks[group, step] = bits
-        begin = offsets[group]
-        for index in range(kept):
-            values[begin + index] = found[index]
+    @compiled
+    def pack_groups(weight, packed, first, last):  # type: ignore[no-untyped-def]
+        masks, values, offsets = packed
+        rows, columns = weight.shape
+        # a group is collected apart: a zero that is overwritten next may not hit another group
+        found = np.empty(ROWS * columns + 1, dtype=weight.dtype)
+        for group in range(first, last):
+            top, kept = ROWS * group, 0
+            block = weight[top : min(rows, top + ROWS)]
+            whole = columns // wide if top + ROWS <= rows else 0
+            for step in range(whole):
+                bits = np.uint64(0)
+                for row in range(ROWS):
+                    for column in range(wide):
+                        value = block[row, step * wide + column]
+                        some = value != 0
+                        found[kept] = value
+                        kept += some
+                        bits |= np.uint64(some) << np.uint64(wide * row + column)
+                masks[group, step] = bits
+            for step in range(whole, masks.shape[1]):
+                bits = np.uint64(0)
+                for row in range(block.shape[0]):
+                    for column in range(min(wide, columns - step * wide)):
+                        value = block[row, step * wide + column]
+                        some = value != 0
+                        found[kept] = value
+                        kept += some
+                        bits |= np.uint64(some) << np.uint64(wide * row + column)
+                masks[group, step] = bits
+            values[offsets[group] : offsets[group] + kept] = found[:kept]
+
+    return pack_groups
 
 
-@compiled
-def unpack_groups(packed, wide, weight, first, last):  # type: ignore[no-untyped-def]
-    """Write the rows of each group; the masks and offsets must have been checked.
+def _unpacker(wide: int) -> Callable[..., None]:
+    """`unpack_groups` for steps of `wide` columns."""
 
-    Args:
-        packed: (masks [groups, steps], values with one more at their end, offsets).
-    """
-    masks, values, offsets = packed
-    rows, columns = weight.shape
-    for group in range(first, last):
-        top = ROWS * group
-        high = min(ROWS, rows - top)
-        index = offsets[group]
-        for step in range(masks.shape[1]):
-            bits = np.uint64(masks[group, step])
-            left = step * wide
-            many = min(wide, columns - left)
-            for row in range(high):
-                for column in range(many):
-                    some = (bits >> np.uint64(wide * row + column)) & np.uint64(1)
-                    # as a product, for a branch would be mispredicted every other time
-                    weight[top + row, left + column] = values[index] * some
-                    index += np.int64(some)
+    @compiled
+    def unpack_groups(packed, weight, first, last):  # type: ignore[no-untyped-def]
+        masks, values, offsets = packed
+        rows, columns = weight.shape
+        for group in range(first, last):
+            top = ROWS * group
+            index = offsets[group]
+            whole = columns // wide if top + ROWS <= rows else 0
+            block = weight[top : min(rows, top + ROWS)]
+            for step in range(whole):
+                bits = np.uint64(masks[group, step])
+                for row in range(ROWS):
+                    for column in range(wide):
+                        some = (bits >> np.uint64(wide * row + column)) & np.uint64(1)
+                        # as a product, for a branch would be mispredicted every other time
+                        block[row, step * wide + column] = values[index] * some
+                        index += np.int64(some)
+            for step in range(whole, masks.shape[1]):
+                bits = np.uint64(masks[group, step])
+                for row in range(block.shape[0]):
+                    for column in range(min(wide, columns - step * wide)):
+                        some = (bits >> np.uint64(wide * row + column)) & np.uint64(1)
+                        block[row, step * wide + column] = values[index] * some
+                        index += np.int64(some)
+
+    return unpack_groups
+
+
+pack_groups = {wide: _packer(wide) for wide in (1, 2, 4)}
+"""pack_groups[wide](weight, (masks, values, offsets), first, last) writes masks and values."""
+unpack_groups = {wide: _unpacker(wide) for wide in (1, 2, 4)}
+"""unpack_groups[wide]((masks, values, offsets), weight, first, last) writes rows of the weight.
+
+Masks and offsets must have been checked, and values have one more at their end.
+"""
 
 
 @compiled

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,7 +77,7 @@ def find_pruned(folder: Path, files: Sequence[Path], dtype: str | None) -> dict[
         UserError: a weight lies in two files, or holds NaN or inf (named); there is no such matrix.
     """
     model = skeleton(folder)
-    layers, file_of = packable_layers(model), _places(files)
+    layers, file_of = packable_layers(model), places_of(files)
     linear = {
         name
         for name, known in names_in_model(model, file_of).items()
@@ -113,7 +113,12 @@ def find_pruned(folder: Path, files: Sequence[Path], dtype: str | None) -> dict[
     return packings
 
 
-def _places(files: Sequence[Path]) -> dict[str, Path]:
+def places_of(files: Sequence[Path]) -> dict[str, Path]:
+    """The file in which each tensor lies, by name.
+
+    Raises:
+        UserError: one lies in two files.
+    """
     places: dict[str, Path] = {}
     for file in files:
         for name in entries_of(file):
@@ -167,12 +172,17 @@ def module_of(name: str) -> str:
     return name.removesuffix(WEIGHT) if name.endswith(WEIGHT) else ""
 
 
-def unpacked_weight(file: Path, module: str, settings: Settings) -> torch.Tensor:
-    """The matrix of a packed module."""
-    with safe_open(file, framework="pt", backend="pread") as opened:
-        held = set(opened.keys())
-        names = {piece: f"{module}.{piece}" for piece in PIECES}
-        tensors = {piece: opened.get_tensor(name) for piece, name in names.items() if name in held}
+def unpacked_weight(module: str, file_of: Mapping[str, Path], settings: Settings) -> torch.Tensor:
+    """The matrix of a packed module.
+
+    Args:
+        file_of: where each tensor of the checkpoint lies, by name: transformers may put those of
+            one matrix into several files.
+    """
+    names = {piece: f"{module}.{piece}" for piece in PIECES}
+    tensors = {
+        piece: read_tensor(file_of[name], name) for piece, name in names.items() if name in file_of
+    }
     rows, columns = settings.modules[module]
     weight = unpack(PackedMatrix(rows, columns, **tensors), threads=1)
     if settings.unpacked_dtype is not None:

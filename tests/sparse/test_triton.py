@@ -206,22 +206,17 @@ def test_what_it_cannot_do_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
         operators._cuda_linear(x.bfloat16(), *tensors, 16, 40)
 
 
-def test_the_operators_of_a_card() -> None:
+def test_the_operator_of_a_card() -> None:
     """What a card's dispatch calls, and shapes on a card without one: torch.compile's view."""
-    ones, other = (matrix(rows, 40, torch.bfloat16, seed=rows) for rows in (16, 21))
-    x = inputs(3, 40, torch.bfloat16)
-    tensors = [(p.masks, p.values, p.offsets) for p in (ones, other)]
-    masks, values, offsets = zip(*tensors, strict=True)
-    both = operators._cuda_linears(
-        x, masks, values, offsets, [], [None, torch.ones(21).bfloat16()], [16, 21], 40
-    )
-    assert torch.equal(both[0], multiply(ones, x, None))
-    assert torch.equal(both[1], multiply(other, x, torch.ones(21).bfloat16()))
+    packed, x = matrix(21, 40, torch.bfloat16), inputs(3, 40, torch.bfloat16)
+    tensors, bias = (packed.masks, packed.values, packed.offsets), torch.ones(21).bfloat16()
+    found = operators._cuda_linear(x, *tensors, None, bias, 21, 40)
+    assert torch.equal(found, multiply(packed, x, bias))
     with FakeTensorMode():
-        like = (torch.empty(2, 3, 40, dtype=x.dtype), *tensors[0])
+        like = (torch.empty(2, 3, 40, dtype=x.dtype), *tensors)
         fake = [torch.empty(t.shape, dtype=t.dtype, device="cuda") for t in like]
-        result = torch.ops.efficientllava.sparse_linear(*fake, None, None, 16, 40)
-    assert result.device.type == "cuda" and result.shape == (2, 3, 16)
+        result = torch.ops.efficientllava.sparse_linear(*fake, None, None, 21, 40)
+    assert result.device.type == "cuda" and result.shape == (2, 3, 21)
     assert result.dtype == torch.bfloat16
 
 

@@ -6,7 +6,7 @@ import logging
 import os
 import platform
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 
 from efficientllava.errors import UserError
 
@@ -20,9 +20,9 @@ OPTIONAL = ("avx512vbmi2", "avx512vnni", "avx512bf16")
 """What the AVX-512 paths use where it is there."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Path:
-    """How kernels are compiled.
+    """How kernels are compiled; equal to itself alone, which makes it quick to look up.
 
     Attributes:
         cpu, features: of LLVM's target machine.
@@ -33,6 +33,11 @@ class Path:
     cpu: str
     features: str
     has: frozenset[str]
+
+    @cached_property
+    def has_pairs(self) -> bool:
+        """Whether the processor multiplies pairs of bfloat16."""
+        return "avx512bf16" in self.has
 
     @property
     def wide(self) -> bool:
@@ -78,26 +83,48 @@ def _features() -> frozenset[str]:
     return frozenset(each[1:] for each in text.split(",") if each.startswith("+"))
 
 
-@cache
 def chosen_path() -> Path:
-    """The path of this process: the setting's, or the best one. Says once that none is fast.
+    """The path of this process: the forced one, or the best one. Says once that none is fast.
 
     Raises:
         UserError: the setting names a path that there is not, or that this processor cannot run.
     """
-    possible, forced = paths(), os.environ.get(SETTING)
-    if forced:
-        if forced not in possible:
-            raise UserError(
-                f"this processor has no path {forced!r}",
-                where=SETTING,
-                remedy=f"one of {', '.join(possible)}, or leave it unset",
-            )
-        return possible[forced]
-    best = next(iter(possible.values()))
+    return _forced or _default_path()
+
+
+def force_path(name: str | None) -> None:
+    """Take a path from now on, or the default one again; for tests and comparisons.
+
+    Raises:
+        UserError: this processor has no such path.
+    """
+    global _forced
+    _forced = None if name is None else _named(name, "force_path")
+
+
+_forced: Path | None = None
+
+
+@cache
+def _default_path() -> Path:
+    if forced := os.environ.get(SETTING):
+        return _named(forced, SETTING)
+    best = next(iter(paths().values()))
     if best.name == "portable":
         logger.warning(
             "sparse: this processor has neither AVX2 nor AVX-512; "
             "sparse layers take the portable path, which is right and slow"
         )
     return best
+
+
+@cache
+def _named(name: str, where: str) -> Path:
+    possible = paths()
+    if name not in possible:
+        raise UserError(
+            f"this processor has no path {name!r}",
+            where=where,
+            remedy=f"one of {', '.join(possible)}, or none to take the best",
+        )
+    return possible[name]

@@ -2,9 +2,9 @@
 
 Decode reads masks and values once: 11008 x 4096 bf16 weights at 50 % are 50.7 MB, 15 us at the
 3.35 TB/s of an H100, where the dense 90.2 MB take 27 us. The kernel's instructions (`expand`) take
-18 us there at 1.755 GHz if every slot is used. These are estimates, and docs/internal/performance.md
-has more of them. Everything else is chosen by the shapes alone, so that a product has the same bits
-on every run.
+18 us there at 1.755 GHz if every slot is used. These are estimates; docs/internal/performance.md
+has more. Everything else is chosen by the shapes alone, so that a product has the same bits on
+every run.
 """
 
 from __future__ import annotations
