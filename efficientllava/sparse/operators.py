@@ -37,6 +37,29 @@ def _sparse_linear(
     return sparse_products(x, [matrix], columns)[0]
 
 
+def _cuda_linear(
+    x: torch.Tensor,
+    masks: torch.Tensor,
+    values: torch.Tensor,
+    offsets: torch.Tensor,
+    scales: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    rows: int,
+    columns: int,
+) -> torch.Tensor:
+    require_fit(Packed(masks, values, offsets, scales, bias, rows), columns)
+    if importlib.util.find_spec("triton") is None:
+        raise UserError(
+            "packed matrices on CUDA need the package triton",
+            where="sparse_linear",
+            remedy="pip install 'efficientllava[gpu]'",
+        )
+    # needs triton
+    from efficientllava.sparse.triton.product import sparse_linear
+
+    return sparse_linear(x, masks, values, offsets, scales, bias, rows, columns)
+
+
 def require_fit(matrix: Packed, columns: int) -> None:
     """Check the sizes that a kernel relies on; `format.check` looks into the tensors.
 

@@ -99,7 +99,7 @@ def sparse_linear(
         [..., rows], contiguous, in x's dtype.
 
     Raises:
-        UserError: x has another dtype or device, or the matrix is too wide.
+        UserError: x has another dtype, device or width, or the matrix is too wide.
     """
     _require(x, values, columns)
     for tensor in (masks, values, offsets, scales, bias):
@@ -136,6 +136,11 @@ def _require(x: torch.Tensor, values: torch.Tensor, columns: int) -> None:
             f"{dtype_name(x.dtype)}",
             where="sparse_linear on CUDA",
             remedy=f"convert the inputs to {names}",
+        )
+    if x.shape[-1:] != (columns,):
+        raise UserError(
+            f"the inputs are {list(x.shape)}, the matrix wants [..., {columns}]",
+            where="sparse_linear on CUDA",
         )
     if columns >= WIDEST or values.data_ptr() % 4:
         what = f"has {columns} columns" if columns >= WIDEST else "begins at an odd address"
