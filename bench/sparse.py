@@ -3,6 +3,7 @@
     python -m bench sparse                                       # all parts
     python -m bench sparse --parts matrix --shapes 11008x4096 --sparsities 0.3 0.5 0.7
     python -m bench sparse --parts generate --models 1.1b --packages FOLDER
+    python -m bench sparse --device cuda                         # is python -m bench card.sparse
     pip install --target FOLDER openvino                         # a rival for this bench alone
 
 One process runs all contenders in turns, with weights flushed from the caches before each call, and
@@ -290,7 +291,12 @@ def measure_generate(wanted: argparse.Namespace, name: str) -> None:
 
 
 def main() -> None:
-    """Measure and print tables."""
+    """Measure and print tables; with --device cuda those of `bench.card.sparse`."""
+    if any(option.startswith("--device") for option in sys.argv):
+        from bench.card.sparse import main as on_a_card
+
+        on_a_card()
+        return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parts = ["matrix", "threads", "generate"]
     parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
@@ -304,6 +310,7 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=40, help="of a matrix")
     parser.add_argument("--runs", type=int, default=8, help="of generate")
     parser.add_argument("--packages", type=Path, help="a folder with more packages")
+    parser.add_argument("--device", help="cuda: on a card, with the options of card.sparse")
     wanted = options_of(parser)
     if wanted.packages:
         sys.path.append(str(wanted.packages))

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from efficientllava.api import context_of, holds, prune, require_data, settings
-from efficientllava.calibration.data import calibration_data
+from efficientllava.calibration.data import IN_PAIRS, IN_TEXT, calibration_data
 from efficientllava.commands.estimate import estimate
 from efficientllava.data.proxy import ProxyData
 from efficientllava.errors import UserError, renaming
@@ -35,6 +35,8 @@ OPTIONS = {
     "device and machine.device": "--device and --set machine.device",
     "device:": "--device:",
     "sparsity": "--sparsity",
+    IN_TEXT: "--text",
+    IN_PAIRS: "--pairs",
 }
 """How errors name the options: see `errors.renaming`."""
 

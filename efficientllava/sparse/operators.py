@@ -6,6 +6,8 @@ of a dense one. Neither has a gradient.
 
 from __future__ import annotations
 
+import importlib.util
+
 import torch
 
 from efficientllava.errors import UserError
@@ -33,6 +35,29 @@ def _sparse_linear(
     matrix = Packed(masks, values, offsets, scales, bias, rows)
     require_fit(x, matrix, columns)
     return sparse_products(x, [matrix], columns)[0]
+
+
+def _cuda_linear(
+    x: torch.Tensor,
+    masks: torch.Tensor,
+    values: torch.Tensor,
+    offsets: torch.Tensor,
+    scales: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    rows: int,
+    columns: int,
+) -> torch.Tensor:
+    require_fit(x, Packed(masks, values, offsets, scales, bias, rows), columns)
+    if importlib.util.find_spec("triton") is None:
+        raise UserError(
+            "packed matrices on CUDA need the package triton",
+            where="sparse_linear",
+            remedy="pip install 'efficientllava[gpu]'",
+        )
+    # needs triton
+    from efficientllava.sparse.triton.product import sparse_linear
+
+    return sparse_linear(x, masks, values, offsets, scales, bias, rows, columns)
 
 
 def require_fit(x: torch.Tensor, matrix: Packed, columns: int) -> None:
@@ -99,3 +124,5 @@ def _fake_dense(x, weight, bias):  # type: ignore[no-untyped-def]
 
 LIBRARY.impl("sparse_linear", _sparse_linear, "CPU")
 LIBRARY.impl("dense_linear", dense_product, "CPU")
+LIBRARY.impl("sparse_linear", _cuda_linear, "CUDA")
+LIBRARY.impl("dense_linear", torch.nn.functional.linear, "CUDA")
