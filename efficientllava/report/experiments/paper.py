@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 SQA_7B, V15_7B = "LLaVA-SQA-7B", "LLaVA-v1.5-7B"
 PARTS = ("NAT", "SOC", "LAN", "TXT", "IMG", "NO", "G1-6", "G7-12")
-AVERAGE = "Average"
 
 
 @dataclass(frozen=True)
