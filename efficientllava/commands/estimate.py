@@ -97,7 +97,8 @@ def estimate(method: str, context: Context, work: Path | None = None) -> Estimat
     parameters, chosen = context.parameters, METHODS[method]
     searches = "database" in chosen.needs
     there = replace(context, work=work).built_levels() if searches and work is not None else {}
-    missing = [level for level in context.levels if level not in there] if searches else []
+    levels = chosen.levels(parameters, context.ratio) if searches else []
+    missing = [level for level in levels if level not in there]
     times = 3 if "gradients" in chosen.needs else 1
     with _opened(context, times if chosen.structured else None, len(missing) or 1) as opened:
         adapter = opened.adapter
@@ -105,7 +106,7 @@ def estimate(method: str, context: Context, work: Path | None = None) -> Estimat
         candidates = parameters.search.candidates * parameters.search.rounds if searches else 0
         blocks = times * needs.blocks if chosen.structured else needs.largest_block
         disk = needs.fixed + needs.blocks
-        compact = parameters.pruning.storage == "compact"
+        compact = parameters.pruning.stores_compact(len(missing))
         disk += database_bytes(sum(adapter.sizes), missing, shape.item, compact)
         solve, walk, run = _trial(opened, context, len(missing) or 1)
         runs = MEASURED + candidates / parameters.machine.workers
@@ -136,7 +137,8 @@ def _opened(context: Context, times: int | None, levels: int) -> AbstractContext
 def _steps(method: Any, context: Context, missing: Sequence[float]) -> tuple[str, ...]:
     search, steps = context.parameters.search, []
     if "database" in method.needs:
-        there = len(context.levels) - len(missing)
+        levels = method.levels(context.parameters, context.ratio)
+        there = len(levels) - len(missing)
         found = f" ({there} more are in the work folder)" if there else ""
         if missing:
             steps.append(f"database: every matrix at {len(missing)} levels{found}")
