@@ -58,8 +58,16 @@ def prune_masked(
     dense = _weights(opened) if database is not None else []
     measures = ProxyMeasures(adapter, proxy, parameters.search, progress)
     measures.move_projector(adapter, allocation.projector)
+    finished = () if opened.blocks is None else (opened.blocks.release,)
     rows = prune_model(
-        adapter, proxy, criterion, policy, parameters.pruning, progress, parameters.prune.refine
+        adapter,
+        proxy,
+        criterion,
+        policy,
+        parameters.pruning,
+        progress,
+        parameters.prune.refine,
+        *finished,
     )
     scores, losses = measures(adapter.language_model)
     chosen, risks = "sequential", _risks(rows, scores, allocation, "sequential")
@@ -67,7 +75,6 @@ def prune_masked(
         measures.warn_of_few_positions("the choice between the sequential and the stitched model")
         sequential = _weights(opened)
         _replace(adapter, dense)
-        finished = () if opened.blocks is None else (opened.blocks.release,)
         stitched_rows = stitch_model(adapter, database, policy, *finished)
         stitched_scores, stitched_losses = measures(adapter.language_model)
         stitched = _risks(stitched_rows, stitched_scores, allocation, "stitched")

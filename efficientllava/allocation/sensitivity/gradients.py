@@ -112,7 +112,7 @@ def gathered(
             adapter, hidden.detach()[batch.positions], uniforms, dense
         ).to(hidden.dtype)
         observer.backward = True
-        torch.autograd.backward([hidden], [upstream])
+        (hidden * upstream).sum().backward()
     return observer.sums(int(batch.inputs.tokens.sum()), int(batch.positions.sum()))
 
 
@@ -128,6 +128,7 @@ def _at_hidden(
     p - p_dense for the KL divergence.
     """
     gradient = torch.zeros_like(hidden)
+    # the gradient of a product's sum is the other factor: the sum itself is of no interest
     for rows in chunks(adapter.head, hidden):
         part = hidden[rows].clone().requires_grad_(True)
         logits = adapter.head(part).float()
@@ -138,7 +139,9 @@ def _at_hidden(
             else:
                 assert uniforms is not None, "labels are drawn with these numbers"
                 change = _without_label(probabilities, uniforms[rows].to(hidden.device))
-        gradient[rows] = torch.autograd.grad(logits, part, change)[0]
+        (logits * change).sum().backward()
+        assert part.grad is not None
+        gradient[rows] = part.grad
     return gradient
 
 
@@ -212,9 +215,11 @@ class _Observer:
         squares, linear = [], []
         for change in self._changes(matrix):
             moved = torch.linalg.vecdot(functional.linear(given, change), gradient).double()
-            squares.append(float(moved.square().sum()))
-            linear.append(float(moved.sum()))
-        self._squares[name], self._linear[name] = squares, linear
+            squares.append(moved.square().sum())
+            linear.append(moved.sum())
+        # asked for at once: the host waits for the device here
+        self._squares[name] = torch.stack(squares).tolist() if squares else []
+        self._linear[name] = torch.stack(linear).tolist() if linear else []
         self._gradient[name] = float(gradient.square().sum(dtype=torch.float64))
         output = functional.linear(given, matrix.weight.float()) if not squares else given[..., :0]
         self._output[name] = float(output.square().sum(dtype=torch.float64))

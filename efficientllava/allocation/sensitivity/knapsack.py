@@ -48,8 +48,9 @@ def knapsack(
     least = ceil(round((lowest * PARTS * total - base) / unit, 6))
     most = min(floor(round((highest * PARTS * total - base) / unit, 6)), int(units[:, -1].sum()))
     target = max(least, 0)
-    for bound in (target, most):
-        if target <= bound and (found := _solve(costs, units, target, bound)) is not None:
+    # a table up to the target is the smallest, and mostly enough
+    for bound in (target, most) if target <= most else ():
+        if (found := _solve(costs, units, target, bound)) is not None:
             return found
     raise UserError(
         f"no policy with levels {list(levels)} has a mean ratio in [{lowest:g}, {highest:g}]",
