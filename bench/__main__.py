@@ -13,12 +13,15 @@ from efficientllava.errors import UserError
 
 
 def benches() -> dict[str, str]:
-    """The first line about each module of this folder that has a `main`, by name."""
+    """The first line about each module or package here that has a `main`, by name."""
     found = {}
-    for path in sorted(Path(__file__).parent.glob("[!_]*.py")):
+    here = Path(__file__).parent
+    folders = {path.parent.name: path for path in here.glob("[!_]*/__init__.py")}
+    modules = {path.stem: path for path in here.glob("[!_]*.py")} | folders
+    for name, path in sorted(modules.items()):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         if any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in tree.body):
-            found[path.stem] = (ast.get_docstring(tree) or "").partition("\n")[0]
+            found[name] = (ast.get_docstring(tree) or "").partition("\n")[0]
     return found
 
 
