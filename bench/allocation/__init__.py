@@ -39,8 +39,8 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="folder of a checkpoint")
     parser.add_argument(
         "--text",
-        help=f"`demo`, a text file, or a folder with ptb.train.txt and ptb.test.txt; by default ptb "
-        f"below ${DATA}",
+        help="`demo`, a text file, or a folder with ptb.train.txt and ptb.test.txt; by default "
+        f"ptb below ${DATA}",
     )
     parser.add_argument("--results", type=Path, required=True, help="JSON lines, one a cell")
     parser.add_argument("--work", type=Path, default=Path(".work/bench/allocation"))

@@ -1,7 +1,7 @@
 """The paper's own numbers (tables 1 to 4), shown beside what is measured here, never mixed with it.
 
 EfficientLLaVA, CVPR 2025. Accuracies in per cent, as printed. `MISPRINTS` names the four cells of
-table 3 that look like misprints; docs/method.md, section 9, names all slips.
+table 3 that look like misprints; docs/method.md, section 10, names all slips.
 """
 
 from __future__ import annotations
