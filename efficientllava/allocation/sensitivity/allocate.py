@@ -200,6 +200,12 @@ class _Work:
             "best_risk": risks["best"][1],
             "uniform_risk": risks["uniform"][1],
             "best_complexity": risks["best"][0],
+            # no policy is measured again when the projector has moved
+            "uniform_risk_final_projector": risks["uniform"][1],
+            "uniform_loss_final_projector": uniform.kl,
+            "lowest_mean_sparsity": min(map(self.budget.mean, choice.scored)),
+            "highest_mean_sparsity": max(map(self.budget.mean, choice.scored)),
+            "rounds": len(choice.scored),
             "mean_sparsity": self.budget.mean(best.policy),
             "candidates": len(choice.scored),
             "projector_rounds_kept": moved,

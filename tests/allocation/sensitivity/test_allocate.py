@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,12 @@ from efficientllava.allocation.context import Allocation, Context
 from efficientllava.allocation.sensitivity.samples import split
 from efficientllava.calibration.sample_losses import DenseReference, difference
 from efficientllava.data.proxy import ProxyData, save_proxy
+from efficientllava.database.placed import Placed
 from efficientllava.database.solutions import open_database
 from efficientllava.errors import UserError
 from efficientllava.models.checkpoint import load_model
 from efficientllava.models.families import adapter_for
+from efficientllava.offload.blocks_on_disk import blocks_on_disk
 from efficientllava.parameters import Parameters, SensitivityParameters
 from efficientllava.progress import Event, Progress, silent
 from efficientllava.pruning.sequential import stitch_model
@@ -136,6 +140,19 @@ def test_killed_it_ends_with_the_same_bytes(
 def test_workers_change_nothing(inputs: Path, whole: Allocation, tmp_path: Path) -> None:
     three = allocated(inputs, tmp_path / "work", machine={"workers": 3})
     assert essence(three) == essence(whole)
+
+
+def test_streamed_it_is_the_same(
+    inputs: Path, whole: Allocation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def streamed(model: Path, database: Any, *args: Any, **settings: Any) -> Iterator[Placed]:
+        adapter = adapter_for(load_model(model))
+        with blocks_on_disk(adapter, model, tmp_path / "b", torch.device("cpu")) as blocks:
+            yield Placed(adapter, database, blocks, None)
+
+    monkeypatch.setattr("efficientllava.allocation.sensitivity.allocate.placed", streamed)
+    assert essence(allocated(inputs, tmp_path / "work")) == essence(whole)
 
 
 def test_single_knapsacks_are_methods(inputs: Path, whole: Allocation, tmp_path: Path) -> None:
