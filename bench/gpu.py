@@ -194,7 +194,7 @@ class Bench:
 
     def search(self) -> str:
         """The whole search, with projector evolution."""
-        from efficientllava.allocation.search import Search, SearchGoal, SearchInputs
+        from efficientllava.allocation.search.algorithm import Search, SearchGoal, SearchInputs
 
         shutil.rmtree(self.folder / "search", ignore_errors=True)
         rounds = [time.perf_counter()]

@@ -44,7 +44,7 @@ def prune(  # noqa: PLR0913 every parameter is an option of the command
     ] = 0.5,
     method: Annotated[
         str, typer.Option(help="how; a wrong name lists the known ones")
-    ] = "efficientllava",
+    ] = "efficientllava_plus",
     text: Annotated[
         str | None, typer.Option(help="calibration text, file or folder; packaged if left out")
     ] = None,

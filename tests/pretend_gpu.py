@@ -115,6 +115,9 @@ class PretendGPU(TorchFunctionMode):
                     allow_unreachable=True, accumulate_grad=True,
                 )  # fmt: skip
             return None
+        if name == "register_hook":  # a gradient lies where its tensor does
+            told, on_gpu = args[1], marked(first)
+            return func(first, lambda gradient: told(mark(gradient, on_gpu)))
         if name in ("to", "cuda", "cpu", "type"):
             return self._moved(func, name, first, args[1:], kwargs)
         if name == "scaled_dot_product_attention" and kwargs.get("attn_mask") is not None:

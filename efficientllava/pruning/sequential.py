@@ -20,6 +20,9 @@ from efficientllava.parameters import PruningParameters
 from efficientllava.progress import Event, Progress, silent
 from efficientllava.pruning.refine import refine
 
+WITHOUT_CALIBRATION = ("magnitude", "none")
+"""Updates that look at weights alone."""
+
 Policy = Mapping[str, float]
 """The share of zeros of each prunable matrix, by name."""
 
@@ -32,20 +35,22 @@ def prune_model(
     parameters: PruningParameters,
     progress: Progress = silent,
     refinement: str = "none",
+    finished: Callable[[int], None] = lambda block: None,
 ) -> list[dict[str, Any]]:
     """Prune a model in place, each block calibrated on the outputs of the pruned blocks before it.
 
     Args:
-        update: "obs", "wanda", "magnitude" (no calibration decides; it is walked for the record's
-            errors) or "none".
+        update: "obs", "wanda", or what needs no calibration data and walks none: "magnitude",
+            "none".
         policy: ratio of every prunable matrix.
         refinement: with "obs", how kept weights are solved again: "none", "least_squares" or
             "admm".
+        finished: called with a block when it is pruned and no walk will take it off the memory.
 
     Returns:
         One row per matrix: name, block, level, size, zeros, already_zero (zero before, or fed by
-        a dead input), relative_error, norm_ratio; `few_tokens` where an expert was reached by
-        too few of them (`GroupHessian.few_tokens`).
+        a dead input), relative_error (None where no calibration data was walked), norm_ratio;
+        `few_tokens` where an expert was reached by too few of them (`GroupHessian.few_tokens`).
 
     Raises:
         UserError: a matrix of the model has no ratio; a Hessian is not positive definite.
@@ -53,6 +58,8 @@ def prune_model(
     missing = [matrix.name for matrix in adapter.matrices if matrix.name not in policy]
     if missing:
         raise UserError(f"the policy has no ratio for {missing[0]} ({len(missing)} in all)")
+    if update in WITHOUT_CALIBRATION:
+        return _prune_by_weights(adapter, update, policy, parameters, progress, finished)
     rows: list[dict[str, Any]] = []
     walk = block_walk(adapter, proxy, parameters)
     total = len(adapter.blocks)
@@ -109,14 +116,35 @@ def _pruned(
         if refinement != "none":
             new = refine(dense, new, group.hessian, refinement)
         return new
-    if update == "magnitude":
-        return magnitude(dense, level, parameters.group_size)
     if update == "wanda":
         # H = (2/n) X X^T: its diagonal holds the squared norms of the inputs
         return wanda(dense, group.hessian.diagonal().sqrt(), level, parameters.group_size)
-    if update == "none":
-        return dense.clone()
     raise ValueError(f"no update {update!r} of single matrices")
+
+
+def _prune_by_weights(
+    adapter: Adapter,
+    update: str,
+    policy: Policy,
+    parameters: PruningParameters,
+    progress: Progress,
+    finished: Callable[[int], None],
+) -> list[dict[str, Any]]:
+    """Prune every matrix by its own weights, a block at a time; nothing runs through the model."""
+    rows: list[dict[str, Any]] = []
+    total = len(adapter.blocks)
+    for block in range(total):
+        for matrix in (matrix for group in adapter.of_block(block) for matrix in group):
+            level, dense = policy[matrix.name], matrix.weight
+            new = dense.clone()
+            if update == "magnitude":
+                new = magnitude(dense, level, parameters.group_size)
+            already = int((dense == 0).sum())
+            rows.append(matrix_row(matrix.name, block, level, dense, new, None, already))
+            matrix.replace(new)
+        finished(block)
+        progress(Event("block", block + 1, total))
+    return rows
 
 
 def stitch_model(

@@ -20,7 +20,12 @@ from transformers import (
 from typer.testing import CliRunner
 
 from efficientllava.allocation.context import Allocation, Risk
-from efficientllava.allocation.search import NO_PROJECTOR, Search, SearchGoal, SearchInputs
+from efficientllava.allocation.search.algorithm import (
+    NO_PROJECTOR,
+    Search,
+    SearchGoal,
+    SearchInputs,
+)
 from efficientllava.calibration.block_walk import BlockWalk, calibration_inputs
 from efficientllava.calibration.opened import OpenModel
 from efficientllava.calibration.proxy_loss import ProxyLoss

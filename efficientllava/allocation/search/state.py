@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from efficientllava.allocation.evolution import Candidate
-from efficientllava.allocation.policy import Genes
+from efficientllava.allocation.search.evolution import Candidate
+from efficientllava.allocation.search.policy import Genes
 from efficientllava.files import load_tensors, read_json, save_tensors, write_json
 
 

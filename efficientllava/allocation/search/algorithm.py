@@ -12,17 +12,17 @@ from typing import Any
 
 import torch
 
-from efficientllava.allocation.evolution import Candidate, survivors
-from efficientllava.allocation.policy import MatrixPolicies, policy_space
-from efficientllava.allocation.projector import ProjectorEvolution
-from efficientllava.allocation.rounds import Rounds, SearchGoal, SearchInputs
 from efficientllava.allocation.scoring.evaluation import (
     CandidateEvaluator,
     Evaluator,
     StitchedModel,
     stitched_models,
 )
-from efficientllava.allocation.state import SearchState
+from efficientllava.allocation.search.evolution import Candidate, survivors
+from efficientllava.allocation.search.policy import MatrixPolicies, policy_space
+from efficientllava.allocation.search.projector import ProjectorEvolution
+from efficientllava.allocation.search.rounds import Rounds, SearchGoal, SearchInputs
+from efficientllava.allocation.search.state import SearchState
 from efficientllava.calibration.proxy_loss import ProxyLoss, pair_loss_batches, remember_dense
 from efficientllava.errors import UserError
 from efficientllava.files import value_digest
@@ -105,8 +105,14 @@ class Search:
         }
         self.work = Path(work) / value_digest(key)[:16]
 
-    def run(self) -> SearchResult:
-        """Search until the last round, `max_seconds`, or no gain for `patience` rounds."""
+    def run(self, started: float | None = None) -> SearchResult:
+        """Search until the last round, `max_seconds`, or no gain for `patience` rounds.
+
+        Args:
+            started: `time.monotonic()` from which `max_seconds` counts, set-up included; None for
+                now. A round that would end later, judged by the longest before it, is not begun.
+        """
+        started = time.monotonic() if started is None else started
         parameters, state = self.goal.parameters, SearchState()
         torch.set_num_threads(self.machine.threads)
         loss = self._loss()
@@ -117,15 +123,17 @@ class Search:
             rounds = Rounds(
                 self.inputs, self.goal, self.policies, state, evaluator, evolution, self.progress
             )
-            started = time.monotonic()
+            longest, limit = 0.0, parameters.max_seconds
             for number in range(1, parameters.rounds + 1):
                 if not rounds.resume(self.work, number):
+                    begun = time.monotonic()
+                    # the first round gives a result at all
+                    if limit is not None and number > 1 and begun - started + longest > limit:
+                        break
                     rounds.run(number)
                     state.keep(self.work, number, self.inputs.adapter.projector_state)
+                    longest = max(longest, time.monotonic() - begun)
                 rounds.report(number)
-                limit = parameters.max_seconds
-                if limit is not None and time.monotonic() - started > limit:
-                    break
                 if state.has_settled(parameters.patience):
                     break
         return self._result(state)

@@ -9,7 +9,8 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from efficientllava.allocation.evolution import (
+from efficientllava.allocation.scoring.evaluation import Evaluator
+from efficientllava.allocation.search.evolution import (
     Candidate,
     Proposal,
     first_generation,
@@ -17,14 +18,13 @@ from efficientllava.allocation.evolution import (
     stream,
     survivors,
 )
-from efficientllava.allocation.policy import MatrixPolicies
-from efficientllava.allocation.projector import (
+from efficientllava.allocation.search.policy import MatrixPolicies
+from efficientllava.allocation.search.projector import (
     ProjectorEvolution,
     ProjectorStep,
     importance_weights,
 )
-from efficientllava.allocation.scoring.evaluation import Evaluator
-from efficientllava.allocation.state import SearchState
+from efficientllava.allocation.search.state import SearchState
 from efficientllava.calibration.structural_risk import COMPLEXITIES, structural_risk
 from efficientllava.data.proxy import ProxyData
 from efficientllava.database.solutions import Database

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from efficientllava.allocation.context import Allocation, Context, Risk
 from efficientllava.allocation.scoring.executors import executor_maker, worker_devices
 from efficientllava.allocation.scoring.workers import ProcessEvaluator, Work
-from efficientllava.allocation.search import Search, SearchGoal, SearchInputs
+from efficientllava.allocation.search.algorithm import Search, SearchGoal, SearchInputs
 from efficientllava.allocation.unfinished import unfinished
 from efficientllava.database.offloaded import Machine, offloaded
 from efficientllava.database.solutions import open_database
@@ -26,8 +27,10 @@ def searched(context: Context, parameters: SearchParameters, upper_bound: bool) 
     Raises:
         UserError: as `Search`; the model does not fit on the device.
     """
-    machine, levels = context.parameters.machine, context.levels
-    folders = context.database_folders(levels)
+    started = time.monotonic()
+    machine, levels = context.parameters.machine, context.parameters.levels(context.ratio)
+    every = (context.parameters.levels(ratio) for ratio in context.parameters.ratios)
+    folders = context.database_folders(levels, {level for each in every for level in each})
     # beside the worker processes, this one moves the projector on the first device
     workers = worker_devices(machine) if machine.executor != "threads" else []
     here = [] if machine.dask_address else workers  # others have GPUs of their own
@@ -50,14 +53,16 @@ def searched(context: Context, parameters: SearchParameters, upper_bound: bool) 
             {"database": context.database_key},
             context.progress,
             _evaluator_maker(context, folders, opened.adapter.sizes, parameters, workers, sharing),
-        ).run()
+        ).run(started)
     history = []
     for candidate in result.history:
         row = candidate.as_row()
         row["policy"] = [levels[gene] for gene in row.pop("genes")]
         history.append(row)
     risk = Risk(parameters.complexity, parameters.eta)
-    return Allocation(result.policy, "search", result.projector, history, result.summary, risk)
+    return Allocation(
+        result.policy, "search", result.projector, history, result.summary, risk, levels
+    )
 
 
 def _evaluator_maker(

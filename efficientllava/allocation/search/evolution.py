@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from random import Random
 from typing import Any
 
-from efficientllava.allocation.policy import Genes, PolicySpace
+from efficientllava.allocation.search.policy import Genes, PolicySpace
 
 ATTEMPTS = 50
 """How often an offspring that was evaluated before, or missed the budget, is drawn again."""
