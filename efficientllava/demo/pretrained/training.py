@@ -1,0 +1,249 @@
+"""Trains the bridge: the demo's vision tower, then the projector before a frozen language model.
+
+The projector is trained twice. First every image token learns the mean embedding of the words for
+its cell ("red circle northwest"), which needs no language model. Then it learns through the frozen
+language model, in bfloat16, to have picture questions of the training split answered.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import LlavaForConditionalGeneration, LlavaProcessor
+
+from efficientllava.data.prompts import chat_prompt, format_prompt, join_answer
+from efficientllava.demo.model import IMAGE_TOKENS
+from efficientllava.demo.pretrained.language_model import IMAGE_TOKEN
+from efficientllava.demo.pretrained.llava import bridge_of, load_bridge
+from efficientllava.demo.questions.generator import PICTURE_GROUNDS, draw_item
+from efficientllava.demo.questions.items import Item
+from efficientllava.demo.questions.pictures import CORNERS, Picture
+from efficientllava.demo.sequences import picture_tensor
+from efficientllava.demo.training import (
+    all_image_features,
+    standardise_projector,
+    train_vision_tower,
+    training_picture,
+)
+from efficientllava.files import load_tensors, read_json, save_tensors, value_digest, write_json
+from efficientllava.progress import Event, Progress
+
+NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+_KEEP_EVERY = 10
+
+
+@dataclass(frozen=True)
+class BridgeRecipe:
+    """How long each part is trained; the learning rates belong to AdamW.
+
+    Attributes:
+        vision_steps: steps of the vision tower (batches of 128 pictures).
+        word_steps, word_pictures, word_rate: image tokens towards words, batches of 96 pictures.
+        steps, batch, rate: through the language model.
+    """
+
+    seed: int = 0
+    vision_steps: int = 400
+    word_steps: int = 300
+    word_pictures: int = 3000
+    word_rate: float = 2e-3
+    steps: int = 160
+    batch: int = 16
+    rate: float = 1e-3
+
+
+def train_bridge(
+    model: LlavaForConditionalGeneration,
+    processor: LlavaProcessor,
+    recipe: BridgeRecipe,
+    work: Path,
+    progress: Progress,
+) -> None:
+    """Train vision tower and projector of `model` in place; the language model stays as it is.
+
+    Unfinished training lies in `work` and is continued; the outcome is the same.
+    """
+    folder = work / f"bridge-{value_digest(asdict(recipe))[:16]}"
+    if not (folder / "words.safetensors").is_file():
+        torch.manual_seed(recipe.seed)
+        for module in (model.model.vision_tower, model.model.multi_modal_projector):
+            module.apply(_draw_again)
+        train_vision_tower(model, recipe.vision_steps, recipe.seed, progress)
+        _learn_words(model, processor, recipe, progress)
+        save_tensors(folder / "words.safetensors", bridge_of(model))
+    load_bridge(model, folder / "words.safetensors")
+    _learn_answers(model, processor, recipe, folder, progress)
+    model.requires_grad_(True)
+
+
+def _draw_again(module: nn.Module) -> None:
+    if isinstance(module, (nn.Linear, nn.Conv2d)):
+        nn.init.normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+# --- image tokens towards words ---------------------------------------------------------------
+
+
+def _learn_words(
+    model: LlavaForConditionalGeneration,
+    processor: LlavaProcessor,
+    recipe: BridgeRecipe,
+    progress: Progress,
+) -> None:
+    draw = random.Random(f"words {recipe.seed}")
+    pictures = [training_picture(draw) for _ in range(recipe.word_pictures)]
+    features = all_image_features(model, picture_tensor(pictures))
+    words = _Words(model, processor)
+    wanted = torch.stack([words.tokens(picture) for picture in pictures])
+    scale = wanted.flatten(0, 1).std(dim=0).mean()
+    standardise_projector(model, features)
+    projector = model.model.multi_modal_projector.requires_grad_(True)
+    optimiser = torch.optim.AdamW(projector.parameters(), weight_decay=0.0)
+    generator = torch.Generator().manual_seed(recipe.seed)
+    for step in range(recipe.word_steps):
+        _rate(optimiser, recipe.word_rate, step, recipe.word_steps)
+        chosen = torch.randint(0, len(pictures), (96,), generator=generator)
+        loss = ((projector(features[chosen]) - wanted[chosen]) / scale).pow(2).mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        progress(Event("word step", step + 1, recipe.word_steps, {"loss": round(loss.item(), 4)}))
+
+
+class _Words:
+    """Mean embeddings of words, and of what the cells of a picture show."""
+
+    def __init__(self, model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> None:
+        self._embeddings = model.model.language_model.embed_tokens.weight.detach()
+        self._tokenizer, self._known = processor.tokenizer, dict[str, Tensor]()
+        side = round(IMAGE_TOKENS**0.5)
+        self._cells = [
+            row // (side // 2) * 2 + column // (side // 2)
+            for row in range(side)
+            for column in range(side)
+        ]
+
+    def _word(self, word: str) -> Tensor:
+        if word not in self._known:
+            tokens = self._tokenizer(f" {word}", add_special_tokens=False)["input_ids"]
+            self._known[word] = self._embeddings[tokens].mean(dim=0)
+        return self._known[word]
+
+    def tokens(self, picture: Picture) -> Tensor:
+        """[image tokens, width]: for each, the mean over the words for its cell."""
+        return torch.stack([self._cell(picture, cell) for cell in self._cells])
+
+    def _cell(self, picture: Picture, cell: int) -> Tensor:
+        if picture.digit is not None:
+            words = ["number", NUMBERS[picture.digit]]
+        else:
+            seen = [word for word in (picture.colours[cell], picture.shapes[cell]) if word]
+            words = [*(seen or ["nothing"]), CORNERS[cell]]
+        return torch.stack([self._word(word) for word in words]).mean(dim=0)
+
+
+# --- answers through the frozen language model ------------------------------------------------
+
+
+def _learn_answers(
+    model: LlavaForConditionalGeneration,
+    processor: LlavaProcessor,
+    recipe: BridgeRecipe,
+    folder: Path,
+    progress: Progress,
+) -> None:
+    model.requires_grad_(False)
+    frozen = copy.deepcopy(model.model.language_model).to(torch.bfloat16)
+    projector = model.model.multi_modal_projector.requires_grad_(True)
+    optimiser = torch.optim.AdamW(projector.parameters(), weight_decay=0.0)
+    draw = random.Random(f"answers {recipe.seed}")
+    items = [draw_item(draw, "train", PICTURE_GROUNDS) for _ in range(recipe.steps * recipe.batch)]
+    done = _continue(folder, projector, optimiser)
+    for step in range(done, recipe.steps):
+        _rate(optimiser, recipe.rate, step, recipe.steps)
+        batch = items[step * recipe.batch : (step + 1) * recipe.batch]
+        loss = _answer_loss(model, processor, frozen, batch)
+        optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(projector.parameters(), 1.0)
+        optimiser.step()
+        if (step + 1) % _KEEP_EVERY == 0 or step + 1 == recipe.steps:
+            _keep(folder, projector, optimiser, step + 1)
+        progress(Event("answer step", step + 1, recipe.steps, {"loss": round(loss.item(), 4)}))
+
+
+def _answer_loss(
+    model: LlavaForConditionalGeneration,
+    processor: LlavaProcessor,
+    frozen: nn.Module,
+    items: list[Item],
+) -> Tensor:
+    """Mean negative log-likelihood of the answers' first tokens, over the whole vocabulary."""
+    features = all_image_features(model, picture_tensor([item.picture for item in items]))
+    projected = model.model.multi_modal_projector(features).to(torch.bfloat16)
+    rows, answers = zip(*(_tokens(processor, item) for item in items), strict=True)
+    longest = max(map(len, rows))
+    # padded on the right: causal attention never looks there
+    ids = torch.tensor([row + [row[-1]] * (longest - len(row)) for row in rows])
+    image = processor.tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+    embedded = frozen.embed_tokens(ids).masked_scatter((ids == image)[..., None], projected)
+    states = frozen(inputs_embeds=embedded, use_cache=False).last_hidden_state
+    last = states[torch.arange(len(rows)), torch.tensor([len(row) - 1 for row in rows])]
+    logits = (last @ frozen.embed_tokens.weight.T).float()
+    return F.cross_entropy(logits, torch.tensor(answers))
+
+
+def _tokens(processor: LlavaProcessor, item: Item) -> tuple[list[int], int]:
+    """The prompt's tokens, the image's among them, and the first one of the answer."""
+    prompt = chat_prompt(processor, format_prompt(item.question, item.choices, item.hint), IMAGE_TOKEN)
+    expanded = prompt.replace(IMAGE_TOKEN, IMAGE_TOKEN * IMAGE_TOKENS)
+    ids = processor.tokenizer([expanded, join_answer(expanded, item.answer)])["input_ids"]
+    return ids[0], ids[1][len(ids[0])]
+
+
+# --- both -------------------------------------------------------------------------------------
+
+
+def _rate(optimiser: torch.optim.Optimizer, peak: float, step: int, steps: int) -> None:
+    """Ten steps of warm-up, constant, linear decay over the second half."""
+    factor = min(1.0, (step + 1) / 10) * max(0.03, min(1.0, 2 * (1 - step / steps)))
+    for group in optimiser.param_groups:
+        group["lr"] = peak * factor
+
+
+def _keep(
+    folder: Path, projector: nn.Module, optimiser: torch.optim.Optimizer, done: int
+) -> None:
+    tensors = {f"weight.{name}": weight for name, weight in projector.state_dict().items()}
+    for number, state in optimiser.state_dict()["state"].items():
+        tensors |= {f"state.{number}.{name}": value for name, value in state.items()}
+    save_tensors(folder / f"answers-{done}.safetensors", tensors)
+    write_json(folder / "answers.json", {"done": done})
+    (folder / f"answers-{done - _KEEP_EVERY}.safetensors").unlink(missing_ok=True)
+
+
+def _continue(folder: Path, projector: nn.Module, optimiser: torch.optim.Optimizer) -> int:
+    """Take up what an earlier run kept; the number of steps that are done."""
+    if not (folder / "answers.json").is_file():
+        return 0
+    done = int(read_json(folder / "answers.json")["done"])
+    tensors = load_tensors(folder / f"answers-{done}.safetensors")
+    prefix = "weight."
+    projector.load_state_dict(
+        {name.removeprefix(prefix): w for name, w in tensors.items() if name.startswith(prefix)}
+    )
+    state = optimiser.state_dict()
+    for name, value in tensors.items():
+        if name.startswith("state."):
+            _, number, key = name.split(".")
+            state["state"].setdefault(int(number), {})[key] = value
+    optimiser.load_state_dict(state)
+    return done
