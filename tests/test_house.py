@@ -14,9 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 MOST_LINES = 330
-LONGER = {
-    "efficientllava/parameters.py": 500,  # one declarative list
-}
+LONGER: dict[str, int] = {}
 """Files that are longer, and by how much at most: to shrink, not to grow."""
 MOST_FUNCTION_LINES = 60
 LONG_FUNCTIONS = {

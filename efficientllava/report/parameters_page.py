@@ -25,7 +25,7 @@ All parameters live in `params.yaml`; a parameter that is left out has the defau
 plain `dvc repro` too. Two lists must stand there, because DVC makes stages of them: `methods` and
 `ratios`.
 An unknown name or a value out of bounds is refused before any work begins, with the nearest
-known name. This page is made from the descriptions in `efficientllava/parameters.py` by
+known name. This page is made from the descriptions in `efficientllava/parameters` by
 `python -m efficientllava.report.parameters_page docs/parameters.md`; a test keeps it current.
 """
 

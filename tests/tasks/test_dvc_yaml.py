@@ -50,7 +50,8 @@ def imported(path: Path) -> Iterator[Path]:
             continue
         for name in names:
             file = ROOT / (name.replace(".", "/") + ".py")
-            if file.is_file() and file.stem not in GROUND:
+            known = GROUND & {*file.relative_to(ROOT).with_suffix("").parts[1:]}
+            if file.is_file() and not known:
                 yield file
 
 

@@ -1,0 +1,93 @@
+"""Sections `evaluation` and `export`: what is measured of a pruned model."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from efficientllava.parameters.section import BenchmarkName, MainBenchmark, RuntimeName, Section
+
+
+class JudgeParameters(Section):
+    """The model that grades answers to MM-Vet and LLaVA-Bench; its key is OPENAI_API_KEY."""
+
+    model: str | None = Field(
+        None, min_length=1, description="the judge's model; null for the one of the published numbers"
+    )
+    base_url: str | None = Field(
+        None, min_length=1, description="OpenAI-compatible endpoint; null for OpenAI's own"
+    )
+    runs: int = Field(1, ge=1, description="judgements of each answer (MM-Vet paper: 5; LLaVA: 3)")
+    parallel: int = Field(8, ge=1, description="requests under way at the same time")
+    attempts: int = Field(6, ge=1, description="tries of one request before it is given up")
+    timeout: float = Field(60.0, gt=0.0, description="seconds until a request counts as failed")
+
+
+class EvaluationParameters(Section):
+    """What a pruned model is measured on."""
+
+    benchmark: MainBenchmark = Field(
+        "demo", description="the benchmark whose accuracy stands in the comparison"
+    )
+    benchmarks: tuple[BenchmarkName, ...] = Field(
+        (), description="further benchmarks; their scores stand in scores.json below `benchmarks`"
+    )
+    data: dict[BenchmarkName, str] = Field(
+        {}, description="for each benchmark but `demo`: its folder of official files, or a hub id"
+    )
+    splits: dict[BenchmarkName, str] = Field(
+        {}, description="splits other than the published ones, by benchmark"
+    )
+    style: Literal["llava_v1_5", "llava_sqa"] = Field(
+        "llava_v1_5", description="how the model was trained: decides how ScienceQA's questions are put, and whether a LLaVA's images are padded (`llava_v1_5`) or cropped (`llava_sqa`) where its config.json has no `image_aspect_ratio`"
+    )
+    questions: int | None = Field(None, ge=1, description="number of test questions; null for all")
+    batch_size: int = Field(64, ge=1, description="questions in a forward pass")
+    new_tokens: int | None = Field(
+        None, ge=1, description="tokens at which an answer is cut; null for the benchmark's own"
+    )
+    text_segments: int = Field(64, ge=1, description="held-out text segments for the text loss")
+    judge: JudgeParameters = JudgeParameters()
+
+    @model_validator(mode="after")
+    def benchmarks_have_data(self) -> Self:
+        names = self.named_benchmarks
+        if len(set(names)) != len(names):
+            raise ValueError(f"benchmarks {list(names)} name one twice")
+        for name in names:
+            if name not in self.data:
+                raise ValueError(f"benchmark {name} needs its folder or hub id in data")
+        return self
+
+    @property
+    def named_benchmarks(self) -> tuple[BenchmarkName, ...]:
+        """All benchmarks but the demo one, the main one first."""
+        return (() if self.benchmark == "demo" else (self.benchmark,)) + self.benchmarks
+
+
+class ExportParameters(Section):
+    """The exported model and its speed."""
+
+    runtimes: tuple[RuntimeName, ...] = Field(
+        ("deepsparse", "onnxruntime"), min_length=1, description="runtimes that are measured"
+    )
+    prompt_tokens: int = Field(128, ge=8, description="length of the prefill graph, in tokens")
+    context: int = Field(
+        256, ge=16, description="length of the KV cache in the decode graph, in tokens"
+    )
+    threads: int = Field(1, ge=1, description="threads of a runtime")
+    repetitions: int = Field(30, ge=3, description="timed repetitions; medians are reported")
+    answers: int = Field(
+        8, ge=1, description="test questions answered end to end and compared token by token"
+    )
+    new_tokens: int = Field(8, ge=1, description="tokens generated for each of them")
+
+    @model_validator(mode="after")
+    def context_holds_prompt(self) -> Self:
+        if self.prompt_tokens + self.new_tokens > self.context:
+            raise ValueError(
+                f"context {self.context} is shorter than prompt_tokens {self.prompt_tokens} "
+                f"+ new_tokens {self.new_tokens}"
+            )
+        return self
