@@ -151,3 +151,12 @@ def test_docstrings_are_found_wherever_a_definition_can_stand(tmp_path: Path) ->
         'match x:\n case 1:\n  def i(): "10"\nj = [lambda: "no", "no", f"{x}"]\n'
     )
     assert sorted(_docstrings(file), key=int) == [str(number) for number in range(1, 11)]
+
+
+def test_the_test_text_of_a_folder_is_held_out_before_the_validation_text(tmp_path: Path) -> None:
+    for part in ("train", "valid"):
+        (tmp_path / f"ptb.{part}.txt").write_text(f" {part} text \n")
+    assert read_text(str(tmp_path), "held_out") == "valid text"
+    (tmp_path / "ptb.test.txt").write_text(" test text \n")
+    assert read_text(str(tmp_path), "held_out") == "test text"
+    assert read_text(str(tmp_path)) == "train text"

