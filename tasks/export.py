@@ -28,7 +28,7 @@ def export(stage: Stage) -> None:
     record = export_model(
         stage.folder("pruned"),
         ARTIFACTS / "model",
-        [Prompt(question_prompt(question, processor), question.image) for question in questions],
+        [Prompt(question_prompt(question, processor=processor), question.image) for question in questions],
         stage.folder("export"),
         wanted,
         stage.progress,

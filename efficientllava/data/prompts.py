@@ -11,13 +11,13 @@ IMAGE_TOKEN = "<image>"
 
 
 def question_prompt(
-    question: Question, processor: Any = None, image_token: str = IMAGE_TOKEN
+    question: Question, image_token: str = IMAGE_TOKEN, processor: Any = None
 ) -> str:
     """The prompt of a question; the answer follows it (see `join_answer`).
 
     Args:
-        processor: whose chat template is used, where it has one.
         image_token: what stands for an image in a prompt of the model's family.
+        processor: whose chat template is used, where it has one.
     """
     text = format_prompt(question.question, question.choices, question.hint)
     return chat_prompt(processor, text, None if question.image is None else image_token)

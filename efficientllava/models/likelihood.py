@@ -58,7 +58,7 @@ def choice_likelihoods(
 
 
 def _rows(processor: Any, question: Question, image_token: str) -> list[_Row]:
-    prompt = question_prompt(question, processor, image_token)
+    prompt = question_prompt(question, image_token, processor)
     answers = answer_tokens(processor, prompt, question.choices)
     # the end of a prompt may melt with the choice into other tokens: what differs is the answer
     if all(kept and len(tokens) == 1 for tokens, kept in answers):

@@ -165,7 +165,7 @@ class _Chat:
 def test_a_chat_template_of_the_processor_wraps_the_question(tmp_path: Path) -> None:
     (question,) = read_questions(write(tmp_path, RECORD), "test")
     plain = question_prompt(question).removeprefix("<image>\n")
-    assert question_prompt(question, _Chat("")) == f"[user]<pic>|{plain}[assistant]"
+    assert question_prompt(question, processor=_Chat("")) == f"[user]<pic>|{plain}[assistant]"
     assert chat_prompt(_Chat(""), "Why?", None) == "[user]Why?[assistant]"
     assert chat_prompt(object(), "Why?", "<i>") == "<i>\nWhy?"
 

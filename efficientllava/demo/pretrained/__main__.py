@@ -21,7 +21,7 @@ def main() -> int:
     parser.add_argument("--work", type=Path, default=Path(".work"), help="unfinished training")
     parser.add_argument("--output", type=Path, help="default: bridge.safetensors of the package")
     parser.add_argument("--questions", type=int, default=200, help="validation questions")
-    parser.add_argument("--threads", type=int, default=2, help="another number, other bits")
+    parser.add_argument("--threads", type=int, default=1, help="another number, other bits")
     arguments = parser.parse_args()
 
     import torch

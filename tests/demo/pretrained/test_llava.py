@@ -24,9 +24,7 @@ from efficientllava.models.checkpoint import (
 )
 from efficientllava.progress import silent
 
-RECIPE = BridgeRecipe(
-    vision_steps=2, word_steps=3, word_pictures=100, steps=3, batch=2, word_rate=1e-2
-)
+RECIPE = BridgeRecipe(vision_steps=2, pictures=100, steps=3, batch=2)
 
 
 def test_text_gets_the_logits_of_the_language_model(language_model: Any, tokenizer: Any) -> None:
