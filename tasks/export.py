@@ -22,15 +22,18 @@ def export(stage: Stage) -> None:
     from efficientllava.export.model import export_model
     from efficientllava.models.checkpoint import load_processor
 
-    wanted, style = stage.parameters.export, stage.parameters.evaluation.style
+    settings, style = stage.parameters.export, stage.parameters.evaluation.style
     processor = load_processor(ARTIFACTS / "model", style)
-    questions = read_questions(ARTIFACTS / "questions", "test")[: wanted.answers]
+    questions = read_questions(ARTIFACTS / "questions", "test")[: settings.answers]
     record = export_model(
         stage.folder("pruned"),
         ARTIFACTS / "model",
-        [Prompt(question_prompt(question, processor=processor), question.image) for question in questions],
+        [
+            Prompt(question_prompt(question, processor=processor), question.image)
+            for question in questions
+        ],
         stage.folder("export"),
-        wanted,
+        settings,
         stage.progress,
         style,
     )

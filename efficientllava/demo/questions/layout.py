@@ -40,9 +40,9 @@ def write_questions(folder: Path, parameters: DemoParameters, progress: Progress
                 problems[identifier] = _record(item, split)
                 splits[split].append(identifier)
                 if item.picture is not None:
-                    place = temporary / "images" / split / identifier
-                    place.mkdir(parents=True)
-                    Image.fromarray(item.picture.pixels).save(place / _IMAGE)
+                    target = temporary / "images" / split / identifier
+                    target.mkdir(parents=True)
+                    Image.fromarray(item.picture.pixels).save(target / _IMAGE)
                 if len(problems) % 250 == 0 or len(problems) == total:
                     progress(Event("question", len(problems), total))
         write_json(temporary / PROBLEMS, problems)
