@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from contextlib import redirect_stderr
 from importlib.metadata import PackageNotFoundError, version
 from io import StringIO
@@ -64,7 +65,7 @@ def read_language_model(gguf: Path) -> tuple[LlamaForCausalLM, Tokenizer]:
                 quantization_config=GgufConfig(dequantize=True),
             )
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    except (ValueError, KeyError, RuntimeError, OSError) as error:
+    except (ValueError, KeyError, RuntimeError, OSError, IndexError, struct.error) as error:
         first = str(error).strip().splitlines()[0]
         raise UserError(f"transformers cannot read it: {first}", where=str(gguf)) from error
     # the weights are plain ones now; saved as they are, the checkpoint must not say otherwise
