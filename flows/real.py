@@ -22,7 +22,7 @@ from efficientllava.errors import UserError
 from efficientllava.parameters import Parameters
 from efficientllava.parsing import parse_parameters
 from flows.pipeline import pipeline, run_to_end, show_comparison
-from flows.runner.recording import leave
+from flows.runner.recording import end_process
 from flows.runner.stages import USER_ERROR
 from flows.server.workspaces import changed, make_workspace
 from tasks.runtime.check import check_parameters
@@ -86,4 +86,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    leave(main())
+    end_process(main())

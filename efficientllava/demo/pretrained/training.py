@@ -11,6 +11,7 @@ import copy
 import random
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -205,11 +206,12 @@ def _batches(
 def _answer_loss(
     model: LlavaForConditionalGeneration,
     processor: LlavaProcessor,
-    frozen: nn.Module,
+    frozen: Any,
     items: list[Item],
 ) -> Tensor:
     """Mean negative log-likelihood of the answers' first tokens, over the whole vocabulary."""
-    features = all_image_features(model, picture_tensor([item.picture for item in items]))
+    pictures = [item.picture for item in items if item.picture is not None]
+    features = all_image_features(model, picture_tensor(pictures))
     projected = model.model.multi_modal_projector(features).to(torch.bfloat16)
     rows, answers = zip(*(_tokens(processor, item) for item in items), strict=True)
     longest = max(map(len, rows))
