@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from efficientllava.errors import UserError
@@ -21,6 +22,9 @@ def main() -> int:
     parser.add_argument("--work", type=Path, default=Path(".work"), help="unfinished training")
     parser.add_argument("--output", type=Path, help="default: bridge.safetensors of the package")
     parser.add_argument("--questions", type=int, default=200, help="validation questions")
+    parser.add_argument(
+        "--steps", type=int, help="through the language model; default: the recipe's"
+    )
     parser.add_argument("--threads", type=int, default=1, help="another number, other bits")
     arguments = parser.parse_args()
 
@@ -34,6 +38,9 @@ def main() -> int:
     from efficientllava.parameters import DemoParameters
 
     torch.set_num_threads(arguments.threads)
+    recipe = BridgeRecipe()
+    if arguments.steps is not None:
+        recipe = replace(recipe, steps=arguments.steps)
     asked = arguments.work / "bridge-questions"
     try:
         write_questions(asked, DemoParameters(validation_questions=1000), silent)
@@ -43,7 +50,7 @@ def main() -> int:
             arguments.work,
             pictured[: arguments.questions],
             _tell,
-            BridgeRecipe(),
+            recipe,
         )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -53,7 +60,7 @@ def main() -> int:
 
 
 def _tell(event: Event) -> None:
-    if event.done % 10 == 0 or event.done == event.total:
+    if event.done % 10 == 0 or event.done == event.total or event.name == "answer step":
         values = " ".join(f"{name} {value}" for name, value in event.values.items())
         print(f"{event.name} {event.done}/{event.total} {values}", flush=True)
 
