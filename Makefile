@@ -26,7 +26,7 @@ export ORT_DISABLE_TELEMETRY := 1
 export RUFF_CACHE_DIR := $(CURDIR)/.work/caches/ruff
 
 
-.PHONY: help install demo repro test lint experiments screenshots ui clean constraints
+.PHONY: help install demo real repro test lint experiments screenshots ui clean constraints
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -38,10 +38,10 @@ install: .venv/installed  ## create .venv and install everything into it
 	@echo "== installing into .venv with $(if $(UV),uv,pip) and $$($(PYTHON) --version): some minutes the first time"
 ifneq ($(UV),)
 	@test -x $(BIN)/python || $(UV) venv --quiet --python "$$(command -v $(PYTHON))" .venv
-	@$(UV) pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[pipeline,dask,deepsparse,dev]'
+	@$(UV) pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[pipeline,dask,deepsparse,gguf,dev]'
 else
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[pipeline,dask,deepsparse,dev]'
+	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[pipeline,dask,deepsparse,gguf,dev]'
 endif
 	@touch $@
 
@@ -57,6 +57,10 @@ demo: .venv/installed  ## train a tiny vision-language model, prune it, measure 
 	@echo "   make ui                          MLflow and Prefect in the browser"
 	@echo "   $(BIN)/efficientllava ask artifacts/pruned/efficientllava-0.5 IMAGE QUESTION"
 	@echo "   params.yaml                      change something and run make demo again"
+
+real: .venv/installed  ## the pipeline on SmolLM2-135M of the package index (SOURCE= and REVISION= for another)
+	@echo "== the whole chain on a real language model in .work/real; what is unchanged is skipped"
+	@$(BIN)/python -m flows.real $(if $(SOURCE),--source '$(SOURCE)') $(if $(REVISION),--revision '$(REVISION)')
 
 repro: .venv/installed  ## the same work as `make demo` by DVC alone, without Prefect and MLflow
 	@$(BIN)/python -m dvc repro

@@ -113,13 +113,13 @@ def ask(
 ) -> None:
     """Answer a question about an image: exported models by the first runtime that can be used,
     checkpoints by PyTorch."""
-    from efficientllava.data.prompts import format_prompt
+    from efficientllava.data.prompts import chat_prompt, format_prompt
     from efficientllava.export.assistant import Prompt, answer
 
     text = question if raw else format_prompt(question, choice or [], hint)
     picture = None if image == "-" else Path(image)
     if (folder / "prefill.onnx").is_file():
-        typer.echo(answer(folder, picture, text, threads=threads, new_tokens=new_tokens))
+        typer.echo(answer(folder, picture, text, None, threads, new_tokens, raw))
         return
     import torch
 
@@ -130,9 +130,9 @@ def ask(
     torch.set_num_threads(threads)
     model, processor = load_model(folder), load_processor(folder)
     image_token = family_of(model.config).image_token
-    if picture is not None and image_token not in text:
-        text = f"{image_token}\n{text}"
-    typer.echo(checkpoint_answer(model, processor, Prompt(text, picture), new_tokens))
+    given = None if picture is None or image_token in text else image_token
+    prompt = chat_prompt(None if raw else processor, text, given)
+    typer.echo(checkpoint_answer(model, processor, Prompt(prompt, picture), new_tokens))
 
 
 @commands.command()

@@ -21,6 +21,7 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 from prefect.states import Completed, Failed, State
 
+from efficientllava.models.source import BUILT
 from efficientllava.parameters import Parameters
 from efficientllava.registry import METHODS
 from efficientllava.report.comparison import read_rows
@@ -211,6 +212,8 @@ def _lead(name: str, parameters: Parameters) -> str:
     model = (
         f"the demo model (width {demo.width}, {demo.blocks} blocks, trained anew for every seed)"
         if source == "demo"
+        else f"the LLaVA around {source} of the package index"
+        if source in BUILT
         else f"{source} at revision {parameters.model.revision}"
     )
     search, seeds = parameters.search, parameters.experiments.seeds

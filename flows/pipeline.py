@@ -248,7 +248,7 @@ def _warm_up() -> None:
     import efficientllava.report.comparison  # noqa: F401
 
 
-def _show(parameters: Parameters) -> None:
+def show_comparison(parameters: Parameters) -> None:
     """The comparison, and where to look."""
     from rich.console import Console
 
@@ -307,7 +307,7 @@ def run_to_end(
 
 def main() -> int:
     """Run the flow once."""
-    return run_to_end("the pipeline", lambda: pipeline(return_state=True), _show)
+    return run_to_end("the pipeline", lambda: pipeline(return_state=True), show_comparison)
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ def _answering(stage: Stage, folder: Path) -> Iterator[PreTrainedModel]:
 
 def _measure(stage: Stage, model: Any, checkpoint: Path, folder: Path) -> None:
     from efficientllava.benchmarks.predictions import write_lines
-    from efficientllava.benchmarks.text_loss import text_loss
+    from efficientllava.benchmarks.text_loss import perplexity, segment_losses
     from efficientllava.data.text import held_out_segments
     from efficientllava.files import folder_digest, replacing, write_json, write_text
     from efficientllava.models.checkpoint import load_processor
@@ -98,9 +98,13 @@ def _measure(stage: Stage, model: Any, checkpoint: Path, folder: Path) -> None:
         lines = [json.dumps(row) for row in results[settings.benchmark].answers]
     proxy = stage.parameters.proxy
     segments = held_out_segments(
-        processor.tokenizer, proxy.text, settings.text_segments, proxy.segment_length
+        processor.tokenizer,
+        settings.text or proxy.text,
+        settings.text_segments,
+        proxy.segment_length,
     )
-    record["text_loss"] = text_loss(model, segments, batch_size=8)
+    losses = segment_losses(model, segments, batch_size=8)
+    record |= {"text_loss": losses.mean().item(), **perplexity(losses)}
     if measured:
         record["benchmarks"] = measured
     with replacing(folder / "answers") as answers:

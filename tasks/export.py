@@ -20,17 +20,22 @@ def export(stage: Stage) -> None:
     from efficientllava.data.questions import read_questions
     from efficientllava.export.assistant import Prompt
     from efficientllava.export.model import export_model
+    from efficientllava.models.checkpoint import load_processor
 
-    settings = stage.parameters.export
+    settings, style = stage.parameters.export, stage.parameters.evaluation.style
+    processor = load_processor(ARTIFACTS / "model", style)
     questions = read_questions(ARTIFACTS / "questions", "test")[: settings.answers]
     record = export_model(
         stage.folder("pruned"),
         ARTIFACTS / "model",
-        [Prompt(question_prompt(question), question.image) for question in questions],
+        [
+            Prompt(question_prompt(question, processor=processor), question.image)
+            for question in questions
+        ],
         stage.folder("export"),
         settings,
         stage.progress,
-        stage.parameters.evaluation.style,
+        style,
     )
     for runtime, row in record["runtimes"].items():
         if not row["available"]:

@@ -1,6 +1,6 @@
 """Stage `model`: put the checkpoint that is to be pruned in artifacts/model.
 
-In:  params model; artifacts/questions when the demo model is trained
+In:  params model; artifacts/questions when the demo model is trained; the package index for smollm2
 Out: artifacts/model/ (a transformers checkpoint), with training.json (metrics) and matrices.json
 """
 
@@ -16,9 +16,14 @@ from tasks.runtime.stage import ARTIFACTS, WORK, Stage, run_stage
 
 
 def model(stage: Stage) -> None:
-    """Train the demo model, or take the user's checkpoint as it is."""
+    """Train the demo model, build that around SmolLM2, or take the user's checkpoint as it is."""
     source = stage.parameters.model.source
     folder = ARTIFACTS / "model"
+    if source == "smollm2":
+        from efficientllava.demo.pretrained.build import build_pretrained
+
+        build_pretrained(folder, WORK, stage.progress)
+        return
     if source == "demo":
         from efficientllava.demo.model import train_demo_model
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from efficientllava.data.encoding import Encoded
 from efficientllava.data.images import as_rgb, read_rgb
-from efficientllava.data.prompts import format_prompt
+from efficientllava.data.prompts import chat_prompt, format_prompt
 from efficientllava.data.proxy import (
     Pairs,
     ProxyData,
@@ -284,5 +284,5 @@ def _packaged(count: int, seed: int) -> Iterator[_Pair]:
 
 
 def _encoded(processor: Any, image_token: str, pair: _Pair) -> Encoded:
-    prompt = f"{image_token}\n{pair.prompt}"
+    prompt = chat_prompt(processor, pair.prompt, image_token)
     return encode_pair(processor, prompt, pair.answer, pair.image, pair.where)

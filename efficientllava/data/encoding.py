@@ -17,6 +17,8 @@ import torch
 from PIL import Image
 from torch.nn.functional import pad
 
+from efficientllava.data.prompts import join_answer
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -47,7 +49,7 @@ def encode_answered(processor: Any, prompt: str, answer: str, image: Image.Image
 
     A processor that keeps prompt and answer apart itself (PaliGemma's `suffix`: the prompt is read
     in both directions, the answer is not) is given both, and ends the answer with the tokenizer's
-    end token. Else the answer follows after a space, and is what the text has more than the
+    end token. Else the answer follows (`join_answer`), and is what the text has more than the
     prompt, since a prompt's end may melt with the answer into other tokens.
 
     Raises:
@@ -57,7 +59,7 @@ def encode_answered(processor: Any, prompt: str, answer: str, image: Image.Image
     if _keeps_answers_apart(processor):
         encoded = processor(text=[prompt], suffix=[answer], images=images, return_tensors="pt")
         return Encoded(_tensors(encoded), int(encoded["token_type_ids"].sum()), closing=1)
-    encoded = processor(text=[f"{prompt} {answer}"], images=images, return_tensors="pt")
+    encoded = processor(text=[join_answer(prompt, answer)], images=images, return_tensors="pt")
     [(tokens, _)] = answer_tokens(processor, prompt, [answer])
     return Encoded(_tensors(encoded), len(tokens))
 
@@ -73,7 +75,7 @@ def answer_tokens(
     if _keeps_answers_apart(processor):
         encoded = tokenizer(list(answers), add_special_tokens=False)["input_ids"]
         return [(tokens, True) for tokens in encoded]
-    texts = [prompt, *(f"{prompt} {answer}" for answer in answers)]
+    texts = [prompt, *(join_answer(prompt, answer) for answer in answers)]
     alone, *together = tokenizer(texts)["input_ids"]
     shared = [common_prefix(alone, tokens) for tokens in together]
     return [

@@ -163,7 +163,7 @@ def join_pairs(samples: Sequence[Encoded], processor: ProcessorMixin) -> Pairs:
 def _encoded(processor: ProcessorMixin, question: Question, image_token: str) -> Encoded:
     image = question.open_image()
     assert image is not None
-    prompt = question_prompt(question, image_token)
+    prompt = question_prompt(question, image_token, processor)
     return encode_pair(processor, prompt, answer_text(question), image, str(question.image))
 
 

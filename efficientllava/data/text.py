@@ -1,8 +1,9 @@
 """Text that stands in for the unknown training text, and text held out from it.
 
 A source is `demo` (prose of the Python standard library), a text file, a folder with
-ptb.train.txt, or a hub id of parquet text. Each has two parts that share nothing: the proxy part
-is what models are calibrated on, the held-out part is what their text loss is measured on.
+ptb.train.txt (held out: ptb.test.txt, or else ptb.valid.txt), or a hub id of parquet text. Each has
+two parts that share nothing: the proxy part is what models are calibrated on, the held-out part is
+what their text loss is measured on.
 """
 
 from __future__ import annotations
@@ -40,8 +41,7 @@ def read_text(source: str, part: Part = "proxy") -> str:
         return demo_text(part)
     path = Path(source)
     if path.is_dir():
-        name = "ptb.train.txt" if part == "proxy" else "ptb.valid.txt"
-        return _join_lines(_read_file(path / name))
+        return _join_lines(_read_file(path / _ptb_file(path, part)))
     if path.is_file():
         return _cut(_read_file(path), part)
     if _HUB_ID.fullmatch(source):
@@ -51,6 +51,13 @@ def read_text(source: str, part: Part = "proxy") -> str:
         where=source,
         remedy="name `demo`, a text file, a folder with ptb.train.txt or a hub id",
     )
+
+
+def _ptb_file(folder: Path, part: Part) -> str:
+    """The file of a part: results are held against the test text, where it is there."""
+    if part == "proxy":
+        return "ptb.train.txt"
+    return "ptb.test.txt" if (folder / "ptb.test.txt").is_file() else "ptb.valid.txt"
 
 
 def sample_segments(

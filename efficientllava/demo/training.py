@@ -143,7 +143,7 @@ def train_vision_tower(
     """Teach the tower what the training split's pictures show."""
     pool, batch = min(6000, 128 * steps), 128
     draw = random.Random(f"pictures {seed}")
-    pictures = [_training_picture(draw) for _ in range(pool)]
+    pictures = [training_picture(draw) for _ in range(pool)]
     pixels, labels = picture_tensor(pictures), torch.tensor([*map(_labels, pictures)])
     vision = model.config.vision_config
     heads = _PictureHeads(vision.hidden_size, vision.image_size // vision.patch_size)
@@ -158,7 +158,8 @@ def train_vision_tower(
         _report(progress, "vision step", step, steps, loss=loss.item())
 
 
-def _training_picture(draw: random.Random) -> Picture:
+def training_picture(draw: random.Random) -> Picture:
+    """A picture of the training split, of any kind."""
     draws = (draw_scene, draw_digit, draw_map)
     while True:
         picture = draw.choices(draws, (3, 6, 1))[0](draw)

@@ -19,6 +19,7 @@ from safetensors.numpy import load_file
 from transformers import AutoProcessor
 
 from efficientllava.data.images import read_rgb
+from efficientllava.data.prompts import chat_prompt
 from efficientllava.errors import UserError
 from efficientllava.export.runtimes import Arrays, Runtime, open_graph, unavailable
 from efficientllava.registry import RUNTIMES
@@ -289,13 +290,14 @@ def answer(
     runtime: str | None = None,
     threads: int = 1,
     new_tokens: int | None = None,
+    raw: bool = False,
 ) -> str:
     """Answer a question about an image with an exported model.
 
     Args:
         folder: what the export stage wrote.
-        question: the whole prompt, as the model was trained to read it; an image token is put
-            before it when there is an image and the prompt has none.
+        question: the user's message (see `chat_prompt`), or with `raw` the whole prompt; an image
+            token is put before it when there is an image and the prompt has none.
         runtime: as in `export.runtimes`; when None the first that worked at the export and can be
             used here.
 
@@ -306,6 +308,6 @@ def answer(
         runtime = usable_runtime(folder)
     assistant = Assistant(folder, runtime, threads)
     token = assistant.processor.image_token
-    if image is not None and token not in question:
-        question = f"{token}\n{question}"
-    return assistant.text(assistant.generate(Prompt(question, image), new_tokens))
+    given = None if image is None or token in question else token
+    prompt = chat_prompt(None if raw else assistant.processor, question, given)
+    return assistant.text(assistant.generate(Prompt(prompt, image), new_tokens))

@@ -58,7 +58,7 @@ def choice_likelihoods(
 
 
 def _rows(processor: Any, question: Question, image_token: str) -> list[_Row]:
-    prompt = question_prompt(question, image_token)
+    prompt = question_prompt(question, image_token, processor)
     answers = answer_tokens(processor, prompt, question.choices)
     # tokens may merge across prompt and choice: the answer is the part that differs
     if all(kept and len(tokens) == 1 for tokens, kept in answers):

@@ -10,6 +10,9 @@ from efficientllava.files import read_json
 CHECKPOINT_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 """The files of a checkpoint; never pickles, never code."""
 
+BUILT = ("demo", "smollm2")
+"""Values of `model.source` for which the stage `model` builds the checkpoint itself."""
+
 MATRICES = "matrices.json"
 """Beside the weights that the stage `model` wrote: the names of the prunable matrices, in order."""
 
@@ -43,7 +46,8 @@ def require_source(source: str | Path, revision: str | None, where: str, pin: st
         raise UserError(
             "no such model folder",
             where=f"{where}: {source}",
-            remedy="correct the path, or give a hub id (OWNER/NAME) with its commit",
+            remedy="correct the path, or give a hub id (OWNER/NAME) with its commit, or "
+            f"{' or '.join(BUILT)}",
         )
     return folder
 

@@ -47,7 +47,12 @@ class EvaluationParameters(Section):
     new_tokens: int | None = Field(
         None, ge=1, description="tokens at which an answer is cut; null for the benchmark's own"
     )
-    text_segments: int = Field(64, ge=1, description="held-out text segments for the text loss")
+    text: str | None = Field(
+        None, min_length=1, description="held-out text of the text loss and the perplexity, a source as in proxy.text (of a folder: ptb.test.txt, or else ptb.valid.txt); null for proxy.text"
+    )
+    text_segments: int = Field(
+        64, ge=1, description="held-out text segments of proxy.segment_length tokens"
+    )
     judge: JudgeParameters = JudgeParameters()
 
     @model_validator(mode="after")

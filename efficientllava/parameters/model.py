@@ -44,7 +44,7 @@ class ModelParameters(Section):
     source: str = Field(
         "demo",
         min_length=1,
-        description="`demo`, a folder with a transformers checkpoint, or a hub id",
+        description="`demo`, `smollm2` (SmolLM2-135M-Instruct of the package index, with the demo's vision tower), a folder with a transformers checkpoint, or a hub id",
     )
     revision: str | None = Field(None, description="commit of the hub id; required with a hub id")
     family: Literal["auto", "generic"] = Field(

@@ -46,6 +46,8 @@ class Row:
     achieved_sparsity: float | None = None
     proxy_loss: float | None = None
     text_loss: float | None = None
+    perplexity: float | None = None
+    perplexity_error: float | None = None
     answer_nll: float | None = None
     score: Score | None = None
     breakdowns: dict[str, Score] = field(default_factory=dict)
@@ -152,6 +154,8 @@ def _scores(path: Path) -> dict[str, Any]:
             if record["n"]
             else None,
             "text_loss": record.get("text_loss"),
+            "perplexity": record.get("perplexity"),
+            "perplexity_error": record.get("perplexity_error"),
             "answer_nll": record.get("answer_nll"),
             **{
                 group: {
@@ -169,6 +173,11 @@ def _scores(path: Path) -> dict[str, Any]:
 def number(value: float | None, form: str) -> str:
     """The number in the form given, a dash for None."""
     return "–" if value is None else format(value, form)
+
+
+def with_error(value: float | None, error: float | None) -> str:
+    """The number with its standard error, to two decimals; a dash for None."""
+    return number(value, ".2f") + ("" if error is None else f" ± {error:.2f}")
 
 
 def runtimes_of(rows: Sequence[Row]) -> list[str]:
@@ -219,6 +228,7 @@ def cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
         "zeros",
         "proxy loss",
         "text loss",
+        "perplexity",
         "answer loss",
         "accuracy %",
         "MB",
@@ -235,6 +245,7 @@ def cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
             number(row.achieved_sparsity, ".4f"),
             number(row.proxy_loss, ".4f"),
             number(row.text_loss, ".3f"),
+            with_error(row.perplexity, row.perplexity_error),
             number(row.answer_nll, ".3f"),
             "–" if row.score is None else str(row.score),
             number(size, ".2f"),
@@ -295,6 +306,8 @@ def _flat(row: Row) -> dict[str, Any]:
         "achieved_sparsity": row.achieved_sparsity,
         "proxy_loss": row.proxy_loss,
         "text_loss": row.text_loss,
+        "perplexity": row.perplexity,
+        "perplexity_error": row.perplexity_error,
         "answer_nll": row.answer_nll,
         "accuracy": row.score and row.score.accuracy,
         "standard_error": row.score and row.score.standard_error,

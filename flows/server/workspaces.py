@@ -15,13 +15,14 @@ from typing import Any
 from dvc.utils.serialize import dump_yaml
 
 from efficientllava.files import replacing
+from efficientllava.models.source import BUILT
 from efficientllava.parsing import parse_parameters
 from flows.runner.graph import open_repo
 from flows.tracking.tracking import tracking_uri
 
 CODE = ("efficientllava", "tasks")
 # parameters that may name a path, relative to the workspace in which they stand
-PATHS = ("model.source", "proxy.text", "proxy.pairs_source")
+PATHS = ("model.source", "proxy.text", "proxy.pairs_source", "evaluation.text")
 
 
 def changed(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -78,5 +79,5 @@ def _absolute(values: dict[str, Any], root: Path, names: Iterable[str]) -> None:
     data = values.get("evaluation", {}).get("data", {})
     for section, name in [*targets, *((data, benchmark) for benchmark in data)]:
         value = section.get(name, "demo")
-        if value != "demo" and (root / value).exists():
+        if value not in (None, *BUILT) and (root / value).exists():
             section[name] = str((root / value).resolve())

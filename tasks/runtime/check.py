@@ -8,7 +8,7 @@ from typing import Any
 
 from efficientllava.allocation.search.policy import check_band
 from efficientllava.errors import UserError
-from efficientllava.models.source import local_folder, require_source
+from efficientllava.models.source import BUILT, local_folder, require_source
 from efficientllava.parameters import Parameters
 from efficientllava.registry import METHODS
 
@@ -76,16 +76,16 @@ def check_device(parameters: Parameters) -> None:
 
 
 def model_folder(parameters: Parameters) -> Path | None:
-    """The folder of a user's own checkpoint; None for the demo model and for a hub id."""
+    """The folder of a user's own checkpoint; None for one that is built here and for a hub id."""
     source = parameters.model.source
-    if source == "demo":
+    if source in BUILT:
         return None
     return local_folder(source)
 
 
 def _check_model(parameters: Parameters) -> None:
     model = parameters.model
-    if model.source != "demo":
+    if model.source not in BUILT:
         require_source(model.source, model.revision, "params.yaml, model.source", "model.revision")
 
 
@@ -113,9 +113,9 @@ def _check_proxy(parameters: Parameters) -> None:
         raise UserError(
             "no such folder", where=f"params.yaml, proxy.pairs_source: {proxy.pairs_source}"
         )
-    text = proxy.text
-    if text.startswith((".", "/", "~")) and not Path(text).expanduser().exists():
-        raise UserError("no such file or folder", where=f"params.yaml, proxy.text: {text}")
+    for name, text in (("proxy.text", proxy.text), ("evaluation.text", parameters.evaluation.text)):
+        if text and text.startswith((".", "/", "~")) and not Path(text).expanduser().exists():
+            raise UserError("no such file or folder", where=f"params.yaml, {name}: {text}")
 
 
 def _check_evaluation(parameters: Parameters) -> None:

@@ -13,7 +13,7 @@ from efficientllava.benchmarks.demo_questions.multiple_choice import (
     answer_questions,
     scores,
 )
-from efficientllava.benchmarks.text_loss import text_loss
+from efficientllava.benchmarks.text_loss import perplexity, text_loss
 from efficientllava.data.prompts import question_prompt
 from efficientllava.data.questions import Question, read_questions
 from efficientllava.demo.model import build_model, build_processor
@@ -180,3 +180,17 @@ def test_text_loss_equals_transformers_loss(
         expected = float(model(input_ids=segments, labels=segments).loss)
     for batch_size in (1, 2, 8):
         assert text_loss(model, segments, batch_size) == pytest.approx(expected, rel=1e-5)
+
+
+def test_perplexity_and_its_error_are_those_of_the_segments() -> None:
+    """Independent of the code: jackknife over segments."""
+    losses = torch.tensor([3.1, 2.9, 3.4, 3.0, 3.2, 2.8], dtype=torch.float64)
+    found = perplexity(losses)
+    n = len(losses)
+    assert found["perplexity"] == pytest.approx(float(losses.mean().exp()))
+    left_out = [float(torch.cat([losses[:i], losses[i + 1 :]]).mean().exp()) for i in range(n)]
+    mean = sum(left_out) / n
+    jackknife = ((n - 1) / n * sum((value - mean) ** 2 for value in left_out)) ** 0.5
+    assert found["perplexity_error"] == pytest.approx(jackknife, rel=0.02)
+    assert found["text_segments"] == n
+    assert perplexity(losses[:1])["perplexity_error"] is None

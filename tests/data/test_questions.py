@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from efficientllava.data.prompts import answer_text, question_prompt
+from efficientllava.data.prompts import answer_text, chat_prompt, join_answer, question_prompt
 from efficientllava.data.questions import read_questions
 from efficientllava.errors import UserError
 
@@ -145,3 +145,31 @@ def test_an_image_larger_than_pillow_takes(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4)
     with pytest.raises(UserError, match="image too large"):
         read_questions(write(tmp_path, RECORD), "test")
+
+
+class _Chat:
+    """A processor with a chat template, as transformers' processors have one."""
+
+    chat_template = "..."
+
+    def __init__(self, end: str) -> None:
+        self._end = end
+
+    def apply_chat_template(self, turns: list, add_generation_prompt: bool, tokenize: bool) -> str:
+        assert add_generation_prompt and not tokenize
+        (turn,) = turns
+        parts = ["<pic>" if part["type"] == "image" else part["text"] for part in turn["content"]]
+        return f"[{turn['role']}]{'|'.join(parts)}[assistant]{self._end}"
+
+
+def test_a_chat_template_of_the_processor_wraps_the_question(tmp_path: Path) -> None:
+    (question,) = read_questions(write(tmp_path, RECORD), "test")
+    plain = question_prompt(question).removeprefix("<image>\n")
+    assert question_prompt(question, processor=_Chat("")) == f"[user]<pic>|{plain}[assistant]"
+    assert chat_prompt(_Chat(""), "Why?", None) == "[user]Why?[assistant]"
+    assert chat_prompt(object(), "Why?", "<i>") == "<i>\nWhy?"
+
+
+def test_an_answer_follows_after_one_space_or_line() -> None:
+    assert join_answer("ASSISTANT:", "red") == "ASSISTANT: red"
+    assert join_answer("assistant\n", "red") == "assistant\nred"

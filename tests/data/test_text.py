@@ -179,3 +179,12 @@ def test_pieces_have_the_tokens_of_the_whole(
     monkeypatch.setattr("efficientllava.data.text.PIECE", piece)
     monkeypatch.setattr("efficientllava.data.text.MARGIN", 200)
     assert list(_tokenise(tokenizer, text)) == whole
+
+
+def test_the_test_text_of_a_folder_is_held_out_before_the_validation_text(tmp_path: Path) -> None:
+    for part in ("train", "valid"):
+        (tmp_path / f"ptb.{part}.txt").write_text(f" {part} text \n")
+    assert read_text(str(tmp_path), "held_out") == "valid text"
+    (tmp_path / "ptb.test.txt").write_text(" test text \n")
+    assert read_text(str(tmp_path), "held_out") == "test text"
+    assert read_text(str(tmp_path)) == "train text"

@@ -23,10 +23,10 @@ TEXT_GROUNDS: Weighted = (
 GROUNDS: Weighted = PICTURE_GROUNDS + TEXT_GROUNDS
 
 
-def draw_item(draw: random.Random, split: str) -> Item:
-    """One question of a split."""
+def draw_item(draw: random.Random, split: str, grounds: Weighted = GROUNDS) -> Item:
+    """One question of a split, about one of the grounds."""
     while True:
-        item = _draw_ground(draw, GROUNDS)(draw)
+        item = _draw_ground(draw, grounds)(draw)
         if split_of(item.key) == split:
             return item
 

@@ -1,0 +1,1 @@
+"""A LLaVA around a pretrained language model of the package index: SmolLM2-135M-Instruct."""

@@ -1,0 +1,89 @@
+"""The pipeline on a real language model: `python -m flows.real`, or `make real`.
+
+It runs in a workspace of its own, .work/real, with the parameters of params.real.yaml. The
+variable EFFICIENTLLAVA_PTB names a folder with ptb.train.txt and ptb.test.txt (Mikolov's files),
+which then take the place of the packaged text; they are read where they lie. Killed, the same
+command goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping
+from contextlib import chdir
+from pathlib import Path
+from typing import Any
+
+from prefect.states import State
+
+from efficientllava.errors import UserError
+from efficientllava.parameters import Parameters
+from efficientllava.parsing import parse_parameters
+from flows.pipeline import pipeline, run_to_end, show_comparison
+from flows.runner.recording import end_process
+from flows.runner.stages import USER_ERROR
+from flows.server.workspaces import changed, make_workspace
+from tasks.runtime.check import check_parameters
+from tasks.runtime.stage import WORK, read_values
+
+PARAMETERS = Path("params.real.yaml")
+WORKSPACE = WORK / "real"
+PTB = "EFFICIENTLLAVA_PTB"
+PTB_FILES = ("ptb.train.txt", "ptb.test.txt")
+
+
+def real_values(
+    source: str | None, revision: str | None, environment: Mapping[str, str]
+) -> dict[str, Any]:
+    """The parameters of params.real.yaml, with another model or another text where one is named.
+
+    Raises:
+        UserError: the file is missing or says something that cannot work; the folder of
+            EFFICIENTLLAVA_PTB lacks a file.
+    """
+    changes: dict[str, Any] = {}
+    if source:
+        changes = {"model.source": source, "model.revision": revision or None}
+    if folder := environment.get(PTB):
+        for name in PTB_FILES:
+            if not (Path(folder).expanduser() / name).is_file():
+                raise UserError(
+                    f"there is no {name}",
+                    where=f"{PTB}={folder}",
+                    remedy="name the folder of Mikolov's files, or unset the variable",
+                )
+        changes["proxy.text"] = str(Path(folder).expanduser().resolve())
+    return changed(read_values(PARAMETERS), changes)
+
+
+def main() -> int:
+    """Make the workspace, run the pipeline in it and show the comparison."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--source", help="another model: a folder or a hub id")
+    parser.add_argument("--revision", help="commit of the hub id")
+    arguments = parser.parse_args()
+    try:
+        values = real_values(arguments.source, arguments.revision, os.environ)
+        parameters = parse_parameters(values)
+        check_parameters(parameters)
+        make_workspace(Path.cwd(), WORKSPACE, values)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USER_ERROR
+
+    def start() -> State[Any]:
+        with chdir(WORKSPACE):
+            return pipeline(return_state=True)
+
+    def show(_: Parameters) -> None:
+        with chdir(WORKSPACE):
+            show_comparison(parameters)
+        print(f"These lie in {WORKSPACE}.")
+
+    return run_to_end("the real model", start, show)
+
+
+if __name__ == "__main__":
+    end_process(main())
