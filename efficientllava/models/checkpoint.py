@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     AutoConfig,
     AutoProcessor,
@@ -29,6 +28,7 @@ from efficientllava.models.families import (
     require_head,
 )
 from efficientllava.models.folder_kind import require_plain_checkpoint
+from efficientllava.models.packed import check_config, has_record, is_packed
 from efficientllava.models.processors.image_tokens import check_image_size, fit_image_tokens
 from efficientllava.models.processors.llava_images import pads_images, use_original_images
 from efficientllava.models.processors.still_images import needs_torchvision, processor_class
@@ -101,6 +101,9 @@ def load_model(
     folder = Path(folder)
     family = check_checkpoint(folder)
     loader = model_class(family.takes_images)
+    files = weight_files(folder)
+    if is_packed(folder) or has_record(files):
+        check_config(files, folder / "config.json")
     try:
         check_size(folder, family.takes_images)
         model, loading = loader.from_pretrained(
@@ -111,7 +114,7 @@ def load_model(
             trust_remote_code=False,
             output_loading_info=True,
         )
-    except (ValueError, KeyError, TypeError, RuntimeError, OSError, StrictDataclassError) as error:
+    except (ValueError, KeyError, RuntimeError, OSError) as error:
         first = str(error).strip().splitlines()[0]
         raise UserError(
             f"transformers cannot load the model: {first}", where=str(folder)

@@ -8,7 +8,7 @@ from typing import Any
 
 from efficientllava.errors import UserError
 from efficientllava.files import read_json
-from efficientllava.models.weight_files import PACKED
+from efficientllava.models.packed import PACKED
 
 ORIGINAL_LLAVA = ("llava_llama", "llava_mistral", "llava_mpt", "llava_qwen", "llava_gemma")
 """`model_type` in the layout of LLaVA's own repository, whose code transformers does not have."""

@@ -17,8 +17,8 @@ from efficientllava.files import file_digest, value_digest
 from efficientllava.models.checkpoint import check_checkpoint, load_processor, save_checkpoint
 from efficientllava.models.families import Family, family_of
 from efficientllava.models.generic import with_found_family
+from efficientllava.models.packed import require_unpacked
 from efficientllava.models.source import CHECKPOINT_FILES, hub_snapshot, require_source
-from efficientllava.models.weight_files import require_unpacked
 
 WHERE = "load"
 

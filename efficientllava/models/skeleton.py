@@ -19,7 +19,8 @@ from transformers.models.auto.modeling_auto import (
 
 from efficientllava.errors import UserError
 from efficientllava.files import read_json, stored_numbers
-from efficientllava.models.weight_files import is_packed, stored_names, weight_files
+from efficientllava.models.packed import is_packed
+from efficientllava.models.weight_files import stored_names, weight_files
 
 LAYERS = ("num_hidden_layers", "num_layers", "depth")
 """Names of the number of layers in configurations."""
@@ -83,7 +84,7 @@ def check_size(folder: Path, takes_images: bool) -> None:
                     f"{layers} is {count}; the files hold {names} tensors", where, remedy
                 )
     if is_packed(folder):
-        return  # the checksum of config.json is compared before any weight is allocated
+        return  # its config.json is the one that was written with the weights
     described = without_weights(folder, takes_images).num_parameters()
     share, number = MISSING
     if described - stored > max(share * stored, number):
