@@ -25,6 +25,7 @@ from efficientllava.errors import UserError
 from efficientllava.parameters import Parameters
 from flows.runner.console import say_failures_once
 from flows.runner.graph import Changes, Node, read_graph
+from flows.runner.host import StageHost
 from flows.runner.live import Values
 from flows.runner.recording import RECORDING, leave
 from flows.runner.stages import USER_ERROR, Call, StageFailure, Watchers, run_stage
@@ -205,8 +206,12 @@ def _pipeline(root: Path, parameters: Parameters, until: tuple[str, ...]) -> Sta
     nodes = read_graph(root, until)
     run = Run(root, nodes, tracking)
     try:
-        with SearchCluster(parameters.machine) as cluster:
-            call = Call(root, Changes(root), Watchers(run.starts, run.step), cluster.environment)
+        with (
+            SearchCluster(parameters.machine) as cluster,
+            StageHost(parameters.machine.threads) as host,
+        ):
+            watchers = Watchers(run.starts, run.step)
+            call = Call(root, Changes(root), host, watchers, cluster.environment)
             for number, node in enumerate(nodes):
                 run.stage(node, call)
                 cell = cell_of(node)
