@@ -31,8 +31,10 @@ from flows.runner.recording import RECORDING, leave
 from flows.runner.stages import USER_ERROR, Call, StageFailure, Watchers, run_stage
 from flows.server.cluster import SearchCluster
 from flows.server.server import mark_crashed, prefect_server
+from flows.tracking.champion import target_ratio
 from flows.tracking.record import ModelRecord, cell_of, read_record
 from flows.tracking.tracking import Tracking, check_server, tracking_uri
+from flows.unchanged import is_unchanged, recorded
 from tasks.runtime.check import check_device
 from tasks.runtime.stage import ARTIFACTS, read_parameters
 from tasks.runtime.workspace import workspace_lock
@@ -217,8 +219,7 @@ def _pipeline(root: Path, parameters: Parameters, until: tuple[str, ...]) -> Sta
                 cell = cell_of(node)
                 if cell and cell not in {cell_of(later) for later in nodes[number + 1 :]}:
                     run.log(cell)
-        target = parameters.tracking.champion_ratio
-        run.promote(parameters.ratios[0] if target is None else target)
+        run.promote(target_ratio(parameters))
     except BaseException:
         tracking.fail_all("the pipeline was stopped")
         raise
@@ -278,7 +279,10 @@ def _show(parameters: Parameters) -> None:
 
 
 def run_to_end(
-    who: str, start: Callable[[], State[Any]], show: Callable[[Parameters], None]
+    who: str,
+    start: Callable[[], State[Any]],
+    show: Callable[[Parameters], None],
+    idle: Callable[[Parameters], bool] = lambda parameters: False,
 ) -> int:
     """Run a flow on this workspace, with a server, and tell how it went by the exit status.
 
@@ -286,6 +290,7 @@ def run_to_end(
         who: what a second run is told of this one.
         start: runs the flow.
         show: called when it completed.
+        idle: says, before a server is started, that the flow has nothing to do.
     """
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
@@ -294,7 +299,10 @@ def run_to_end(
         check_server(tracking_uri(parameters.tracking, Path.cwd()))
         with workspace_lock(who):
             threading.Thread(target=_warm_up, daemon=True).start()
-            with prefect_server():
+            if idle(parameters):
+                show(parameters)
+                return 0
+            with prefect_server(), recorded(Path.cwd()):
                 state = RECORDING.run(start)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -312,7 +320,7 @@ def run_to_end(
 
 def main() -> int:
     """Run the flow once."""
-    return run_to_end("the pipeline", lambda: pipeline(return_state=True), _show)
+    return run_to_end("the pipeline", lambda: pipeline(return_state=True), _show, is_unchanged)
 
 
 if __name__ == "__main__":

@@ -47,7 +47,8 @@ def main(channel: socket.socket) -> None:
         process = _fork()
         if process == 0:
             channel.close()
-            _reproduce(*descriptors, **request)
+            output, starter = descriptors
+            _reproduce(output, starter, **request)
         for descriptor in descriptors:
             os.close(descriptor)
         channel.send(str(process).encode())
@@ -79,7 +80,7 @@ def _reproduce(
     stage_process = _StageProcess(starter)
     threading.Thread(target=_end_with, args=(starter,), daemon=True).start()
     run = importlib.import_module("dvc.stage.run")
-    run._run = stage_process.replacing(run._run)
+    run._run = stage_process.replacing(run._run)  # type: ignore[attr-defined]
     _leave(lambda: sys.exit(_dvc(["repro", "--single-item", stage])))
 
 
