@@ -298,10 +298,10 @@ def run_to_end(
         check_device(parameters)
         check_server(tracking_uri(parameters.tracking, Path.cwd()))
         with workspace_lock(who):
-            threading.Thread(target=_warm_up, daemon=True).start()
             if idle(parameters):
                 show(parameters)
                 return 0
+            threading.Thread(target=_warm_up, daemon=True).start()
             with prefect_server(), recorded(Path.cwd()):
                 state = RECORDING.run(start)
     except UserError as error:

@@ -20,7 +20,7 @@ from flows.tracking.record import cell_of, read_record
 from flows.tracking.tracking import Tracking
 
 RECORDED = Path(".work/recorded")
-"""There while a run is recorded; a run that was killed leaves it, and the next one mends records."""
+"""There while a run is recorded. A killed run leaves it; the next one then mends the records."""
 
 
 @contextmanager
@@ -54,12 +54,15 @@ def _decided(root: Path, parameters: Parameters) -> str | None:
     """What was decided about the champion; None if there is something to do."""
     if PREFECT_API_URL.value() or (root / RECORDED).exists():
         return None
-    from mlflow.exceptions import MlflowException
-
     try:
         nodes, changes = read_graph(root), Changes(root)
         if any(changes.why(node.name) is not None for node in nodes):
             return None
+    except UserError:
+        return None
+    from mlflow.exceptions import MlflowException
+
+    try:
         return _champion(root, nodes, parameters)
     except (UserError, MlflowException, OSError):
         return None

@@ -16,6 +16,7 @@ from typing import TextIO
 from flows.runner.loopback import environment_of_stages
 from tasks.runtime.environment import thread_settings
 
+PROGRAM = Path(__file__).with_name("stage_host.py")
 GONE = 137  # exit status of what was killed
 MODULES = (
     "transformers.modeling_utils",
@@ -130,7 +131,8 @@ class StageHost:
             with theirs:
                 descriptor = theirs.fileno()
                 self._process = subprocess.Popen(
-                    [sys.executable, "-m", "flows.runner.stage_host", str(descriptor)],
+                    # by its path: what `-m` puts first is a workspace, which has other packages
+                    [sys.executable, str(PROGRAM), str(descriptor)],
                     env={
                         **environment_of_stages(),
                         **thread_settings(self._threads),

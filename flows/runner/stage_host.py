@@ -1,4 +1,4 @@
-"""The process of which a run's stages are forks: `python -m flows.runner.stage_host DESCRIPTOR`.
+"""The process of which a run's stages are forks: `python flows/runner/stage_host.py DESCRIPTOR`.
 
 Importing torch and transformers takes 5 s of a processor, longer than many stages work. Here it
 is done once a run. Only packages are imported before a fork, never this repository's code: that is
@@ -12,6 +12,7 @@ the process that runs `dvc repro`, and its exit status when it has ended.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import gc
 import importlib
 import json
@@ -29,7 +30,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 LONGEST_REQUEST = 2**20
-OURS = ("efficientllava", "tasks", "flows")
 DVC = ("dvc.cli", "dvc.commands.repro", "dvc.repo.reproduce", "dvc.stage.run")
 
 
@@ -153,10 +153,7 @@ class _StageProcess:
 def _run_module(words: list[str], folder: str, environment: Mapping[str, str]) -> None:
     """Be `python -m WORDS` in a folder."""
     _enter(folder, environment)
-    for name in list(sys.modules):
-        if name.partition(".")[0] in OURS:
-            del sys.modules[name]
-    sys.path[0] = str(Path(folder).resolve())
+    sys.path.insert(0, str(Path(folder).resolve()))
     importlib.invalidate_caches()
     sys.argv = words
     runpy.run_module(words[0], run_name="__main__", alter_sys=True)
@@ -190,4 +187,6 @@ def _status_of(end: SystemExit) -> int:
 
 
 if __name__ == "__main__":
-    main(socket.socket(fileno=int(sys.argv[1])))
+    del sys.path[0]  # this file's folder
+    with contextlib.suppress(ConnectionError):  # the flow was killed, and its stage with it
+        main(socket.socket(fileno=int(sys.argv[1])))
