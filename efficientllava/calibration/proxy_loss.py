@@ -198,31 +198,35 @@ def _joined(parts: Sequence[Distribution]) -> Distribution:
 
 
 @torch.no_grad()
-def loss_sum(
-    language_model: nn.Module, head: Head, batches: Sequence[LossBatch], fitness: Fitness
-) -> tuple[float, int]:
-    """Sum of the losses at all scored positions of batches, in float64, and their number."""
-    total, count = 0.0, 0
+def loss_sums(
+    language_model: nn.Module, head: Head, batches: Sequence[LossBatch], kinds: Sequence[Fitness]
+) -> list[tuple[float, int]]:
+    """Sum of the losses at all scored positions of batches, in float64, and their number.
+
+    One forward pass gives the losses of all kinds.
+    """
+    totals, counts = [0.0] * len(kinds), [0] * len(kinds)
     for batch in batches:
         hidden = hidden_states(language_model, batch.inputs)[batch.positions]
         for rows, logits in chunked_logits(head, hidden):
             wanted = batch.wanted[rows]
-            if fitness == "kl":
-                assert batch.dense is not None, "remember_dense comes first"
-                losses = kl_divergence(batch.dense[rows], logits)
-                count += losses.numel()
-            else:
-                losses = negative_log_likelihood(functional.log_softmax(logits, -1), wanted)
-                count += int((wanted != IGNORED).sum())
-            total += float(losses.sum(dtype=torch.float64))
-    return total, count
+            for index, kind in enumerate(kinds):
+                if kind == "kl":
+                    assert batch.dense is not None, "remember_dense comes first"
+                    losses = kl_divergence(batch.dense[rows], logits)
+                    counts[index] += losses.numel()
+                else:
+                    losses = negative_log_likelihood(functional.log_softmax(logits, -1), wanted)
+                    counts[index] += int((wanted != IGNORED).sum())
+                totals[index] += float(losses.sum(dtype=torch.float64))
+    return list(zip(totals, counts, strict=True))
 
 
 def mean_loss(
     language_model: nn.Module, head: Head, batches: Sequence[LossBatch], fitness: Fitness
 ) -> float:
     """Mean loss over the scored positions of batches."""
-    total, count = loss_sum(language_model, head, batches, fitness)
+    [(total, count)] = loss_sums(language_model, head, batches, [fitness])
     return total / max(count, 1)
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
 
-from efficientllava.calibration.proxy_loss import ProxyLoss, loss_sum
+from efficientllava.calibration.proxy_loss import Fitness, ProxyLoss, loss_sums, mean_loss
 from efficientllava.data.proxy import ProxyData
 from efficientllava.models.families import Adapter
 from efficientllava.parameters import SearchParameters
+
+KINDS: tuple[Fitness, ...] = ("kl", "nll")
 
 
 class ProxyMeasures:
@@ -21,49 +23,57 @@ class ProxyMeasures:
     """
 
     def __init__(self, adapter: Adapter, proxy: ProxyData, search: SearchParameters) -> None:
-        self._fitness = search.fitness
-        self._losses = {
-            name: ProxyLoss(adapter, proxy, name, search.fitness_data) for name in ("kl", "nll")
-        }
-        self.dense_nll = self._losses["nll"](adapter.language_model)
+        self._fitness: Fitness = search.fitness
+        self._proxy_loss = ProxyLoss(adapter, proxy, "kl", search.fitness_data)
+        self.dense_nll = self._mean(adapter.language_model, "nll")
+
+    def _mean(self, language_model: nn.Module, kind: Fitness) -> float:
+        loss = self._proxy_loss
+        means = [
+            mean_loss(language_model, loss.head, batches, kind)
+            for batches in (loss.text, loss.pairs)
+            if batches
+        ]
+        return sum(means) / len(means)
 
     def move_projector(self, adapter: Adapter, state: Mapping[str, torch.Tensor]) -> None:
         """Give the model an evolved projector; an empty state leaves its own."""
         if state:
             adapter.load_projector(state)
-            for loss in self._losses.values():
-                loss.projector_moved()
+            self._proxy_loss.projector_moved()
 
     def loss(self, language_model: nn.Module) -> float:
         """The proxy loss that the search minimises (`search.fitness`)."""
-        return self._losses[self._fitness](language_model)
+        return self._mean(language_model, self._fitness)
 
     def __call__(self, language_model: nn.Module) -> tuple[dict[str, float], float]:
         """The proxy losses of a pruned language model as the record has them (text and answers
         half each), and the mean loss over all scored positions together."""
-        values, by_position = {}, {}
-        for name, loss in self._losses.items():
-            values[name], by_position[name] = _losses(loss, language_model)
+        loss = self._proxy_loss
+        sums = [
+            loss_sums(language_model, loss.head, batches, KINDS)
+            for batches in (loss.text, loss.pairs)
+            if batches
+        ]
+        by_kind = dict(zip(KINDS, map(_means, zip(*sums, strict=True)), strict=True))
         record = {
-            "proxy_kl": values["kl"],
-            "proxy_nll": values["nll"],
+            "proxy_kl": by_kind["kl"][0],
+            "proxy_nll": by_kind["nll"][0],
             "dense_nll": self.dense_nll,
-            "proxy_loss": values[self._fitness],
+            "proxy_loss": by_kind[self._fitness][0],
         }
-        return record, by_position[self._fitness]
+        return record, by_kind[self._fitness][1]
 
 
-def _losses(loss: ProxyLoss, language_model: nn.Module) -> tuple[float, float]:
+def _means(sums: Sequence[tuple[float, int]]) -> tuple[float, float]:
     """The proxy loss as the search takes it, and the mean loss of all scored positions.
 
     The search counts text and answers half each. A choice between two models by that measure would
     follow the answers' few positions, whose mean varies more than the text's of thousands.
+
+    Args:
+        sums: of the text, and of the answers if there are any: the losses and their number.
     """
-    sums = [
-        loss_sum(language_model, loss.head, batches, loss.fitness)
-        for batches in (loss.text, loss.pairs)
-        if batches
-    ]
     means = [total / max(count, 1) for total, count in sums]
     positions = sum(count for _, count in sums)
     return sum(means) / len(means), sum(total for total, _ in sums) / max(positions, 1)
