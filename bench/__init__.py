@@ -12,19 +12,19 @@ prepare()
 
 def options_of(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """The options of a bench, whose `threads` this process takes from now on."""
-    wanted = parser.parse_args()
-    use_threads(wanted.threads)
+    arguments = parser.parse_args()
+    use_threads(arguments.threads)
     import torch
 
-    torch.set_num_threads(wanted.threads)
-    return wanted
+    torch.set_num_threads(arguments.threads)
+    return arguments
 
 
-def say_conditions(wanted: argparse.Namespace, **more: object) -> None:
-    """Print what is measured, and on what, as one line of JSON."""
+def say_conditions(arguments: argparse.Namespace, **more: object) -> None:
+    """Print the conditions of a measurement as one line of JSON."""
     import torch
 
     from efficientllava.export.speed import machine
 
-    told = {**vars(wanted), "machine": {**machine(), "torch": torch.__version__, **more}}
-    print(json.dumps(told, default=str), flush=True)
+    conditions = {**vars(arguments), "machine": {**machine(), "torch": torch.__version__, **more}}
+    print(json.dumps(conditions, default=str), flush=True)

@@ -4,22 +4,21 @@ runs one and `python -m bench NAME --help` shows its options."""
 from __future__ import annotations
 
 import ast
-import difflib
 import importlib
 import sys
 from pathlib import Path
 
-from efficientllava.errors import UserError
+from efficientllava.errors import UserError, hint
 
 
 def benches() -> dict[str, str]:
     """The first line about each module of this folder that has a `main`, by name."""
-    found = {}
+    summaries = {}
     for path in sorted(Path(__file__).parent.glob("[!_]*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         if any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in tree.body):
-            found[path.stem] = (ast.get_docstring(tree) or "").partition("\n")[0]
-    return found
+            summaries[path.stem] = (ast.get_docstring(tree) or "").partition("\n")[0]
+    return summaries
 
 
 def run(arguments: list[str]) -> int:
@@ -35,11 +34,8 @@ def run(arguments: list[str]) -> int:
         return 0
     name, *options = arguments
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
         raise UserError(
-            f"no bench is called {name!r}",
-            where="python -m bench",
-            remedy=f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}",
+            f"no bench is called {name!r}", where="python -m bench", remedy=hint(name, known)
         )
     sys.argv = [f"python -m bench {name}", *options]
     return int(importlib.import_module(f"bench.{name}").main() or 0)

@@ -53,43 +53,43 @@ def main() -> None:
     parser.add_argument("--kl-tokens", type=int)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--workers", action="store_true", help="one and two Dask processes")
-    wanted = options_of(parser)
-    say_conditions(wanted)
+    arguments = options_of(parser)
+    say_conditions(arguments)
 
     import torch
 
     from efficientllava.data.proxy import ProxyData
     from efficientllava.models.families import adapter_for
 
-    model = random_llava(size_of(wanted), wanted.length)
+    model = random_llava(size_of(arguments), arguments.length)
     adapter = adapter_for(model)
-    segments = torch.randint(5, wanted.vocabulary, (wanted.segments, wanted.length))
+    segments = torch.randint(5, arguments.vocabulary, (arguments.segments, arguments.length))
     generator = random.Random(0)
     policies = [
-        [generator.choice(LEVELS) for _ in adapter.matrices] for _ in range(wanted.candidates)
+        [generator.choice(LEVELS) for _ in adapter.matrices] for _ in range(arguments.candidates)
     ]
     rounds = [policies[first : first + ROUND] for first in range(0, len(policies), ROUND)]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        database = magnitude_database(adapter, folder / "database", wanted.storage)
+        database = magnitude_database(adapter, folder / "database", arguments.storage)
         proxy = ProxyData(segments, None)
-        if wanted.workers:
+        if arguments.workers:
             model.save_pretrained(folder / "model")
-            compare_workers(wanted, proxy, adapter, folder, rounds)
+            compare_workers(arguments, proxy, adapter, folder, rounds)
         else:
-            compare_with_bare(wanted, proxy, adapter, database, rounds)
+            compare_with_bare(arguments, proxy, adapter, database, rounds)
         size = sum(file.stat().st_size for file in (folder / "database").glob("*.safetensors"))
     print(f"database {size / 2**20:.0f} MiB; load average after {os.getloadavg()[0]:.2f}")
 
 
 def compare_with_bare(
-    wanted: argparse.Namespace, proxy: Any, adapter: Any, database: Any, rounds: list[Any]
+    arguments: argparse.Namespace, proxy: Any, adapter: Any, database: Any, rounds: list[Any]
 ) -> None:
     """Candidates in turn with bare forward passes."""
     from efficientllava.allocation.scoring.evaluation import stitched_models, swap_order
     from efficientllava.calibration.proxy_loss import ProxyLoss, mean_loss
 
-    loss = ProxyLoss(adapter, proxy, "kl", "text", wanted.kl_tokens)
+    loss = ProxyLoss(adapter, proxy, "kl", "text", arguments.kl_tokens)
     (stitched,) = stitched_models(adapter, database, 1)
     language = adapter.language_model
 
@@ -117,7 +117,7 @@ def compare_with_bare(
             processor["bare"] += time.process_time() - used
     ratios = sorted(c / b for c, b in zip(times["candidate"], times["bare"], strict=True))
     quarter = len(ratios) // 4
-    print(f"| | median s | all {wanted.candidates} s | processor s |\n|---|---|---|---|")
+    print(f"| | median s | all {arguments.candidates} s | processor s |\n|---|---|---|---|")
     for name in ("bare", "candidate"):
         print(
             f"| {name} | {median(times[name]):.4f} | {sum(times[name]):.1f} "
@@ -132,7 +132,7 @@ def compare_with_bare(
 
 
 def compare_workers(
-    wanted: argparse.Namespace, proxy: Any, adapter: Any, folder: Path, rounds: list[Any]
+    arguments: argparse.Namespace, proxy: Any, adapter: Any, folder: Path, rounds: list[Any]
 ) -> None:
     """Rounds by one and by two Dask processes in turn; their losses are compared bit for bit."""
     from efficientllava.allocation.scoring.executors import dask_executor
@@ -142,7 +142,7 @@ def compare_workers(
 
     save_proxy(folder / "proxy", proxy, {})
     names = [str(folder / name) for name in ("model", "proxy", "database")]
-    work = Work(*names[:2], (names[2],), "kl", "text", wanted.kl_tokens, 1)
+    work = Work(*names[:2], (names[2],), "kl", "text", arguments.kl_tokens, 1)
     evaluators = {}
     for workers in (1, 2):
         executor = dask_executor(MachineParameters(executor="dask", workers=workers))
@@ -151,16 +151,16 @@ def compare_workers(
     seconds: dict[int, list[float]] = {1: [], 2: []}
     same = True
     for policies in rounds:
-        found = {}
+        losses = {}
         for workers, evaluator in evaluators.items():
             started = time.perf_counter()
-            found[workers] = dict(evaluator.losses(policies))
+            losses[workers] = dict(evaluator.losses(policies))
             seconds[workers].append(time.perf_counter() - started)
-        same &= found[1] == found[2]
+        same &= losses[1] == losses[2]
     for evaluator in evaluators.values():
         evaluator.close()
     print("| processes | median s a round | candidates a second |\n|---|---|---|")
     for workers, times in seconds.items():
-        print(f"| {workers} | {median(times):.2f} | {wanted.candidates / sum(times):.2f} |")
+        print(f"| {workers} | {median(times):.2f} | {arguments.candidates / sum(times):.2f} |")
     efficiency = median(seconds[1]) / (2 * median(seconds[2]))
     print(f"efficiency {efficiency:.2f}; losses equal bit for bit: {same}")

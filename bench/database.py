@@ -35,7 +35,7 @@ PHASES = {
 
 @contextmanager
 def clocked(seconds: dict[str, float]) -> Iterator[None]:
-    """Add to `seconds` what the phases of a build take."""
+    """Add the times of a build's phases to `seconds`."""
     from efficientllava.database import build as database
 
     def timed(work: Callable[..., Any], phase: str) -> Callable[..., Any]:
@@ -65,8 +65,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--eager", action="store_true", help="the eager kernel as well")
-    wanted = options_of(parser)
-    say_conditions(wanted)
+    arguments = options_of(parser)
+    say_conditions(arguments)
 
     import torch
 
@@ -75,17 +75,17 @@ def main() -> None:
     from efficientllava.models.families import adapter_for
     from efficientllava.parameters import PruningParameters
 
-    adapter = adapter_for(random_llava(size_of(wanted), wanted.length))
-    segments = torch.randint(5, wanted.vocabulary, (wanted.segments, wanted.length))
+    adapter = adapter_for(random_llava(size_of(arguments), arguments.length))
+    segments = torch.randint(5, arguments.vocabulary, (arguments.segments, arguments.length))
     proxy = ProxyData(segments, None)
     ways = [
         (kernel, storage)
-        for kernel in ("compiled", *(["eager"] if wanted.eager else []))
+        for kernel in ("compiled", *(["eager"] if arguments.eager else []))
         for storage in ("dense", "compact")
     ]
     taken: dict[tuple[str, str], list[dict[str, float]]] = defaultdict(list)
     sizes: dict[tuple[str, str], int] = {}
-    for _ in range(wanted.repetitions):
+    for _ in range(arguments.repetitions):
         for kernel, storage in ways:
             parameters = PruningParameters(kernel=kernel, storage=storage)
             seconds: dict[str, float] = defaultdict(float)

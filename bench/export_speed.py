@@ -43,18 +43,18 @@ def main() -> None:
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.5, 0.7])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repetitions", type=int, default=20)
-    wanted = options_of(parser)
-    say_conditions(wanted)
+    arguments = options_of(parser)
+    say_conditions(arguments)
 
     with tempfile.TemporaryDirectory() as temporary:
         folders = {}
-        for ratio in [0.0, *wanted.ratios]:
-            model = random_llava(size_of(wanted), wanted.context)
+        for ratio in [0.0, *arguments.ratios]:
+            model = random_llava(size_of(arguments), arguments.context)
             for matrix in adapter_for(model).matrices:
                 matrix.weight.mul_(torch.rand(matrix.weight.shape) >= ratio)
             folders[ratio] = Path(temporary) / f"{ratio:g}"
             folders[ratio].mkdir()
-            export_graphs(model, folders[ratio], wanted.prompt_tokens, wanted.context)
+            export_graphs(model, folders[ratio], arguments.prompt_tokens, arguments.context)
             del model
         print("| runtime | graph | ratio | ms | fastest ms | dense / this | share |")
         print("|---|---|---|---|---|---|---|")
@@ -65,16 +65,16 @@ def main() -> None:
                 continue
             for name in ("prefill", "decode"):
                 graphs = {
-                    str(ratio): open_graph(runtime, folder / f"{name}.onnx", wanted.threads)
+                    str(ratio): open_graph(runtime, folder / f"{name}.onnx", arguments.threads)
                     for ratio, folder in folders.items()
                 }
                 inputs = {ratio: timing_inputs(name, graph) for ratio, graph in graphs.items()}
-                seconds = interleaved(graphs, inputs, wanted.repetitions)
+                seconds = interleaved(graphs, inputs, arguments.repetitions)
                 dense = milliseconds(seconds["0.0"])["ms"]
                 for ratio, times in seconds.items():
                     row, share = milliseconds(times), graphs[ratio].engine_share
-                    ends = ratio_interval(seconds["0.0"], times) or {}
-                    speedup = Speedup(dense / row["ms"], **ends)
+                    interval = ratio_interval(seconds["0.0"], times) or {}
+                    speedup = Speedup(dense / row["ms"], **interval)
                     print(
                         f"| {runtime} {version(runtime)} | {name} | {ratio} | {row['ms']} "
                         f"| {row['fastest_ms']} | {speedup if ratio != '0.0' else '–'} "

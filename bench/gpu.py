@@ -32,37 +32,37 @@ GB = 10**9
 
 
 class Bench:
-    """One mode: its phases, and what they took.
+    """One mode: its phases and their times.
 
     Args:
         limit: GB of the device; 0 for no limit.
     """
 
-    def __init__(self, wanted: argparse.Namespace, folder: Path, limit: float) -> None:
+    def __init__(self, arguments: argparse.Namespace, folder: Path, limit: float) -> None:
         import torch
 
         from efficientllava.data.proxy import load_proxy
         from efficientllava.offload.devices import open_device
         from efficientllava.parameters import MachineParameters, PruningParameters, SearchParameters
 
-        self.wanted, self.folder, self.limit = wanted, folder, limit
-        self.device = open_device(wanted.device)
+        self.arguments, self.folder, self.limit = arguments, folder, limit
+        self.device = open_device(arguments.device)
         self.memory = limit * GB / 2**30 if limit else None
         self.cuda = self.device.type == "cuda"
         if self.cuda and limit:
             total = torch.cuda.get_device_properties(self.device).total_memory
             torch.cuda.set_per_process_memory_fraction(min(1.0, limit * GB / total), self.device)
         self.proxy = load_proxy(folder / "proxy")
-        self.pruning = PruningParameters(storage=wanted.storage)
+        self.pruning = PruningParameters(storage=arguments.storage)
         changes: dict[str, Any] = {
-            "candidates": wanted.candidates,
-            "rounds": wanted.rounds,
-            "survivors": min(4, wanted.candidates),
-            "projector_batch": wanted.projector_batch,
+            "candidates": arguments.candidates,
+            "rounds": arguments.rounds,
+            "survivors": min(4, arguments.candidates),
+            "projector_batch": arguments.projector_batch,
         }
         self.search_parameters = SearchParameters(**changes)
         self.machine = MachineParameters(workers=1)
-        self.found: Any = None
+        self.result: Any = None
         self.seconds: dict[str, float] = {}
         self.failed = False
 
@@ -75,11 +75,11 @@ class Bench:
             torch.cuda.reset_peak_memory_stats(self.device)
         started = time.perf_counter()
         try:
-            told = work()
+            outcome = work()
         except Exception as error:
             traceback.print_exc()
             self.failed = True
-            told = f"FAILED: {type(error).__name__}: {str(error).splitlines()[0]}"
+            outcome = f"FAILED: {type(error).__name__}: {str(error).splitlines()[0]}"
         else:
             self.seconds[name] = time.perf_counter() - started
         self.wait()
@@ -88,7 +88,7 @@ class Bench:
             allocated = torch.cuda.max_memory_allocated(self.device) / GB
             reserved = torch.cuda.max_memory_reserved(self.device) / GB
             peak = f"{allocated:.1f} ({reserved:.1f})"
-        row = (_mode(self.limit), name, f"{time.perf_counter() - started:.1f}", peak, told)
+        row = (_mode(self.limit), name, f"{time.perf_counter() - started:.1f}", peak, outcome)
         print(f"| {' | '.join(row)} |", flush=True)
 
     def wait(self) -> None:
@@ -108,8 +108,8 @@ class Bench:
         whole = [
             self.seconds[name] for name in ("database", "search", "prune") if name in self.seconds
         ]
-        told = "database + search + prune" if len(whole) == 3 else "INCOMPLETE"
-        print(f"| {_mode(self.limit)} | whole | {sum(whole):.1f} | | {told} |", flush=True)
+        summary = "database + search + prune" if len(whole) == 3 else "INCOMPLETE"
+        print(f"| {_mode(self.limit)} | whole | {sum(whole):.1f} | | {summary} |", flush=True)
         return int(self.failed)
 
     def database(self) -> str:
@@ -133,14 +133,14 @@ class Bench:
         blocks = [after - before for before, after in zip(times, times[1:], strict=False)]
         return f"{size:.1f} GB; a block {median(blocks):.2f} s"
 
-    def placed(self) -> Any:
+    def offloaded(self) -> Any:
         """Model and database, where they fit."""
-        from efficientllava.database.placed import Machine, placed
+        from efficientllava.database.offloaded import Machine, offloaded
 
         machine, pairs = Machine(self.device, self.memory), self.search_parameters.projector_batch
         model, database = self.folder / "model", self.folder / "database"
         work, again = self.folder / "work", True
-        return placed(model, database, self.proxy, machine, work, pairs, None, again)
+        return offloaded(model, database, self.proxy, machine, work, pairs, None, again)
 
     def candidates(self) -> str:
         """Candidates in turn with bare forward passes of the same tokens."""
@@ -149,10 +149,10 @@ class Bench:
         from efficientllava.allocation.scoring.evaluation import stitched_models
         from efficientllava.calibration.proxy_loss import ProxyLoss, mean_loss
 
-        with self.placed() as found:
-            adapter = found.adapter
+        with self.offloaded() as opened:
+            adapter = opened.adapter
             loss = ProxyLoss(adapter, self.proxy, "kl", "text")
-            (stitched,) = stitched_models(adapter, found.database, 1, found.blocks)
+            (stitched,) = stitched_models(adapter, opened.database, 1, opened.blocks)
             generator, times = random.Random(0), {"bare": [0.0], "candidate": [0.0]}
 
             def bare() -> None:
@@ -162,18 +162,18 @@ class Bench:
                 stitched.stitch([generator.choice(LEVELS) for _ in adapter.matrices])
                 loss(adapter.language_model)
 
-            for _ in range(self.wanted.candidates + 1):
+            for _ in range(self.arguments.candidates + 1):
                 for name, work in (("candidate", candidate), ("bare", bare)):
                     self.wait()
                     started = time.perf_counter()
                     work()
                     self.wait()
                     times[name].append(time.perf_counter() - started)
-            if self.wanted.profile:
+            if self.arguments.profile:
                 self.profile(candidate)
             one, other = (median(times[name][2:]) for name in ("candidate", "bare"))
-            at = "mapped" if found.placement is None else (
-                f"blocks {found.placement.blocks}, database {found.placement.database}"
+            at = "mapped" if opened.placement is None else (
+                f"blocks {opened.placement.blocks}, database {opened.placement.database}"
             )  # fmt: skip
         return f"{at}; candidate {one:.3f} s, bare {other:.3f} s, ratio {one / other:.3f}"
 
@@ -200,9 +200,9 @@ class Bench:
             if event.name == "round":
                 rounds.append(time.perf_counter())
 
-        with self.placed() as found:
-            self.found = Search(
-                SearchInputs(found.adapter, self.proxy, found.database, found.blocks),
+        with self.offloaded() as opened:
+            self.result = Search(
+                SearchInputs(opened.adapter, self.proxy, opened.database, opened.blocks),
                 SearchGoal(LEVELS, 0.5, self.search_parameters),
                 self.machine,
                 self.folder / "search",
@@ -210,7 +210,7 @@ class Bench:
                 tell,
             ).run()
         times = [after - before for before, after in zip(rounds, rounds[1:], strict=False)]
-        summary = self.found.summary
+        summary = self.result.summary
         return (
             f"{summary['rounds']} rounds, {summary['candidates']} candidates, projector moved "
             f"{summary['projector_rounds_kept']} times; a round {median(times):.2f} s"
@@ -231,11 +231,11 @@ class Bench:
         dense, saved = self.folder / "model", self.folder / "pruned"
         adapter = adapter_for(load_model(dense))
         policy, projector = {matrix.name: 0.5 for matrix in adapter.matrices}, {}
-        if self.found is not None:  # or the search failed, and pruning is timed all the same
-            policy = self.found.policy
-            projector = {name: tensor.cpu() for name, tensor in self.found.projector.items()}
+        if self.result is not None:  # else the search failed; pruning is still timed
+            policy = self.result.policy
+            projector = {name: tensor.cpu() for name, tensor in self.result.projector.items()}
         database: Database | None = None
-        if self.wanted.little_disk:
+        if self.arguments.little_disk:
             shutil.rmtree(self.folder / "database", ignore_errors=True)
         else:
             database = open_database(self.folder / "database")
@@ -290,25 +290,25 @@ def options() -> argparse.ArgumentParser:
 
 def main() -> int:
     """Measure each mode in a process of its own."""
-    wanted = options_of(options())
-    if wanted.part == "build":
-        save_random_inputs(wanted)
+    arguments = options_of(options())
+    if arguments.part == "build":
+        save_random_inputs(arguments)
         return 0
-    if wanted.part is not None:
-        return Bench(wanted, wanted.folder, float(wanted.part)).run()
+    if arguments.part is not None:
+        return Bench(arguments, arguments.folder, float(arguments.part)).run()
 
     from efficientllava.offload.devices import describe, require_device
 
-    wanted.folder.mkdir(parents=True, exist_ok=True)
+    arguments.folder.mkdir(parents=True, exist_ok=True)
     # bytes a weight: model, blocks pruned and stitched, saved; the database
-    weights = wanted.blocks * (4 * wanted.width**2 + 3 * wanted.width * wanted.mlp)
-    solutions = 5.65 if wanted.storage == "compact" else 10.0
-    per_weight = max(2 + solutions, 6.0) if wanted.little_disk else 8 + solutions
+    weights = arguments.blocks * (4 * arguments.width**2 + 3 * arguments.width * arguments.mlp)
+    solutions = 5.65 if arguments.storage == "compact" else 10.0
+    per_weight = max(2 + solutions, 6.0) if arguments.little_disk else 8 + solutions
     needed = weights * per_weight * 1.05 / GB
-    free = shutil.disk_usage(wanted.folder).free / GB
-    say_conditions(wanted, device=describe(require_device(wanted.device)))
+    free = shutil.disk_usage(arguments.folder).free / GB
+    say_conditions(arguments, device=describe(require_device(arguments.device)))
     if needed > free:
-        print(f"{wanted.folder}: {needed:.0f} GB needed, {free:.0f} free: name another --folder")
+        print(f"{arguments.folder}: {needed:.0f} GB needed, {free:.0f} free: name another --folder")
         return 2
     command = [sys.executable, "-m", "bench", "gpu", *sys.argv[1:]]
     started, status = time.perf_counter(), 0
@@ -316,9 +316,9 @@ def main() -> int:
         subprocess.run([*command, "--part", "build"], check=True)
         print(f"model and proxy made in {time.perf_counter() - started:.0f} s", flush=True)
         print("| mode | phase | s | peak GB | |\n|---|---|---|---|---|", flush=True)
-        modes = wanted.modes if wanted.device_memory is None else [wanted.device_memory]
+        modes = arguments.modes if arguments.device_memory is None else [arguments.device_memory]
         for mode in modes:
             status |= subprocess.run([*command, "--part", f"{mode:g}"], check=False).returncode
     finally:
-        shutil.rmtree(wanted.folder, ignore_errors=True)
+        shutil.rmtree(arguments.folder, ignore_errors=True)
     return status

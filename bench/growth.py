@@ -3,7 +3,7 @@
     python -m bench growth                          # widths 256, 512, 1024, 2048; 5 levels
 
 Every size runs in a process of its own (peak resident memory is the process's). Beside what was
-measured stands what the formulas of docs/performance.md say.
+measured stands what the formulas of docs/internal/performance.md say.
 """
 
 from __future__ import annotations
@@ -86,20 +86,20 @@ def main() -> None:
     parser.add_argument("--widths", type=int, nargs="+", default=[256, 512, 1024, 2048])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
-    wanted = options_of(parser)
-    if wanted.one:
-        print(json.dumps(measure(wanted.one, _mlp(wanted.one))))
+    arguments = options_of(parser)
+    if arguments.one:
+        print(json.dumps(measure(arguments.one, _mlp(arguments.one))))
         return
     rows = []
-    for width in wanted.widths:
+    for width in arguments.widths:
         command = [sys.executable, "-m", "bench", "growth", "--one", str(width)]
-        command += ["--threads", str(wanted.threads)]
-        told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        rows.append(json.loads(told.splitlines()[-1]))
-    print(f"load average {os.getloadavg()[0]:.2f}, threads {wanted.threads}")
+        command += ["--threads", str(arguments.threads)]
+        printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        rows.append(json.loads(printed.splitlines()[-1]))
+    print(f"load average {os.getloadavg()[0]:.2f}, threads {arguments.threads}")
     print("| width | MLP | seconds | processor s | GFLOP/s | peak MiB | by formula MiB |")
     print("|---|---|---|---|---|---|---|")
-    for width, row in zip(wanted.widths, rows, strict=True):
+    for width, row in zip(arguments.widths, rows, strict=True):
         speed = operations(width, _mlp(width), len(LEVELS)) / row["processor"] / 1e9
         formula = peak_bytes(width, _mlp(width), LEVELS) / 2**20
         print(
@@ -107,7 +107,7 @@ def main() -> None:
             f"| {speed:.0f} | {row['peak'] / 2**20:.0f} | {formula:.0f} |"
         )
     for key in ("processor", "peak"):
-        print(f"exponent of {key}: {exponent(wanted.widths, [row[key] for row in rows]):.2f}")
+        print(f"exponent of {key}: {exponent(arguments.widths, [row[key] for row in rows]):.2f}")
 
 
 def _mlp(width: int) -> int:

@@ -1,6 +1,7 @@
 """Peak host memory of pruning against the size of the checkpoint, at three sizes.
 
-Run: python -m bench memory  (about three minutes on one core, 3 GB of disk; writes docs/memory.md)
+Run: python -m bench memory  (three minutes on one core, 3 GB of disk; writes
+docs/internal/memory.md)
 
 Random LLaVA checkpoints of LLaVA-1.5-7B's proportions (bfloat16, in shards) are pruned and saved,
 each method in a process of its own: as the `prune` stage does it. Peak is the largest resident set
@@ -34,7 +35,7 @@ from efficientllava.parameters import Parameters, PruningParameters, SearchParam
 from efficientllava.pruning.masked import prune_masked
 from efficientllava.registry import METHODS
 
-PAGE = Path(__file__).parents[1] / "docs" / "memory.md"
+PAGE = Path(__file__).parents[1] / "docs" / "internal" / "memory.md"
 SIZES = {"small": (512, 32), "medium": (512, 48), "large": (512, 80)}
 """Width and blocks; LLaVA-1.5-7B has 4096 and 32."""
 
@@ -57,7 +58,7 @@ def build(folder: Path, width: int, blocks: int) -> None:
 
 
 def prune_one(folder: Path, method: str, target: Path) -> dict[str, Any]:
-    """Prune and save one checkpoint, and say what memory that took beyond the imports."""
+    """Prune and save one checkpoint, and return the memory beyond the imports."""
     imported = _peak()
     import torch
 
@@ -100,15 +101,15 @@ def _peak() -> int:
 def measure(sizes: dict[str, tuple[int, int]], methods: list[str]) -> list[dict[str, Any]]:
     """One row per size and method, each from a fresh process."""
     rows = []
-    with tempfile.TemporaryDirectory(prefix="memory-") as place:
+    with tempfile.TemporaryDirectory(prefix="memory-") as temporary:
         for name, (width, blocks) in sizes.items():
-            dense = Path(place) / name
+            dense = Path(temporary) / name
             _alone("build", dense, str(width), str(blocks))
             for method in methods:
-                row = _alone("prune", dense, method, str(Path(place) / "pruned"))
+                row = _alone("prune", dense, method, str(Path(temporary) / "pruned"))
                 rows.append({"width": width, "blocks": blocks, **row})
                 print(_line(rows[-1]), flush=True)
-                shutil.rmtree(Path(place) / "pruned")
+                shutil.rmtree(Path(temporary) / "pruned")
             shutil.rmtree(dense)
     return rows
 
@@ -148,7 +149,7 @@ were read count) less *imports*, what it was when everything had been imported a
 {chr(10).join(_line(row) for row in rows)}
 
 The largest ratio is {worst:.2f}; the bound is {BOUND}. How it is done is in
-[models.md](models.md#memory).
+[devices.md](../devices.md#host-memory).
 """
 
 

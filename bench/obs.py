@@ -118,7 +118,7 @@ def main() -> None:
     parser.add_argument(
         "--reference-levels", type=int, help="run the reference at this many levels, extrapolate"
     )
-    wanted = options_of(parser)
+    arguments = options_of(parser)
 
     import torch
 
@@ -128,23 +128,23 @@ def main() -> None:
 
     groups = [
         group
-        for group in block_groups(wanted.width, wanted.mlp)
-        if not wanted.groups or group.names[0] in wanted.groups
+        for group in block_groups(arguments.width, arguments.mlp)
+        if not arguments.groups or group.names[0] in arguments.groups
     ]
-    device = wanted.device
+    device = arguments.device
     card = {} if device == "cpu" else {"device": torch.cuda.get_device_name(device)}
-    say_conditions(wanted, **card)
+    say_conditions(arguments, **card)
     small = problem(Group(("w",), (16,), 64), 0, device)
     prune_levels(small[0], inverse_factor(small[1]), [0.5])  # compiled once, kept on disk
     with full_float32():
-        measure(groups, wanted)
+        measure(groups, arguments)
     print(f"load average after: {os.getloadavg()[0]:.2f}")
 
 
-def measure(groups: list[Group], wanted: argparse.Namespace) -> None:
+def measure(groups: list[Group], arguments: argparse.Namespace) -> None:
     """Measure every group and print the tables."""
-    device = wanted.device
-    bound = floor(groups, len(wanted.levels), device)
+    device = arguments.device
+    bound = floor(groups, len(arguments.levels), device)
     print(json.dumps({key: round(value, 3) for key, value in bound.items()}), flush=True)
 
     print(
@@ -156,14 +156,14 @@ def measure(groups: list[Group], wanted: argparse.Namespace) -> None:
     rows, runs = [], 0
     for seed, group in enumerate(groups):
         weights, matrix = problem(group, seed, device)
-        ours, engine, engine_cpu, factor, peak = run_engine(weights, matrix, wanted)
+        ours, engine, engine_cpu, factor, peak = run_engine(weights, matrix, arguments)
         spent = spent_cpu = 0.0
-        at = wanted.levels[: wanted.reference_levels]
-        exact = exact_errors(weights, matrix, wanted) if wanted.exact else None
+        at = arguments.levels[: arguments.reference_levels]
+        exact = exact_errors(weights, matrix, arguments) if arguments.exact else None
         for index, (name, weight, solutions) in enumerate(
             zip(group.names, weights, ours, strict=True)
         ):
-            for place, (level, solution) in enumerate(zip(at, solutions, strict=False)):
+            for number, (level, solution) in enumerate(zip(at, solutions, strict=False)):
                 work = partial(fasterprune, weight, matrix, level)
                 if device != "cpu" and not runs:
                     work()  # the first run loads libraries
@@ -173,10 +173,10 @@ def measure(groups: list[Group], wanted: argparse.Namespace) -> None:
                 spent_cpu += median(took for _, _, took in tries)
                 row = compared(solution, tries[0][0], weight, matrix)
                 if exact is not None:
-                    row["exact"] = exact[index][place]
+                    row["exact"] = exact[index][number]
                 rows.append((name, level, row))
                 del tries
-        scale = len(wanted.levels) / len(at)
+        scale = len(arguments.levels) / len(at)
         for key, value in (
             ("engine", engine),
             ("reference", spent * scale),
@@ -200,7 +200,7 @@ def measure(groups: list[Group], wanted: argparse.Namespace) -> None:
         f"reference runs measured: {runs}; floor reached: {bound['floor_s'] / total['engine']:.2f}"
     )
     titles = ["matrix", "level", "same mask", "output error", "reference's", "relative difference"]
-    titles += ["ours to exact", "reference to exact"] if wanted.exact else []
+    titles += ["ours to exact", "reference to exact"] if arguments.exact else []
     print(f"| {' | '.join(titles)} |")
     print("|---" * len(titles) + "|")
     for name, level, row in rows:
@@ -209,13 +209,15 @@ def measure(groups: list[Group], wanted: argparse.Namespace) -> None:
             f"| {name} | {level} | {row['same_mask']:.7f} | {row['error']:.6g} "
             f"| {row['reference_error']:.6g} | {difference:+.2e} |"
         )
-        if wanted.exact:
+        if arguments.exact:
             both = (row[key] / row["exact"] - 1 for key in ("error", "reference_error"))
-            line += "".join(f" {each:+.2e} |" for each in both)
+            line += "".join(f" {share:+.2e} |" for share in both)
         print(line)
 
 
-def exact_errors(weights: list[Any], matrix: Any, wanted: argparse.Namespace) -> list[list[float]]:
+def exact_errors(
+    weights: list[Any], matrix: Any, arguments: argparse.Namespace
+) -> list[list[float]]:
     """[matrix][level]: output errors with a factor made in float64, then rounded; not timed."""
     import torch
 
@@ -223,12 +225,14 @@ def exact_errors(weights: list[Any], matrix: Any, wanted: argparse.Namespace) ->
     from efficientllava.kernels.obs import prune_levels
 
     factor = in_float32(inverse_factor(matrix.double(), dtype=torch.float64))
-    solutions = prune_levels(weights, factor, wanted.levels, kernel=wanted.kernel)
-    return [relative_errors(each, w, matrix) for each, w in zip(solutions, weights, strict=True)]
+    solutions = prune_levels(weights, factor, arguments.levels, kernel=arguments.kernel)
+    return [
+        relative_errors(solution, w, matrix) for solution, w in zip(solutions, weights, strict=True)
+    ]
 
 
 def run_engine(
-    weights: list[Any], matrix: Any, wanted: argparse.Namespace
+    weights: list[Any], matrix: Any, arguments: argparse.Namespace
 ) -> tuple[Any, float, float, float, str]:
     """Medians over the repetitions.
 
@@ -240,15 +244,15 @@ def run_engine(
     from efficientllava.kernels.hessian import inverse_factor
     from efficientllava.kernels.obs import prune_levels
 
-    device = wanted.device
+    device = arguments.device
     if device != "cpu":
-        prune_levels(weights, inverse_factor(matrix), wanted.levels, kernel=wanted.kernel)
+        prune_levels(weights, inverse_factor(matrix), arguments.levels, kernel=arguments.kernel)
         torch.cuda.reset_peak_memory_stats(device)
     seconds, factors, processor, ours = [], [], [], None
-    for _ in range(wanted.repetitions):
+    for _ in range(arguments.repetitions):
         ours = None  # no second copy of the solutions
         factor, first, first_cpu = timed(partial(inverse_factor, matrix), device)
-        prune = partial(prune_levels, weights, factor, wanted.levels, kernel=wanted.kernel)
+        prune = partial(prune_levels, weights, factor, arguments.levels, kernel=arguments.kernel)
         ours, second, second_cpu = timed(prune, device)
         seconds.append(first + second)
         factors.append(first)

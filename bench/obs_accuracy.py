@@ -133,7 +133,7 @@ def main() -> None:
     parser.add_argument("--problems", type=int, default=4)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
-    wanted = options_of(parser)
+    arguments = options_of(parser)
 
     from efficientllava.kernels.hessian import inverse_factor, output_error
     from efficientllava.kernels.obs import prune, quotas_of_blocks
@@ -141,14 +141,14 @@ def main() -> None:
 
     print("| problem | code | zeros | masks differ | error against float64 | float32 sum off by |")
     print("|---|---|---|---|---|---|")
-    level = wanted.level
-    for seed in range(wanted.problems):
-        group = Group(("o",), (wanted.rows,), wanted.width)
-        (weight,), single = problem(group, seed, wanted.device)
+    level = arguments.level
+    for seed in range(arguments.problems):
+        group = Group(("o",), (arguments.rows,), arguments.width)
+        (weight,), single = problem(group, seed, arguments.device)
         double = single.double()
         exact, rounded = inverse_factor(double, dtype=double.dtype), inverse_factor(single)
         mixed = in_float32(exact)
-        counts = quotas_of_blocks(wanted.rows, level, exact.dead.cpu(), 128)
+        counts = quotas_of_blocks(arguments.rows, level, exact.dead.cpu(), 128)
         with full_float32():
             results = {
                 "ours, float64": prune(weight.double(), exact, level),

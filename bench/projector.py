@@ -81,7 +81,7 @@ def resident() -> int:
     return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
-def measure(wanted: argparse.Namespace) -> dict[str, Any]:
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Steps of one size, in this process."""
     import hashlib
     from random import Random
@@ -93,29 +93,29 @@ def measure(wanted: argparse.Namespace) -> dict[str, Any]:
     from efficientllava.models.families import adapter_for
     from efficientllava.parameters import SearchParameters
 
-    dtype = getattr(torch, wanted.dtype)
+    dtype = getattr(torch, arguments.dtype)
     torch.set_default_dtype(dtype)
-    with torch.device(wanted.device):
-        adapter = adapter_for(random_llava(size_of(wanted), wanted.length))
-        pairs = random_pairs(wanted.vocabulary, wanted.pairs, wanted.length)
-        logits = torch.randn(wanted.pairs * ANSWER, wanted.vocabulary, dtype=torch.float32)
+    with torch.device(arguments.device):
+        adapter = adapter_for(random_llava(size_of(arguments), arguments.length))
+        pairs = random_pairs(arguments.vocabulary, arguments.pairs, arguments.length)
+        logits = torch.randn(arguments.pairs * ANSWER, arguments.vocabulary, dtype=torch.float32)
     evolution = ProjectorEvolution(
         adapter,
         pairs,
         lambda candidate: None,
         Distribution.of(logits.log_softmax(dim=1)),
-        SearchParameters(projector_steps=1, projector_batch=wanted.pairs),
-        wanted.checkpointing,
+        SearchParameters(projector_steps=1, projector_batch=arguments.pairs),
+        arguments.checkpointing,
     )
-    evolution.training = list(range(wanted.pairs))
+    evolution.training = list(range(arguments.pairs))
     evolution.held_out = evolution.training[:1]
     seconds, peaks = [], []
     # the first step is not counted: libraries make their buffers in it
-    for repetition in range(1 + wanted.repetitions):
-        with Peak(wanted.device) as peak:
+    for repetition in range(1 + arguments.repetitions):
+        with Peak(arguments.device) as peak:
             started = time.perf_counter()
             evolution.step([1.0], Random(repetition))
-            if wanted.device == "cuda":
+            if arguments.device == "cuda":
                 torch.cuda.synchronize()
             seconds.append(time.perf_counter() - started)
         peaks.append(peak.bytes)
@@ -125,14 +125,14 @@ def measure(wanted: argparse.Namespace) -> dict[str, Any]:
     return {"seconds": seconds[1:], "peak": max(peaks[1:]), "digest": digest.hexdigest()}
 
 
-def by_formula(wanted: argparse.Namespace, checkpointing: bool) -> int:
+def by_formula(arguments: argparse.Namespace, checkpointing: bool) -> int:
     """The memory of a step in bytes, after `ProjectorEvolution`."""
-    number = 4 if wanted.dtype == "float32" else 2
-    tokens = wanted.pairs * wanted.length
-    block = (6 * wanted.width + 3 * wanted.mlp) * number
+    number = 4 if arguments.dtype == "float32" else 2
+    tokens = arguments.pairs * arguments.length
+    block = (6 * arguments.width + 3 * arguments.mlp) * number
     if checkpointing:
-        return tokens * (wanted.blocks * wanted.width * number + block)
-    return tokens * wanted.blocks * block
+        return tokens * (arguments.blocks * arguments.width * number + block)
+    return tokens * arguments.blocks * block
 
 
 def main() -> None:
@@ -148,19 +148,19 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--alone", action="store_true", help="one row, as JSON, in this process")
     parser.add_argument("--checkpointing", action="store_true", help="of --alone")
-    wanted = options_of(parser)
-    if wanted.alone:
-        print(json.dumps(measure(wanted)))
+    arguments = options_of(parser)
+    if arguments.alone:
+        print(json.dumps(measure(arguments)))
         return
-    say_conditions(wanted)
+    say_conditions(arguments)
     chosen = any(option.startswith("--width") for option in sys.argv)
     print(
         "| width / MLP / blocks | checkpointing | s a step | ratio | peak MiB | by formula MiB "
         "| peak ratio |\n|---|---|---|---|---|---|---|"
     )
-    for size in (size_of(wanted),) if chosen else SIZES:
-        vars(wanted).update(vars(size))
-        rows = [_alone(wanted, checkpointing) for checkpointing in (False, True)]
+    for size in (size_of(arguments),) if chosen else SIZES:
+        vars(arguments).update(vars(size))
+        rows = [_alone(arguments, checkpointing) for checkpointing in (False, True)]
         plain = rows[0]
         if plain["digest"] != rows[1]["digest"]:
             sys.exit("the projectors differ")
@@ -170,18 +170,18 @@ def main() -> None:
                 f"| {median(row['seconds']):.3f} "
                 f"| {median(row['seconds']) / median(plain['seconds']):.2f} "
                 f"| {row['peak'] / MEBIBYTE:.0f} "
-                f"| {by_formula(wanted, bool(checkpointing)) / MEBIBYTE:.0f} "
+                f"| {by_formula(arguments, bool(checkpointing)) / MEBIBYTE:.0f} "
                 f"| {row['peak'] / plain['peak']:.2f} |",
                 flush=True,
             )
     print(f"projectors equal bit for bit; load average after {os.getloadavg()[0]:.2f}")
 
 
-def _alone(wanted: argparse.Namespace, checkpointing: bool) -> dict[str, Any]:
+def _alone(arguments: argparse.Namespace, checkpointing: bool) -> dict[str, Any]:
     names = ("width", "mlp", "blocks", "vocabulary", "pairs", "length", "device", "dtype")
     command = [sys.executable, "-m", "bench", "projector", "--alone"]
     for name in (*names, "repetitions", "threads"):
-        command += [f"--{name}", str(getattr(wanted, name))]
+        command += [f"--{name}", str(getattr(arguments, name))]
     command += ["--checkpointing"] if checkpointing else []
     # what is freed goes back at once, so that the next step's memory is seen
     environment = {

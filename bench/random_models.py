@@ -1,6 +1,6 @@
 """Random models and databases of a given size, which the benches of speed share.
 
-Speed depends on shapes and not on what the weights are, and nothing can be downloaded.
+Speed depends on shapes, not on the values of weights; nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ANSWER = 3
 
 @dataclass(frozen=True)
 class DecoderSize:
-    """The size of a decoder: what decides its speed."""
+    """The size of a decoder, which decides its speed."""
 
     width: int
     mlp: int
@@ -67,9 +67,9 @@ def size_options(default: DecoderSize) -> argparse.ArgumentParser:
     return parser
 
 
-def size_of(wanted: argparse.Namespace) -> DecoderSize:
+def size_of(arguments: argparse.Namespace) -> DecoderSize:
     """The size that `size_options` read."""
-    return DecoderSize(wanted.width, wanted.mlp, wanted.blocks, wanted.vocabulary)
+    return DecoderSize(arguments.width, arguments.mlp, arguments.blocks, arguments.vocabulary)
 
 
 def random_llava(
@@ -128,21 +128,21 @@ def random_pairs(vocabulary: int, count: int, length: int, tower: Tower = SMALLE
     return Pairs(inputs, labels)
 
 
-def save_random_inputs(wanted: argparse.Namespace) -> None:
+def save_random_inputs(arguments: argparse.Namespace) -> None:
     """Write a random bfloat16 checkpoint, made on the device, and random proxy data."""
     import torch
 
     from efficientllava.data.proxy import ProxyData, save_proxy
 
-    tower = SMALLEST if wanted.small_tower else CLIP_LARGE
+    tower = SMALLEST if arguments.small_tower else CLIP_LARGE
     torch.set_default_dtype(torch.bfloat16)
-    with torch.device(wanted.device):
-        model = random_llava(size_of(wanted), max(2048, wanted.length), tower)
+    with torch.device(arguments.device):
+        model = random_llava(size_of(arguments), max(2048, arguments.length), tower)
     torch.set_default_dtype(torch.float32)
-    model.save_pretrained(wanted.folder / "model")
-    segments = torch.randint(5, wanted.vocabulary, (wanted.segments, wanted.length))
-    pairs = random_pairs(wanted.vocabulary, wanted.pairs, tower.tokens + 32, tower)
-    save_proxy(wanted.folder / "proxy", ProxyData(segments, pairs), {})
+    model.save_pretrained(arguments.folder / "model")
+    segments = torch.randint(5, arguments.vocabulary, (arguments.segments, arguments.length))
+    pairs = random_pairs(arguments.vocabulary, arguments.pairs, tower.tokens + 32, tower)
+    save_proxy(arguments.folder / "proxy", ProxyData(segments, pairs), {})
 
 
 def magnitude_database(adapter: Any, folder: Path, form: Any) -> Any:

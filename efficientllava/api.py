@@ -10,7 +10,6 @@ result.save("out")
 
 from __future__ import annotations
 
-import difflib
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -22,7 +21,7 @@ from efficientllava.allocation.policy import check_band
 from efficientllava.allocation.unfinished import code_digest
 from efficientllava.calibration.data import calibration_data
 from efficientllava.data.proxy import ProxyData, save_proxy
-from efficientllava.errors import UserError
+from efficientllava.errors import UserError, hint, renaming
 from efficientllava.files import copy_folder, read_json, require_place, value_digest, write_json
 from efficientllava.models.checkpoint import check_tokenizer, skeleton
 from efficientllava.models.loading import VisionLanguageModel
@@ -32,10 +31,16 @@ from efficientllava.parsing import parse_parameters
 from efficientllava.progress import Event, Progress, silent
 from efficientllava.pruning.finalize import finalize
 from efficientllava.registry import METHODS
-from efficientllava.work_folder import held
+from efficientllava.work_folder import locked
 
 SECTIONS = ("pruning", "prune", "search", "machine")
-"""Of params.yaml: those that pruning one model reads."""
+"""The sections of params.yaml that pruning one model reads."""
+ARGUMENTS = {
+    "params.yaml, machine.device:": "device:",
+    "params.yaml, ratios": "sparsity",
+    "params.yaml, ": "parameters, ",
+}
+"""How errors name the arguments of `prune`: see `errors.renaming`."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,7 @@ class Result:
         return target
 
     def rows(self) -> list[tuple[str, str]]:
-        """What was done, as names and values: for a table."""
+        """The result as names and values, for a table."""
         record = self.record
         size = sum(path.stat().st_size for path in self.folder.glob("*.safetensors"))
         gone = "removed from the decoder" if "structure" in record else "zeros in the decoder"
@@ -98,7 +103,7 @@ class Result:
         ]
 
     def report(self) -> str:
-        """What was done, as a Markdown table."""
+        """The result as a Markdown table."""
         lines = [
             "| | |",
             "| --- | --- |",
@@ -125,9 +130,9 @@ def prune(
 ) -> Result:
     """Prune a model; `vlm` stays as it is.
 
-    What is unfinished lies in the work folder under a key of everything that decides its bytes: a
-    killed call resumes when it is made again, a call with another sparsity uses the same database,
-    other models, data and settings never meet.
+    Unfinished work lies in the work folder under a key of everything that decides its bytes. The
+    same call resumes after a kill; a call with another sparsity reuses the database; other models,
+    data and settings have other keys.
 
     Args:
         vlm: from `load`.
@@ -141,9 +146,22 @@ def prune(
         progress: called with every step (`efficientllava.progress.Event`).
 
     Raises:
-        UserError: saying what is wrong, where, and what to do about it.
+        UserError: with what is wrong, where, and a remedy.
     """
-    chosen = settings(method, sparsity, parameters, device)
+    with renaming(ARGUMENTS):
+        return _prune(
+            vlm, data, method, settings(method, sparsity, parameters, device), work, progress
+        )
+
+
+def _prune(
+    vlm: VisionLanguageModel,
+    data: ProxyData | None,
+    method: str,
+    chosen: Parameters,
+    work: str | Path,
+    progress: Progress,
+) -> Result:
     sparsity = chosen.ratios[0]
     _require(vlm, VisionLanguageModel, "vlm", "give what `load` returns")
     data = calibration_data(vlm) if data is None else data
@@ -152,7 +170,7 @@ def prune(
         search = chosen.search.model_copy(update={"evolve_projector": False})
         chosen = chosen.model_copy(update={"search": search})
     folder = Path(work).expanduser()
-    with held(folder), enough_memory(chosen.machine.device):
+    with locked(folder), enough_memory(chosen.machine.device):
         named = _Named(
             progress, "database" if "database" in METHODS[method].needs else "allocation"
         )
@@ -160,10 +178,10 @@ def prune(
         key = _key(method, context)
         result = folder / "pruned" / key
         if not (result / "pruning.json").is_file():
-            found = METHODS[method].allocate(context)
-            write_json(folder / "pruned" / f"{key}.json", list(map(dict, found.history)))
+            allocation = METHODS[method].allocate(context)
+            write_json(folder / "pruned" / f"{key}.json", list(map(dict, allocation.history)))
             named.work = "final pruning"
-            finalize(METHODS[method], context, found, result)
+            finalize(METHODS[method], context, allocation, result)
             shutil.rmtree(folder / "reloaded", ignore_errors=True)
         history = tuple(read_json(folder / "pruned" / f"{key}.json"))
     return Result(result, read_json(result / "pruning.json"), history, data.description)
@@ -244,9 +262,8 @@ def _sections(parameters: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     _require(parameters, Mapping, "parameters", 'write {"section": {"name": value}}')
     for name, section in parameters.items():
         if name not in SECTIONS:
-            near = difflib.get_close_matches(str(name), SECTIONS, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(SECTIONS)}"
-            raise UserError(f"unknown section {name} ({hint})", where="parameters")
+            suggestion = hint(str(name), SECTIONS, "known here")
+            raise UserError(f"unknown section {name} ({suggestion})", where="parameters")
         _require(section, Mapping, f"parameters, {name}", "write {name: value}")
     return {name: dict(section) for name, section in parameters.items()}
 
@@ -294,7 +311,7 @@ def context_of(
     work: Path,
     progress: Progress,
 ) -> Context:
-    """What a method works with; the proxy data is written to the work folder."""
+    """The inputs of a method; the proxy data is written to the work folder."""
     proxy = work / "proxy" / data.digest[:16]
     if not (proxy / "manifest.json").is_file():
         save_proxy(proxy, data, {"description": data.description})

@@ -18,8 +18,8 @@ commands = typer.Typer(
 )
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(requested: bool) -> None:
+    if requested:
         typer.echo(f"efficientllava {__version__}")
         raise typer.Exit
 
@@ -83,7 +83,7 @@ def prune(  # noqa: PLR0913 every parameter is an option of the command
         else:
             run(request, output)
     except KeyboardInterrupt:
-        typer.echo("interrupted: the same command goes on from here", err=True)
+        typer.echo("interrupted: the same command resumes", err=True)
         raise typer.Exit(130) from None
 
 
@@ -135,7 +135,7 @@ def verify(folder: Folder) -> None:
     try:
         rows, policy = record["matrices"], record["policy"]
         levels = {row["name"]: row["level"] for row in rows}
-        told = f"{record['method']} at {record['ratio']:g}"
+        name = f"{record['method']} at {record['ratio']:g}"
     except (KeyError, TypeError) as error:
         raise UserError(f"lacks {error}", where=str(folder / "pruning.json")) from error
     if levels != policy:
@@ -145,7 +145,7 @@ def verify(folder: Folder) -> None:
         structured.verify_structure(adapter, rows, parts)
         share = structured.removed_share(rows, parts)
         typer.echo(
-            f"{folder}: {told}, {share:.4%} of the decoder's weights are gone, "
+            f"{folder}: {name}, {share:.4%} of the decoder's weights are gone, "
             f"{len(adapter.blocks)} blocks with {len(rows)} matrices of the recorded sizes, "
             "all weights finite"
         )
@@ -153,7 +153,7 @@ def verify(folder: Folder) -> None:
     sequential.verify(adapter, rows)
     share = sequential.achieved_sparsity(rows)
     typer.echo(
-        f"{folder}: {told}, {len(rows)} matrices with the zeros of their policy "
+        f"{folder}: {name}, {len(rows)} matrices with the zeros of their policy "
         f"({share:.4%} of the weights), all weights finite"
     )
 
@@ -165,7 +165,7 @@ Style = Annotated[str | None, typer.Option(help="ScienceQA: llava_v1_5 or llava_
 
 @commands.command()
 def score(  # noqa: PLR0913 every parameter is an option of the command
-    benchmark: Annotated[str, typer.Argument(help="docs/benchmarks.md names them")],
+    benchmark: Annotated[str, typer.Argument(help="docs/evaluate.md names them")],
     predictions: Annotated[list[Path], typer.Argument(help="official prediction file")],
     data: Data,
     split: Split = None,
@@ -234,19 +234,19 @@ def doctor() -> None:
     from efficientllava.commands.doctor import findings
 
     section, bad = "", 0
-    for found in findings():
-        if found.section != section:
-            section = found.section
+    for finding in findings():
+        if finding.section != section:
+            section = finding.section
             typer.echo(section)
-        mark = {"ok": "  ", "note": "- ", "bad": "x "}[found.state]
-        typer.echo(f"  {mark}{found.name:<16} {found.value}")
-        bad += found.state == "bad"
+        mark = {"ok": "  ", "note": "- ", "bad": "x "}[finding.state]
+        typer.echo(f"  {mark}{finding.name:<16} {finding.value}")
+        bad += finding.state == "bad"
     if bad:
         raise UserError(f"{bad} of these keep it from working", "the lines marked x")
 
 
 def app() -> None:
-    """Run the console script: exit code 2 and a message for what the user can mend."""
+    """Run the console script: exit code 2 and a message for errors that the user can fix."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("NM_DISABLE_ANALYTICS", "1")
@@ -257,9 +257,9 @@ def app() -> None:
     except ModuleNotFoundError as error:
         from efficientllava.extras import missing_package
 
-        if (told := missing_package(error)) is None:
+        if (message := missing_package(error)) is None:
             raise
-        _end(told)
+        _end(message)
 
 
 def _end(error: UserError) -> None:

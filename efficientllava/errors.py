@@ -1,8 +1,11 @@
-"""The one error a user can mend: bad parameters, bad data, no room left."""
+"""The error that a user can fix: bad parameters, bad data, a full disk."""
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 
 _USER = re.compile(r"(?<=://)[^/\s'\"]*@")
 
@@ -12,11 +15,17 @@ def without_users(text: str) -> str:
     return _USER.sub("***@", text)
 
 
-class UserError(Exception):
-    """What is wrong, where, and what to do about it.
+def hint(name: str, known: Collection[str], title: str = "known") -> str:
+    """The known name that is nearest to a wrong one, or all known names."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]}?" if near else f"{title}: {', '.join(known)}"
 
-    Command lines print the message without a traceback and exit with code 2. Anything else
-    that escapes is a defect of ours and keeps its traceback. Passwords in addresses are hidden.
+
+class UserError(Exception):
+    """An error that a user can fix: what is wrong, where, and a remedy.
+
+    Command lines print the message without a traceback and exit with code 2. Any other exception
+    is a defect of this program and keeps its traceback. Passwords in addresses are hidden.
     """
 
     def __init__(self, what: str, where: str = "", remedy: str = "") -> None:
@@ -30,3 +39,20 @@ class UserError(Exception):
 
     def __reduce__(self) -> tuple[type[UserError], tuple[str, str, str]]:
         return type(self), (self.what, self.where, self.remedy)
+
+
+@contextmanager
+def renaming(names: Mapping[str, str]) -> Iterator[None]:
+    """Name the option or argument of the caller where the library names params.yaml.
+
+    Args:
+        names: beginnings of `where`, and what replaces them; the first that fits counts.
+    """
+    try:
+        yield
+    except UserError as error:
+        for name, own in names.items():
+            if error.where.startswith(name):
+                where = own + error.where.removeprefix(name)
+                raise UserError(error.what, where, error.remedy) from error.__cause__
+        raise

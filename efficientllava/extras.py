@@ -17,7 +17,7 @@ IMPORTED_AS = {"sklearn": "scikit-learn", "markdown_it": "markdown-it-py"}
 
 
 @dataclass(frozen=True)
-class Wanted:
+class RequiredPackage:
     """A package that is asked for here.
 
     Attributes:
@@ -42,7 +42,7 @@ class Wanted:
         )
 
 
-def wanted_packages() -> list[Wanted]:
+def required_packages() -> list[RequiredPackage]:
     """All packages of the core and of each extra whose markers hold here.
 
     Raises:
@@ -60,7 +60,7 @@ def wanted_packages() -> list[Wanted]:
     return list(_applying([Requirement(line) for line in lines], [CORE, *extras]))
 
 
-def _applying(requirements: list[Requirement], extras: list[str]) -> Iterator[Wanted]:
+def _applying(requirements: list[Requirement], extras: list[str]) -> Iterator[RequiredPackage]:
     for extra in extras:
         for requirement in requirements:
             marker = requirement.marker
@@ -68,7 +68,7 @@ def _applying(requirements: list[Requirement], extras: list[str]) -> Iterator[Wa
             # what the core asks for is not repeated below each extra
             of_core = marker is None or marker.evaluate({"extra": CORE})
             if holds and of_core == (extra == CORE) and requirement.name != DISTRIBUTION:
-                yield Wanted(requirement, extra, _version(requirement.name))
+                yield RequiredPackage(requirement, extra, _version(requirement.name))
 
 
 def _version(name: str) -> str | None:
@@ -79,11 +79,15 @@ def _version(name: str) -> str | None:
 
 
 def missing_package(error: ModuleNotFoundError) -> UserError | None:
-    """What to tell the user about an import that failed; None where no extra would mend it."""
+    """An error that names the extra of a failed import; None where no extra has the module."""
     module = (error.name or "").partition(".")[0]
     name = IMPORTED_AS.get(module, module)
     try:
-        extras = [each.extra for each in wanted_packages() if each.name == name and each.extra]
+        extras = [
+            package.extra
+            for package in required_packages()
+            if package.name == name and package.extra
+        ]
     except UserError:
         return None
     if not extras:

@@ -29,13 +29,13 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path` that takes its place when the block succeeds.
 
     The block may create a file or a folder there. On any error the temporary is removed and
-    what stood at `path` stays untouched.
+    the earlier content of `path` stays untouched.
 
     Raises:
         UserError: the disk is full, or the folder cannot be written.
     """
     path = Path(path)
-    # a fixed name: what a killed process left behind is cleared by the next one
+    # a fixed name: the next process clears the leftovers of a killed one
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,8 +52,8 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.replace(path)
     except BaseException as error:
         _remove(temporary)
-        if (told := _disk_error(error, path)) is not None:
-            raise told from error
+        if (disk_error := _disk_error(error, path)) is not None:
+            raise disk_error from error
         raise
 
 
@@ -68,7 +68,7 @@ def require_place(path: Path, where: str) -> None:
     """Check that a file or folder may be written at a path; nothing is made.
 
     Args:
-        where: what messages call the path.
+        where: the name of the path in messages.
 
     Raises:
         UserError: it lies in a folder that may not be written, or below a file.
@@ -79,8 +79,8 @@ def require_place(path: Path, where: str) -> None:
     except FileNotFoundError:
         there = next(parent for parent in there.parents if parent.is_dir())
     except OSError as error:
-        told = f"cannot be written ({os.strerror(error.errno or 0)})"
-        raise UserError(told, where, remedy) from error
+        problem = f"cannot be written ({os.strerror(error.errno or 0)})"
+        raise UserError(problem, where, remedy) from error
     effective = os.access in os.supports_effective_ids
     if not os.access(there, os.W_OK, effective_ids=effective):
         raise UserError("cannot be written (Permission denied)", where, remedy)
@@ -95,11 +95,11 @@ def copy_folder(source: Path, target: Path) -> None:
     with replacing(target) as temporary:
         temporary.mkdir()
         for path in sorted(source.rglob("*")):
-            place = temporary / path.relative_to(source)
+            copied = temporary / path.relative_to(source)
             if path.is_dir():
-                place.mkdir()
+                copied.mkdir()
             else:
-                shutil.copyfile(path, place)
+                shutil.copyfile(path, copied)
 
 
 def bring_file(source: Path, target: Path) -> None:
@@ -131,11 +131,11 @@ def _disk_error(error: BaseException, path: Path) -> UserError | None:
         return UserError(
             "the disk is full; nothing that was finished has been changed",
             where=f"writing {path}",
-            remedy="free some space and start again: the run goes on from here",
+            remedy="free some space and start again: the run resumes",
         )
     if number in UNWRITABLE:
-        told = f"it cannot be written ({os.strerror(number)})"
-        return UserError(told, f"writing {path}", "name a place that you may write")
+        problem = f"it cannot be written ({os.strerror(number)})"
+        return UserError(problem, f"writing {path}", "name a place that you may write")
     return None
 
 
@@ -146,7 +146,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON with sorted keys: the same value gives the same bytes. NaN is refused."""
+    """Write JSON with sorted keys: the same value gives the same bytes; NaN is an error."""
     text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
     write_text(path, text + "\n")
 
@@ -220,8 +220,8 @@ def file_digest(path: Path) -> str:
 def folder_digest(folder: Path, patterns: Sequence[str] = ("**/*",)) -> str:
     """sha256 over the relative names and contents of files of `folder`, all of them as a rule."""
     digest = hashlib.sha256()
-    found = {path for pattern in patterns for path in Path(folder).glob(pattern)}
-    for path in sorted(path for path in found if path.is_file()):
+    files = {path for pattern in patterns for path in Path(folder).glob(pattern)}
+    for path in sorted(path for path in files if path.is_file()):
         digest.update(f"{path.relative_to(folder).as_posix()}\0{file_digest(path)}\n".encode())
     return digest.hexdigest()
 

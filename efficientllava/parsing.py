@@ -1,13 +1,12 @@
-"""params.yaml as parameters: what is unknown or out of bounds is named, with the nearest name."""
+"""Parse params.yaml: errors name unknown and out-of-bounds parameters, with the nearest name."""
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from efficientllava.errors import UserError
+from efficientllava.errors import UserError, hint
 from efficientllava.parameters import Parameters
 
 MOVED = {
@@ -18,11 +17,11 @@ MOVED = {
     "search.dask_address": "machine.dask_address",
     "search.projector_checkpointing": "machine.gradient_checkpointing",
 }
-"""Earlier names of parameters, and where the same thing is set now."""
+"""Earlier names of parameters, and their names now."""
 
 
 def parse_parameters(values: Any, where: str = "params.yaml") -> Parameters:
-    """Validate what was read from params.yaml.
+    """Validate the content of params.yaml.
 
     Raises:
         UserError: naming every parameter that is unknown or out of bounds, with the nearest
@@ -44,9 +43,8 @@ def _describe(problem: Any) -> str:
         if name in MOVED:
             return f"unknown parameter {name} (it is {MOVED[name]} now)"
         known = sorted(_fields_at(problem["loc"][:-1]))
-        near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
-        return f"unknown parameter {name} ({hint})"
+        suggestion = hint(str(problem["loc"][-1]), known, "known here")
+        return f"unknown parameter {name} ({suggestion})"
     message = problem["msg"].removeprefix("Value error, ")
     return f"{name or 'parameters'}: {message} (given: {problem['input']!r})"[:500]
 

@@ -1,4 +1,4 @@
-"""How long work tells whoever watches: one callable that takes an event.
+"""Progress of long work: one callable that takes an event.
 
 The library emits events and knows nothing of terminals, Prefect or MLflow; `tasks` and
 `flows` decide what to do with them.
@@ -15,9 +15,9 @@ class Event:
     """One step of long work.
 
     Attributes:
-        name: what moved: "training", "block", "candidate", "round", "question", ...
+        name: the kind of work: "training", "block", "candidate", "round", "question", ...
         done, total: how far it is, in units of `name`.
-        values: what was measured at this step (losses, evaluations per second, ...).
+        values: measured at this step (losses, evaluations per second, ...).
     """
 
     name: str

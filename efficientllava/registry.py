@@ -9,13 +9,12 @@ one by an entry point, whose object is loaded when its name is looked up:
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from efficientllava.errors import UserError
+from efficientllava.errors import UserError, hint
 
 
 class Registry(Mapping[str, Any]):
@@ -38,8 +37,8 @@ class Registry(Mapping[str, Any]):
 
     @property
     def _others(self) -> dict[str, EntryPoint]:
-        found = sorted(entry_points(group=self._group), key=lambda point: point.name)
-        return {point.name: point for point in found}
+        points = sorted(entry_points(group=self._group), key=lambda point: point.name)
+        return {point.name: point for point in points}
 
     def __getitem__(self, name: str) -> Any:
         """The object of a name.
@@ -53,9 +52,7 @@ class Registry(Mapping[str, Any]):
             return ours[name]
         others = self._others
         if name not in others:
-            near = difflib.get_close_matches(name, list(self), n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(self)}"
-            raise UserError(f"unknown {self._kind} {name!r} ({hint})")
+            raise UserError(f"unknown {self._kind} {name!r} ({hint(name, list(self))})")
         try:
             return others[name].load()
         except (ImportError, AttributeError) as error:

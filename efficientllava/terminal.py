@@ -1,4 +1,4 @@
-"""What a person sees of long work: a live bar, or plain lines in a log, and nothing of others."""
+"""The display of long work: a live bar, or plain lines in a log."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ class Lines:
         elif event.name in ("candidate", "round_started"):
             return
         self.last = now
-        told = [f"{self.label}: {event.name} {event.done}/{event.total}", describe(event)]
-        print("  ".join(part for part in told if part), file=self.stream, flush=True)
+        line = [f"{self.label}: {event.name} {event.done}/{event.total}", describe(event)]
+        print("  ".join(part for part in line if part), file=self.stream, flush=True)
 
 
 def describe(event: Event) -> str:
@@ -103,7 +103,7 @@ def bar(label: str, console: Console | None = None) -> Iterator[Progress]:
         BarColumn(bar_width=12, table_column=kept.copy()),
         MofNCompleteColumn(table_column=kept.copy()),
         TimeElapsedColumn(table_column=kept.copy()),
-        TextColumn("{task.fields[told]}", table_column=cut),
+        TextColumn("{task.fields[detail]}", table_column=cut),
     )
     with Bars(*columns, console=console, transient=False, expand=True) as bars:
         known: dict[str, Any] = {}
@@ -112,12 +112,12 @@ def bar(label: str, console: Console | None = None) -> Iterator[Progress]:
             if event.name == "round_started":
                 return
             if event.name not in known:
-                known[event.name] = bars.add_task(f"{label}: {event.name}", told="")
+                known[event.name] = bars.add_task(f"{label}: {event.name}", detail="")
             bars.update(
                 known[event.name],
                 completed=event.done,
                 total=event.total,
-                told=describe(event),
+                detail=describe(event),
             )
 
         yield show

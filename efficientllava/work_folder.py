@@ -1,4 +1,4 @@
-"""The folder for unfinished work: checked before it is used, held by one process at a time."""
+"""The folder for unfinished work: checked before it is used, locked by one process at a time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LAYOUT = 1
 """Of a work folder; raised when what lies in one changes its meaning."""
 MARKER, LOCK = "layout.json", "lock"
 BEFORE = {MARKER, f".{MARKER}.tmp", LOCK}
-"""What a process may leave that was killed while it made the folder."""
+"""Leftovers of a process that was killed while it made the folder."""
 
 
 def require_work(work: Path) -> None:
@@ -49,7 +49,7 @@ def require_work(work: Path) -> None:
 
 
 @contextmanager
-def held(work: Path) -> Iterator[None]:
+def locked(work: Path) -> Iterator[None]:
     """Hold a work folder for this process; made where it does not exist.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What is run: Prefect flows over the stages that dvc.yaml declares, logged to MLflow.
+"""Prefect flows over the stages that dvc.yaml declares, logged to MLflow.
 
 Nothing here does mathematics or knows a file format of the method, and nothing phones home.
 """

@@ -3,7 +3,7 @@
 An experiment is the pipeline run in workspaces of its own (.work/experiments/NAME), one per seed
 and setting; its table, CSV and plot go to experiments/NAME, from where the `report` stage takes
 them. Every model is logged to MLflow by the pipeline, the means over seeds by this flow. Killed,
-it goes on where it was.
+it resumes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from efficientllava.report.comparison import read_rows
 from efficientllava.report.experiments.statistics import Measured, Setting, accuracy_of, models_of
 from efficientllava.report.experiments.tables import write_experiment
 from flows.pipeline import pipeline, run_to_end
-from flows.runner.recording import RECORDING, leave
+from flows.runner.recording import RECORDING, end_process
 from flows.server.workspaces import changed, make_workspace
 from flows.tracking.tracking import log_experiment
 from tasks.runtime.stage import ARTIFACTS, WORK, read_parameters, read_values
@@ -166,7 +166,7 @@ def workspaces(
 @flow(name="experiment", flow_run_name="{name}", persist_result=False)
 def run_experiment(name: str) -> State[Any]:
     """Run the pipeline for every seed and setting, and write the table over all of them."""
-    return RECORDING.ends(_run_experiment(name))
+    return RECORDING.record_end(_run_experiment(name))
 
 
 def _run_experiment(name: str) -> State[Any]:
@@ -174,12 +174,12 @@ def _run_experiment(name: str) -> State[Any]:
     experiment, parameters = EXPERIMENTS[name], read_parameters(root / "params.yaml")
     measured: list[Measured] = []
     for seed, setting, folder in workspaces(experiment, parameters, root):
-        told = ", ".join([f"seed {seed}", *(f"{key} {value}" for key, value in setting)])
+        description = ", ".join([f"seed {seed}", *(f"{key} {value}" for key, value in setting)])
         with chdir(folder):
-            state = RECORDING.run(_pipeline_of, f"{name}, {told}", experiment.until)
+            state = RECORDING.run(_pipeline_of, f"{name}, {description}", experiment.until)
         if not state.is_completed():
             failure = state.result(raise_on_failure=False)
-            return Failed(message=f"{told}: {failure}", data=failure)
+            return Failed(message=f"{description}: {failure}", data=failure)
         rows = read_rows(folder / ARTIFACTS, experiment.methods, experiment.ratios)
         measured += [Measured(seed, row, setting) for row in rows]
     folder = root / RESULTS / name
@@ -241,4 +241,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    leave(main())
+    end_process(main())

@@ -1,7 +1,7 @@
 """The whole pipeline: `python -m flows.pipeline` in the clone.
 
 Reads the stages from dvc.yaml, runs what has changed, logs every pruned model to MLflow and
-prints the comparison. Exit status: 0; 2 when the user can mend what went wrong; 1 otherwise.
+prints the comparison. Exit status: 0; 2 for an error that the user can fix; 1 otherwise.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from flows.runner.console import say_failures_once
 from flows.runner.graph import Changes, Node, read_graph
 from flows.runner.host import StageHost
 from flows.runner.live import Values
-from flows.runner.recording import RECORDING, leave
+from flows.runner.recording import RECORDING, end_process
 from flows.runner.stages import USER_ERROR, Call, StageFailure, Watchers, run_stage
 from flows.server.cluster import SearchCluster
 from flows.server.server import mark_crashed, prefect_server
@@ -85,7 +85,7 @@ class Run:
 
     @contextmanager
     def _live(self) -> Iterator[None]:
-        """What is logged on the way is logged again at the end: no reason to stop a stage."""
+        """Log on the way: an error only warns, because all is logged again at the end."""
         try:
             yield
         except Exception as error:
@@ -100,7 +100,7 @@ class Run:
             node,
             sorted(blocked_by),
             call,
-            # in the graph, what is not run hangs on what keeps it from running
+            # in the graph, a stage that is not run depends on the failed one
             wait_for=[allow_failure(self.states[name]) for name in blocked_by or node.depends_on],
             return_state=True,
         )
@@ -185,7 +185,7 @@ def pipeline(until: tuple[str, ...] = ()) -> State[Any]:
         failure = StageFailure("pipeline", USER_ERROR, str(error))
         get_run_logger().error("%s", error)
         state = Failed(message=str(error), data=PipelineFailure([failure], []))
-    return RECORDING.ends(state)
+    return RECORDING.record_end(state)
 
 
 def _pipeline(root: Path, parameters: Parameters, until: tuple[str, ...]) -> State[Any]:
@@ -248,7 +248,7 @@ def _keep_comparison(parameters: Parameters) -> None:
 
 
 def _warm_up() -> None:
-    """Import what takes seconds while the server starts, which takes longer."""
+    """Import slow modules while the server starts, which takes longer."""
     import mlflow  # noqa: F401
 
     import efficientllava.report.comparison  # noqa: F401
@@ -284,10 +284,10 @@ def run_to_end(
     show: Callable[[Parameters], None],
     idle: Callable[[Parameters], bool] = lambda parameters: False,
 ) -> int:
-    """Run a flow on this workspace, with a server, and tell how it went by the exit status.
+    """Run a flow on this workspace, with a server, and return the exit status.
 
     Args:
-        who: what a second run is told of this one.
+        who: this run's name in the message to a second run.
         start: runs the flow.
         show: called when it completed.
         idle: says, before a server is started, that the flow has nothing to do.
@@ -308,7 +308,7 @@ def run_to_end(
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
-        print("interrupted: start again, it goes on from here", file=sys.stderr)
+        print("interrupted: start again, it resumes", file=sys.stderr)
         return 130
     if state.is_completed():
         show(parameters)
@@ -324,4 +324,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    leave(main())
+    end_process(main())

@@ -1,7 +1,7 @@
 """Run the pipeline on a schedule: `python -m flows.serve --cron "0 3 * * *"` in the clone.
 
 Serves a deployment on the configured Prefect server and runs the flow in this workspace when it
-is due, until it is stopped. Several workspaces or machines: see prefect.yaml and docs/mlops.md.
+is due, until it is stopped. Several workspaces or machines: see prefect.yaml and docs/team.md.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ def serve(due: Schedule, name: str) -> None:
     """Serve until stopped. A run that is due while the last one still works is left out."""
     if not PREFECT_API_URL.value():
         raise UserError(
-            "schedules need a Prefect server that goes on running",
+            "schedules need a permanent Prefect server",
             where="PREFECT_API_URL",
             remedy="run `prefect server start` beside this, and "
             "`export PREFECT_API_URL=http://127.0.0.1:4200/api`",
         )
-    read_parameters()  # what is wrong with them is told now, not at night
+    read_parameters()  # report errors now, not at night
     with prefect_server():
         pipeline.serve(
             name=name,

@@ -26,11 +26,11 @@ def evaluate(stage: Stage) -> None:
     from efficientllava.benchmarks.judge.client import require_key
     from efficientllava.registry import BENCHMARKS
 
-    wanted, dense = stage.parameters.evaluation, stage.method == "dense"
+    settings, dense = stage.parameters.evaluation, stage.method == "dense"
     checkpoint = ARTIFACTS / "model" if dense else stage.folder("pruned")
     folder = ARTIFACTS / "evaluation" / "dense" if dense else stage.folder("evaluation")
-    if any(BENCHMARKS[name].judge for name in wanted.named_benchmarks):
-        require_key()  # told now, not after hours of answers
+    if any(BENCHMARKS[name].judge for name in settings.named_benchmarks):
+        require_key()  # fail now, not after hours of answers
 
     with _answering(stage, checkpoint) as model:
         _measure(stage, model, checkpoint, folder)
@@ -50,7 +50,12 @@ def _answering(stage: Stage, folder: Path) -> Iterator[PreTrainedModel]:
     from efficientllava.models.families import adapter_for
     from efficientllava.offload.blocks_on_disk import blocks_on_disk
     from efficientllava.offload.devices import host_memory, open_device, usable_memory
-    from efficientllava.offload.placement import answering_bytes, needs_of, place, shape_of
+    from efficientllava.offload.placement import (
+        answering_bytes,
+        choose_placement,
+        needs_of,
+        shape_of,
+    )
 
     machine = stage.parameters.machine
     device, memory = open_device(machine.device), machine.device_memory
@@ -60,7 +65,9 @@ def _answering(stage: Stage, folder: Path) -> Iterator[PreTrainedModel]:
         return
     adapter = adapter_for(model)
     working = answering_bytes(shape_of(adapter), stage.parameters.evaluation.batch_size)
-    placement = place(needs_of(adapter, working), usable_memory(device, memory), host_memory())
+    placement = choose_placement(
+        needs_of(adapter, working), usable_memory(device, memory), host_memory()
+    )
     if placement.blocks == "device":
         yield model.to(device)
         return
@@ -75,23 +82,23 @@ def _measure(stage: Stage, model: Any, checkpoint: Path, folder: Path) -> None:
     from efficientllava.files import folder_digest, replacing, write_json, write_text
     from efficientllava.models.checkpoint import load_processor
 
-    wanted = stage.parameters.evaluation
-    processor = load_processor(checkpoint, wanted.style)
-    key = folder_digest(checkpoint) if wanted.named_benchmarks else ""
+    settings = stage.parameters.evaluation
+    processor = load_processor(checkpoint, settings.style)
+    key = folder_digest(checkpoint) if settings.named_benchmarks else ""
     results = {
-        name: _benchmark(stage, name, model, processor, key) for name in wanted.named_benchmarks
+        name: _benchmark(stage, name, model, processor, key) for name in settings.named_benchmarks
     }
     measured = {
         name: {"answer_nll": None, **result.outcome.scores} for name, result in results.items()
     }
-    if wanted.benchmark == "demo":
+    if settings.benchmark == "demo":
         record, lines = _demo(stage, model, processor)
     else:
-        record = measured.pop(wanted.benchmark)
-        lines = [json.dumps(row) for row in results[wanted.benchmark].answers]
+        record = measured.pop(settings.benchmark)
+        lines = [json.dumps(row) for row in results[settings.benchmark].answers]
     proxy = stage.parameters.proxy
     segments = held_out_segments(
-        processor.tokenizer, proxy.text, wanted.text_segments, proxy.segment_length
+        processor.tokenizer, proxy.text, settings.text_segments, proxy.segment_length
     )
     record["text_loss"] = text_loss(model, segments, batch_size=8)
     if measured:
@@ -115,12 +122,12 @@ def _demo(stage: Stage, model: Any, processor: Any) -> tuple[dict[str, Any], lis
     from efficientllava.data.questions import read_questions
     from efficientllava.models.families import require_family
 
-    wanted = stage.parameters.evaluation
+    settings = stage.parameters.evaluation
     questions = read_questions(ARTIFACTS / "questions", "test")
     if not require_family(model.config.model_type).takes_images:
         questions = [question for question in questions if question.image is None]
-    questions = questions[: wanted.questions]
-    predictions = answer_questions(model, processor, questions, wanted.batch_size, stage.progress)
+    questions = questions[: settings.questions]
+    predictions = answer_questions(model, processor, questions, settings.batch_size, stage.progress)
     lines = [json.dumps(asdict(prediction), sort_keys=True) for prediction in predictions]
     return scores(questions, predictions), lines
 
@@ -131,17 +138,17 @@ def _benchmark(stage: Stage, name: str, model: Any, processor: Any, key: str) ->
     from efficientllava.benchmarks.scoring import judging_by
     from efficientllava.registry import BENCHMARKS
 
-    wanted, benchmark = stage.parameters.evaluation, BENCHMARKS[name]
+    settings, benchmark = stage.parameters.evaluation, BENCHMARKS[name]
     plan = Plan(
         benchmark,
-        wanted.data[name],
-        split=wanted.splits.get(name),
-        style=wanted.style if wanted.style in benchmark.styles else None,
-        questions=wanted.questions,
-        batch_size=wanted.batch_size,
-        new_tokens=wanted.new_tokens,
+        settings.data[name],
+        split=settings.splits.get(name),
+        style=settings.style if settings.style in benchmark.styles else None,
+        questions=settings.questions,
+        batch_size=settings.batch_size,
+        new_tokens=settings.new_tokens,
     )
-    judging = judging_by(benchmark, wanted.judge, WORK / "judge")
+    judging = judging_by(benchmark, settings.judge, WORK / "judge")
     work = WORK / "answers" / f"{name}-{key[:16]}.jsonl"
     return run_benchmark(model, processor, plan, stage.cell, key, work, judging, stage.progress)
 

@@ -21,14 +21,14 @@ def export(stage: Stage) -> None:
     from efficientllava.export.assistant import Prompt
     from efficientllava.export.model import export_model
 
-    wanted = stage.parameters.export
-    questions = read_questions(ARTIFACTS / "questions", "test")[: wanted.answers]
+    settings = stage.parameters.export
+    questions = read_questions(ARTIFACTS / "questions", "test")[: settings.answers]
     record = export_model(
         stage.folder("pruned"),
         ARTIFACTS / "model",
         [Prompt(question_prompt(question), question.image) for question in questions],
         stage.folder("export"),
-        wanted,
+        settings,
         stage.progress,
         stage.parameters.evaluation.style,
     )

@@ -13,9 +13,6 @@ from efficientllava.models.source import hub_snapshot
 from tasks.runtime.check import model_folder
 from tasks.runtime.stage import ARTIFACTS, WORK, Stage, run_stage
 
-# what is fetched from the hub; never pickles, never code
-PATTERNS = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
-
 
 def model(stage: Stage) -> None:
     """Train the demo model, or take the user's checkpoint as it is."""
@@ -32,8 +29,10 @@ def model(stage: Stage) -> None:
 
 
 def _fetched(stage: Stage) -> Path:
-    wanted = stage.parameters.model
-    return hub_snapshot(wanted.source, wanted.revision, "params.yaml, model.source", WORK / "hub")
+    settings = stage.parameters.model
+    return hub_snapshot(
+        settings.source, settings.revision, "params.yaml, model.source", WORK / "hub"
+    )
 
 
 def take(given: Path, folder: Path) -> None:

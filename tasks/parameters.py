@@ -1,4 +1,4 @@
-"""Stage `parameters`: check params.yaml and write every parameter, with what it leaves out.
+"""Stage `parameters`: check params.yaml and write every parameter, defaults included.
 
 In:  params.yaml
 Out: artifacts/parameters.json: all parameters by section. The `params` of the other stages name

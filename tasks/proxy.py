@@ -23,26 +23,26 @@ def proxy(stage: Stage) -> None:
     from efficientllava.models.checkpoint import load_processor
     from efficientllava.models.families import require_family
 
-    wanted = stage.parameters.proxy
+    settings = stage.parameters.proxy
     processor = load_processor(ARTIFACTS / "model", stage.parameters.evaluation.style)
-    text = read_text(wanted.text)
+    text = read_text(settings.text)
     segments = sample_segments(
-        processor.tokenizer, text, wanted.segments, wanted.segment_length, wanted.seed
+        processor.tokenizer, text, settings.segments, settings.segment_length, settings.seed
     )
     pairs = None
     family = require_family(read_json(ARTIFACTS / "model" / "config.json")["model_type"])
-    manifest = {**wanted.model_dump(mode="json"), "text_digest": value_digest(text)}
-    if wanted.pairs and not family.takes_images:
+    manifest = {**settings.model_dump(mode="json"), "text_digest": value_digest(text)}
+    if settings.pairs and not family.takes_images:
         manifest["pairs"] = 0
         print("no image-text pairs: the model takes no images", file=sys.stderr)
-    elif wanted.pairs:
-        own = wanted.pairs_source != "demo"
-        folder = Path(wanted.pairs_source).expanduser() if own else ARTIFACTS / "questions"
+    elif settings.pairs:
+        own = settings.pairs_source != "demo"
+        folder = Path(settings.pairs_source).expanduser() if own else ARTIFACTS / "questions"
         pairs = build_pairs(
             read_questions(folder, "train"),
             processor,
-            wanted.pairs,
-            wanted.seed,
+            settings.pairs,
+            settings.seed,
             family.image_token,
         )
     save_proxy(ARTIFACTS / "proxy", ProxyData(segments, pairs), manifest)

@@ -20,12 +20,12 @@ def prune(stage: Stage) -> None:
     from efficientllava.report.plots import sparsity_plot
 
     search, folder = stage.folder("search"), stage.folder("pruned")
-    found = read_json(search / "policy.json")
+    policy_record = read_json(search / "policy.json")
     allocation = Allocation(
-        found["policy"],
-        found["allocation"],
+        policy_record["policy"],
+        policy_record["allocation"],
         load_tensors(search / "projector.safetensors"),
-        risk=None if found["risk"] is None else Risk(**found["risk"]),
+        risk=None if policy_record["risk"] is None else Risk(**policy_record["risk"]),
     )
     record = finalize(METHODS[stage.method], stage.context(), allocation, folder)
     measured = {key: value for key, value in record.items() if isinstance(value, (int, float))}

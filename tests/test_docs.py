@@ -16,7 +16,7 @@ from efficientllava.parsing import parse_parameters
 from efficientllava.registry import BENCHMARKS
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 MADE = ("docs/screenshots/",)
 """What a command writes; before it has run, links to it lead nowhere."""
 
@@ -29,12 +29,21 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
 
 
+def anchors(page: Path) -> set[str]:
+    """Of the headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_links_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):
+    for link in re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
+        target, _, section = link.partition("#")
         if not target.startswith("http"):
-            place = (page.parent / target).resolve()
-            assert place.exists() or name_of(place).startswith(MADE), target
+            linked = (page.parent / target).resolve() if target else page
+            assert linked.exists() or name_of(linked).startswith(MADE), link
+            if section:
+                assert section in anchors(linked), link
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
@@ -66,9 +75,9 @@ def test_parameters_that_are_named_exist(page: Path) -> None:
             value = getattr(value, part)
 
 
-def test_your_own_model_and_data_names_every_choice() -> None:
+def test_the_pipeline_s_page_names_every_choice() -> None:
     """The page leaves out no benchmark and no family of models that there is."""
-    text = (ROOT / "docs" / "own_model_and_data.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "pipeline.md").read_text(encoding="utf-8")
     missing = [name for name in ("demo", *BENCHMARKS, *FAMILIES) if f"`{name}`" not in text]
     assert not missing
 
@@ -129,3 +138,12 @@ def test_files_that_are_named_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     for name in re.findall(r"`([a-z_]+/[a-z_/]+\.py)`", text):
         assert (ROOT / name).is_file() or (ROOT / "efficientllava" / name).is_file(), name
+
+
+def test_pages_that_the_code_names_exist() -> None:
+    """`docs/evaluate.md` in a message or docstring."""
+    tops = ("efficientllava", "flows", "tasks", "bench", "tools")
+    files = [*(path for top in tops for path in (ROOT / top).rglob("*.py")), ROOT / "params.yaml"]
+    for path in (*files, ROOT / "prefect.yaml"):
+        for name in re.findall(r"\bdocs/[a-z_/]+\.md", path.read_text(encoding="utf-8")):
+            assert (ROOT / name).is_file(), f"{name_of(path)} names {name}"

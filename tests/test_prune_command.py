@@ -33,7 +33,7 @@ from efficientllava.models.checkpoint import save_checkpoint
 from efficientllava.progress import Event
 from efficientllava.registry import METHODS
 from efficientllava.terminal import bar, print_rows
-from efficientllava.work_folder import held
+from efficientllava.work_folder import locked
 from tests.models.families import TINY
 
 ROOT = Path(__file__).parents[1]
@@ -177,21 +177,21 @@ BAD: dict[str, tuple[list[str], str]] = {
     "no model": (["--model", "empty"], "the model folder has no config.json"),
     "hub id": (["--model", "owner/name"], "a hub id needs its commit"),
     "no such text": (["--text", "nowhere.txt"], "no such text file"),
-    "text too short": (["--text", "short.txt"], "the text is too short"),
+    "text too short": (["--text", "short.txt"], "--text: the text is too short"),
     "empty text": (["--text", "empty.txt"], "the text is empty"),
     "text without a name": (["--text", ""], "no such text file"),
     "binary text": (["--text", "binary.txt"], "is not UTF-8"),
     "pairs without images": (["--pairs", "pictureless"], "image.png"),
-    "no pairs": (["--pairs", "nowhere"], "pairs: nowhere: no such folder"),
+    "no pairs": (["--pairs", "nowhere"], "--pairs: nowhere: no such folder"),
     "pairs without a name": (["--pairs", ""], "no such folder"),
-    "sparsity 0": (["--sparsity", "0"], "0.0 is not between 0 and 1"),
+    "sparsity 0": (["--sparsity", "0"], "--sparsity: 0.0 is not between 0 and 1"),
     "sparsity nan": (["--sparsity", "nan"], "nan is not between 0 and 1"),
     "sparsity inf": (["--sparsity", "inf"], "inf is not between 0 and 1"),
     "sparsity -1": (["--sparsity", "-1"], "-1.0 is not between 0 and 1"),
     "sparsity in words": (["--sparsity", "half"], "Invalid value for '--sparsity'"),
     "method": (["--method", "efficentllava"], "did you mean efficientllava?"),
     "parameter": (["--set", "search.round=3"], "did you mean rounds?"),
-    "section": (["--set", "serch.rounds=3"], "did you mean search?"),
+    "section": (["--set", "serch.rounds=3"], "--set: unknown section serch (did you mean search?"),
     "section not read here": (["--set", "evaluation.batch_size=3"], "unknown section evaluation"),
     "proxy parameter": (["--set", "proxy.text=words.txt"], "unknown parameter proxy.text"),
     "proxy value": (["--set", "proxy.segments=-1"], "proxy.segments"),
@@ -208,9 +208,9 @@ BAD: dict[str, tuple[list[str], str]] = {
     "value": (["--set", "search.rounds=ten"], "search.rounds"),
     "max seconds": (["--max-seconds", "nan"], "search.max_seconds"),
     "device": (["--device", "gpu"], "machine.device"),
-    "missing GPU": (["--device", "cuda:99"], "machine.device: cuda:99"),
+    "missing GPU": (["--device", "cuda:99"], "--device: cuda:99: "),
     "GPU named twice": (["--set", "machine.device=cuda", "--device", "cpu"], "two devices"),
-    "no memory": (["--set", "machine.device_memory=0.00001"], "GiB are missing"),
+    "no memory": (["--set", "machine.device_memory=0.00001"], "--set machine.device_memory: "),
     "work of another version": (["--work", "old"], "is of another version (layout 0"),
     "work that is something else": (["--work", "llama"], "holds something else"),
     "work that is a file": (["--work", "words.txt"], "holds something else"),
@@ -256,7 +256,7 @@ def bad(place: Path) -> Iterator[Path]:
     write_json(place / "old" / "layout.json", {"layout": 0})
     write_json(place / "another" / "pruning.json", {"method": "wanda", "ratio": 0.7})
     write_pairs(place / "pictureless", image=False)
-    with held(place / "used"):
+    with locked(place / "used"):
         yield place
 
 
@@ -300,7 +300,7 @@ def test_no_write_permission(nobody: Path) -> None:
     with pytest.raises(UserError, match=r"work folder .*cannot be written \(Permission denied\)"):
         prune_command.run(request, Path("/tmp/efficientllava-nowhere"))
     with pytest.raises(UserError, match=r"work folder .*cannot be written \(Permission denied\)"):
-        with held(nobody / "work"):
+        with locked(nobody / "work"):
             pass
     with pytest.raises(UserError, match=r"--output .*cannot be written \(Permission denied\)"):
         prune_command.run(request, nobody / "out")
@@ -342,7 +342,7 @@ def test_interrupted(
     finally:
         signal.signal(signal.SIGINT, before)
     assert (status, out) == (130, "")
-    assert error == "interrupted: the same command goes on from here\n"
+    assert error == "interrupted: the same command resumes\n"
     assert not (tmp_path / "out").exists()
 
 
@@ -448,19 +448,19 @@ def test_memory_of_the_device_that_lacks(place: Path) -> None:
 
 def test_lock_is_given_back(tmp_path: Path) -> None:
     """A work folder is free after an error; one that a kill left half made is taken."""
-    with pytest.raises(KeyError), held(tmp_path / "work"):
+    with pytest.raises(KeyError), locked(tmp_path / "work"):
         raise KeyError
-    with held(tmp_path / "work"), open(tmp_path / "work" / "lock") as lock:
+    with locked(tmp_path / "work"), open(tmp_path / "work" / "lock") as lock:
         with pytest.raises(BlockingIOError):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     (tmp_path / "half").mkdir()
     for name in ("lock", ".layout.json.tmp"):
         (tmp_path / "half" / name).touch()
-    with held(tmp_path / "half"):
+    with locked(tmp_path / "half"):
         pass
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()
-    with pytest.raises(UserError, match="holds something else"), held(tmp_path / "mine"):
+    with pytest.raises(UserError, match="holds something else"), locked(tmp_path / "mine"):
         pass
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
 

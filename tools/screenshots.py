@@ -1,4 +1,4 @@
-"""Pictures of what MLflow and Prefect show of the last run: `python -m tools.screenshots`.
+"""Pictures of MLflow's and Prefect's pages of the last run: `python -m tools.screenshots`.
 
 Opens the pages of both servers, over this workspace's records, in a headless Chromium and writes
 docs/screenshots/*.png. Needs Debian's chromium.
@@ -31,7 +31,7 @@ from flows.tracking.tracking import tracking_uri
 from tasks.runtime.stage import read_parameters
 
 TARGET = Path("docs/screenshots")
-PATIENCE = 300  # seconds until a server answers or a page shows what it should
+PATIENCE = 300  # seconds until a server answers or a page has its content
 
 
 @contextmanager
@@ -39,7 +39,7 @@ def browser() -> Iterator[Page]:
     """Start Chromium and yield its page.
 
     Raises:
-        UserError: it is not installed, or a page does not show what it should.
+        UserError: it is not installed, or a page lacks its content.
     """
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
@@ -65,7 +65,7 @@ def wait_for(page: Page, *words: str) -> None:
 
 
 def save(page: Page, name: str, seconds: float) -> None:
-    """Write what the window shows as docs/screenshots/NAME.png, some seconds from now."""
+    """Write the window as docs/screenshots/NAME.png, some seconds from now."""
     page.wait_for_timeout(1000 * seconds)  # plots and graphs are drawn after the words
     page.screenshot(path=TARGET / f"{name}.png")
 
@@ -115,12 +115,12 @@ def versions(tracking: TrackingParameters, uri: str) -> dict[str, Any]:
     """
     from mlflow import MlflowClient
 
-    found = MlflowClient(uri).search_model_versions(
+    models = MlflowClient(uri).search_model_versions(
         f"name = '{tracking.registered_model}'", order_by=["version_number ASC"]
     )
-    if not found:
+    if not models:
         raise UserError("no model is registered", where="MLflow", remedy="make demo")
-    return {f"{v.tags['method']}-{v.tags['ratio']}": v for v in found}
+    return {f"{v.tags['method']}-{v.tags['ratio']}": v for v in models}
 
 
 def mlflow_pages(page: Page, address: str, tracking: TrackingParameters, uri: str) -> None:

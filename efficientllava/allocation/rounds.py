@@ -95,11 +95,11 @@ class Rounds:
 
     def resume(self, work: Path, number: int) -> bool:
         """Take over a finished round from its files; False where there are none."""
-        found, moved = self.state.resume(work, number)
+        resumed, moved = self.state.resume(work, number)
         if moved is not None:
             self.adapter.load_projector(moved)
             self.evaluator.projector_moved(self.adapter.projector_state)
-        return found
+        return resumed
 
     def run(self, number: int) -> None:
         """Run a round, from 1 on.

@@ -10,7 +10,7 @@ from efficientllava.allocation.scoring.executors import executor_maker, worker_d
 from efficientllava.allocation.scoring.workers import ProcessEvaluator, Work
 from efficientllava.allocation.search import Search, SearchGoal, SearchInputs
 from efficientllava.allocation.unfinished import unfinished
-from efficientllava.database.placed import Machine, placed
+from efficientllava.database.offloaded import Machine, offloaded
 from efficientllava.database.solutions import open_database
 from efficientllava.offload.devices import open_device
 from efficientllava.parameters import SearchParameters
@@ -32,7 +32,7 @@ def searched(context: Context, parameters: SearchParameters, upper_bound: bool) 
     workers = worker_devices(machine) if machine.executor != "threads" else []
     here = [] if machine.dask_address else workers  # others have GPUs of their own
     sharing = 1 + max((here.count(device) for device in here), default=0)
-    with placed(
+    with offloaded(
         context.model,
         open_database(folders, levels),
         context.proxy,
@@ -41,15 +41,15 @@ def searched(context: Context, parameters: SearchParameters, upper_bound: bool) 
         parameters.projector_batch if parameters.evolve_projector else 0,
         parameters.kl_tokens,
         machine.gradient_checkpointing,
-    ) as found:
+    ) as opened:
         result = Search(
-            SearchInputs(found.adapter, context.proxy, found.database, found.blocks),
+            SearchInputs(opened.adapter, context.proxy, opened.database, opened.blocks),
             SearchGoal(levels, context.ratio, parameters, upper_bound),
             machine,
             unfinished(context.work, "search", machine),
             {"database": context.database_key},
             context.progress,
-            _evaluator_maker(context, folders, found.adapter.sizes, parameters, workers, sharing),
+            _evaluator_maker(context, folders, opened.adapter.sizes, parameters, workers, sharing),
         ).run()
     history = []
     for candidate in result.history:

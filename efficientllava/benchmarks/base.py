@@ -1,4 +1,4 @@
-"""What a benchmark is: one object that reads its questions, puts them to a model, scores answers.
+"""A benchmark: one object that reads its questions, puts them to a model, scores answers.
 
 A benchmark of another package is an object of a subclass of `Benchmark`, and an entry point in the
 group `efficientllava.benchmarks` that names it (docs/architecture.md shows one). This module and
@@ -69,7 +69,7 @@ class Style:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came out.
+    """The scores of answers, and the judgements behind them.
 
     Attributes:
         scores: in the form of scores.json: accuracy in [0, 1] with standard error, n, breakdowns;

@@ -52,9 +52,11 @@ def generate_answers(
     Raises:
         UserError: an image cannot be used, or the processor refuses a prompt.
     """
-    keys = [_key(model, processor, each, model_key, new_tokens) for each in asked]
+    keys = [_key(model, processor, question, model_key, new_tokens) for question in asked]
     waiting = [
-        (key, each) for key, each in zip(keys, asked, strict=True) if key not in journal.texts
+        (key, question)
+        for key, question in zip(keys, asked, strict=True)
+        if key not in journal.texts
     ]
     # equal questions once; similar lengths together, so that little is padded
     left = sorted(dict(waiting).items(), key=lambda pair: len(pair[1].prompt))
@@ -62,7 +64,9 @@ def generate_answers(
     with journal:
         for start in range(0, len(left), batch_size):
             batch = left[start : start + batch_size]
-            texts = _batch_answers(model, processor, [each for _, each in batch], new_tokens)
+            texts = _batch_answers(
+                model, processor, [question for _, question in batch], new_tokens
+            )
             for (key, _), text in zip(batch, texts, strict=True):
                 journal.add(key, text)
             done = sum(key in journal.texts for key in keys)
@@ -70,20 +74,20 @@ def generate_answers(
     return [journal.texts[key] for key in keys]
 
 
-def _key(model: Any, processor: Any, each: Asked, model_key: str, new_tokens: int) -> str:
-    image = each.record.image
+def _key(model: Any, processor: Any, question: Asked, model_key: str, new_tokens: int) -> str:
+    image = question.record.image
     if isinstance(image, Path):
         try:
             image = image_bytes(image)
         except OSError:
-            each.record.open_image()  # tells what is missing
+            question.record.open_image()  # tells what is missing
             raise
     digest = hashlib.sha256(image).hexdigest() if image is not None else ""
     # answers that such models gave without their token types depended on the batch: asked anew
     read = ["token types"] if reads_token_types(model) else []
     # a LLaVA that pads keeps the keys of its earlier answers
     read += ["cropped"] if image is not None and crops_images(processor) else []
-    return value_digest([model_key, _prompt(model, each), digest, new_tokens, *read])
+    return value_digest([model_key, _prompt(model, question), digest, new_tokens, *read])
 
 
 @torch.no_grad()
@@ -91,17 +95,17 @@ def _batch_answers(
     model: Any, processor: Any, batch: Sequence[Asked], new_tokens: int
 ) -> list[str]:
     tokens = generated_tokens(model, processor, batch, new_tokens)
-    ends = model.generation_config.eos_token_id
-    ends = {ends} if isinstance(ends, int) else set(ends or ())
+    end_tokens = model.generation_config.eos_token_id
+    end_tokens = {end_tokens} if isinstance(end_tokens, int) else set(end_tokens or ())
     texts = processor.batch_decode(
-        [_until_end(row.tolist(), ends) for row in tokens], skip_special_tokens=True
+        [_until_end(row.tolist(), end_tokens) for row in tokens], skip_special_tokens=True
     )
     return [text.strip() for text in texts]
 
 
-def _until_end(tokens: list[int], ends: set[int]) -> list[int]:
+def _until_end(tokens: list[int], end_tokens: set[int]) -> list[int]:
     """An answer without the padding behind its end, which may be any token."""
-    ended = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
+    ended = next((index for index, token in enumerate(tokens) if token in end_tokens), len(tokens))
     return tokens[: ended + 1]
 
 
@@ -114,24 +118,24 @@ def generated_tokens(
     Raises:
         UserError: the processor refuses a prompt.
     """
-    samples = [_encoded(model, processor, each) for each in batch]
+    samples = [_encoded(model, processor, question) for question in batch]
     inputs = batch_inputs(model, processor, samples, side="left")
     sequences = model.generate(**inputs, do_sample=False, num_beams=1, max_new_tokens=new_tokens)
     new: torch.Tensor = sequences[:, inputs["input_ids"].shape[1] :]
     return new
 
 
-def _encoded(model: Any, processor: Any, each: Asked) -> Encoded:
-    image = each.record.open_image()
+def _encoded(model: Any, processor: Any, question: Asked) -> Encoded:
+    image = question.record.open_image()
     try:
-        return encode_prompt(processor, _prompt(model, each), image)
+        return encode_prompt(processor, _prompt(model, question), image)
     except (ValueError, IndexError) as error:
         raise UserError(
             f"the processor refuses a prompt: {str(error).strip()}",
-            where=f"question {each.record.id}",
+            where=f"question {question.record.id}",
         ) from error
 
 
-def _prompt(model: Any, each: Asked) -> str:
+def _prompt(model: Any, question: Asked) -> str:
     """The prompt with what stands for an image in the model's family."""
-    return each.prompt.replace(IMAGE_TOKEN, require_family(model.config.model_type).image_token)
+    return question.prompt.replace(IMAGE_TOKEN, require_family(model.config.model_type).image_token)

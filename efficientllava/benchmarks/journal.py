@@ -27,7 +27,7 @@ class Journal:
                     continue
 
     def __enter__(self) -> Self:
-        # written anew, whole lines only: what comes next starts on a line of its own
+        # rewrite whole lines only, so that the next answer starts on a new line
         with replacing(self.path) as temporary:
             lines = (_line(key, text) for key, text in self.texts.items())
             temporary.write_text("".join(lines), encoding="utf-8")

@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a file of predictions holds.
+    """The content of a file of predictions.
 
     Attributes:
         texts: a model's answer by id, where the file has texts.
@@ -79,7 +79,7 @@ def read_predictions(path: Path) -> Predictions:
         "is in none of the official prediction formats",
         where=str(path),
         remedy='give JSON lines of {"question_id", "text"}, or one of the formats in '
-        "docs/benchmarks.md",
+        "docs/evaluate.md",
     )
 
 
@@ -95,18 +95,18 @@ def _answer(row: Row) -> str:
 
 
 def _by_id(rows: Iterable[Row], path: Path, value: Callable[[Row], T], *names: str) -> dict[str, T]:
-    found: dict[str, T] = {}
+    predictions: dict[str, T] = {}
     first: dict[str, str] = {}
     for row in rows:
         identifier = row.identity(*names)
-        if identifier in found:
+        if identifier in predictions:
             raise UserError(
                 f"question {identifier} is answered twice, first in {first[identifier]}",
                 where=row.where,
                 remedy="keep one answer for every question",
             )
-        found[identifier], first[identifier] = value(row), row.where
-    return found
+        predictions[identifier], first[identifier] = value(row), row.where
+    return predictions
 
 
 def _keys_once(path: Path, values: dict[str, T]) -> dict[str, T]:

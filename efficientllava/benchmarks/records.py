@@ -1,4 +1,4 @@
-"""What every benchmark's record has, and where records come from: local files or the hub."""
+"""The fields of every benchmark's record, and how records are read: local files or the hub."""
 
 from __future__ import annotations
 

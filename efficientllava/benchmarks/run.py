@@ -16,7 +16,7 @@ from efficientllava.progress import Progress
 
 @dataclass(frozen=True)
 class Plan:
-    """What is asked of a model.
+    """The questions for a model, and how they are put.
 
     Attributes:
         source: a folder with the official files, or a hub id.
@@ -47,7 +47,7 @@ class Result:
 
     @property
     def files(self) -> dict[str, Any]:
-        """What else is worth a file, by name: the judge's judgements, the submission."""
+        """Further files to write, by name: the judge's judgements, the submission."""
         upload = {} if self.submission is None else {"submission.json": self.submission}
         return {**self.outcome.judgements, **upload}
 
@@ -74,7 +74,7 @@ def run_benchmark(
     """
     benchmark = plan.benchmark
     records = list(read_records(benchmark, plan.source, plan.split, plan.style))[: plan.questions]
-    asked = [Asked(each, full_prompt(benchmark, each, plan.style)) for each in records]
+    asked = [Asked(record, full_prompt(benchmark, record, plan.style)) for record in records]
     texts = generate_answers(
         model,
         processor,

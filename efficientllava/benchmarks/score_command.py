@@ -50,7 +50,7 @@ class JudgeOptions:
 
 @dataclass(frozen=True)
 class Request:
-    """What is scored, and where results go.
+    """The files to score, and where results go.
 
     Attributes:
         data, split: see `score_files`.

@@ -14,18 +14,20 @@ from efficientllava.parameters import JudgeParameters
 from efficientllava.progress import Progress, silent
 
 
-def judging_by(benchmark: Benchmark[Any], wanted: JudgeParameters, cache: Path) -> Judging | None:
+def judging_by(
+    benchmark: Benchmark[Any], parameters: JudgeParameters, cache: Path
+) -> Judging | None:
     """The judge that the parameters name; None for a benchmark that needs none."""
     if not benchmark.judge:
         return None
     settings = JudgeSettings(
-        wanted.model or benchmark.judge,
-        wanted.base_url,
-        wanted.parallel,
-        wanted.attempts,
-        wanted.timeout,
+        parameters.model or benchmark.judge,
+        parameters.base_url,
+        parameters.parallel,
+        parameters.attempts,
+        parameters.timeout,
     )
-    return Judging(Judge(settings, cache), wanted.runs)
+    return Judging(Judge(settings, cache), parameters.runs)
 
 
 def score_files(
@@ -50,7 +52,7 @@ def score_files(
     records = read_records(benchmark, source, split)
     predictions = [read_predictions(file) for file in files]
     if len(predictions) > 1 and not (
-        benchmark.averages_judgements and all(each.rows for each in predictions)
+        benchmark.averages_judgements and all(prediction.rows for prediction in predictions)
     ):
         raise UserError(
             "one file of predictions at a time; only review files of LLaVA-Bench are averaged",

@@ -167,7 +167,7 @@ class BlockWalk:
 
     @torch.no_grad()
     def outputs(self, block: int) -> Iterator[tuple[int, torch.Tensor]]:
-        """(batch, [B, T, d]): what a block makes of the activations that enter it now."""
+        """(batch, [B, T, d]): a block's outputs for the activations that enter it now."""
         for index, hidden in enumerate(self.hidden):
             args, kwargs = self._calls[index][block]
             output = self.adapter.blocks[block](hidden, *args, **kwargs)

@@ -79,13 +79,13 @@ def calibration_data(
     """
     _require_sizes(segments, length, count)
     tokenizer = vlm.processor.tokenizer
-    words, told = _text(text)
+    words, source = _text(text)
     try:
         drawn = sample_segments(tokenizer, words, segments, length, seed)
     except UserError as error:
         remedy = "give more text, or ask for fewer or shorter segments"
         raise UserError(error.what, where=IN_TEXT, remedy=remedy) from error
-    description = f"{segments} segments of {length} tokens from {told}"
+    description = f"{segments} segments of {length} tokens from {source}"
     made: Pairs | None = None
     if not vlm.family.takes_images:
         if pairs is not None:
@@ -98,8 +98,8 @@ def calibration_data(
     elif count == 0:
         description += "; no pairs, as asked"
     else:
-        made, told = _pairs(vlm, pairs, count, seed)
-        description += f"; {len(made)} image-text pairs from {told}"
+        made, source = _pairs(vlm, pairs, count, seed)
+        description += f"; {len(made)} image-text pairs from {source}"
     return ProxyData(drawn, made, tensors_digest(drawn, made), description)
 
 
@@ -194,35 +194,37 @@ def _pairs(
                 where=f"{IN_PAIRS}: {str(source)[:80]}",
                 remedy="give a folder in ScienceQA's layout, with problems.json in it",
             )
-        questions = [each for each in read_questions(folder, "train") if each.image is not None]
+        questions = [
+            question for question in read_questions(folder, "train") if question.image is not None
+        ]
         drawn = _number(count, len(questions), str(folder))
         return build_pairs(questions, vlm.processor, drawn, seed, token), str(folder)
     if source is None:
         chosen = _packaged(PAIRS if count is None else count, seed)
-        told = "packaged pictures (drawn scenes and maps)"
+        name = "packaged pictures (drawn scenes and maps)"
     else:
-        rows, told = _rows(source)
+        rows, name = _rows(source)
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
-        indices = order[: _number(count, len(rows), told)].tolist()
+        indices = order[: _number(count, len(rows), name)].tolist()
         chosen = (_pair(rows[index], f"{IN_PAIRS}[{index}]") for index in indices)
-    samples = [_encoded(vlm.processor, token, each) for each in chosen]
-    return join_pairs(samples, vlm.processor), told
+    samples = [_encoded(vlm.processor, token, question) for question in chosen]
+    return join_pairs(samples, vlm.processor), name
 
 
-def _number(count: int | None, available: int, told: str) -> int:
-    wanted = min(PAIRS, available) if count is None else count
-    if wanted > available or available == 0:
-        what = f"{wanted} are asked for, there are {available}" if available else "there are none"
+def _number(count: int | None, available: int, name: str) -> int:
+    number = min(PAIRS, available) if count is None else count
+    if number > available or available == 0:
+        what = f"{number} are asked for, there are {available}" if available else "there are none"
         raise UserError(
             f"too few image-text pairs: {what}",
-            where=f"{IN_PAIRS}: {told}",
+            where=f"{IN_PAIRS}: {name}",
             remedy="give more pairs, or a smaller `count` (0 for none)",
         )
-    return wanted
+    return number
 
 
 def _rows(source: Any) -> tuple[Any, str]:
-    """What holds pairs by index, and what to call it."""
+    """The pairs, by index, and their name in messages."""
     columns = _columns(source)
     if columns is not None:
         _require_keys(columns, IN_PAIRS)
@@ -237,10 +239,10 @@ def _rows(source: Any) -> tuple[Any, str]:
     )
 
 
-def _require_keys(found: Any, where: str) -> None:
-    if missing := [key for key in PAIR_KEYS if key not in found]:
+def _require_keys(keys: Any, where: str) -> None:
+    if missing := [key for key in PAIR_KEYS if key not in keys]:
         raise UserError(
-            f"lacks {', '.join(missing)} (found: {', '.join(map(str, found))})",
+            f"lacks {', '.join(missing)} (found: {', '.join(map(str, keys))})",
             where=where,
             remedy="name the keys or columns image, question and answer",
         )

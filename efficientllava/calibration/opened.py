@@ -14,7 +14,7 @@ from efficientllava.models.checkpoint import load_model
 from efficientllava.models.families import Adapter, adapter_for
 from efficientllava.offload.blocks_on_disk import BlocksOnDisk, blocks_on_disk
 from efficientllava.offload.devices import host_memory, open_device, usable_memory
-from efficientllava.offload.placement import GIB, needs_of, place, shape_of
+from efficientllava.offload.placement import GIB, choose_placement, needs_of, shape_of
 from efficientllava.parameters import MachineParameters
 
 
@@ -60,7 +60,7 @@ def block_by_block(
         used, shape, tokens = device, shape_of(adapter), Tokens.of(proxy)
         working = calibration_bytes(shape, tokens, levels, block_size)
         working += losses * search_bytes(shape, tokens, device=device.type)
-        place(needs_of(adapter, working), usable_memory(device, memory), host_memory())
+        choose_placement(needs_of(adapter, working), usable_memory(device, memory), host_memory())
     with blocks_on_disk(adapter, folder, work, used) as blocks:
         yield OpenModel(adapter, blocks)
 

@@ -32,14 +32,14 @@ FEWEST_ROWS = 256
 """Of a chunk, for the head is read anew for each."""
 
 
-def negative_log_likelihood(log_probabilities: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+def negative_log_likelihood(log_probabilities: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """-log p(wanted) per position [n]; positions without a wanted token (IGNORED) count 0."""
-    return functional.nll_loss(log_probabilities, wanted, ignore_index=IGNORED, reduction="none")
+    return functional.nll_loss(log_probabilities, targets, ignore_index=IGNORED, reduction="none")
 
 
 @dataclass(frozen=True)
 class Distribution:
-    """What the dense model says at n positions, in full or its most likely tokens.
+    """The dense model's probabilities at n positions, of all or of its most likely tokens.
 
     Attributes:
         probabilities: p [n, vocabulary], or [n, k] of the k most likely tokens.
@@ -69,7 +69,7 @@ class Distribution:
 
 
 def _rest(probabilities: torch.Tensor) -> torch.Tensor:
-    """What is left of 1, per position; not below the rounding of what is taken from it."""
+    """The remaining probability per position, at least the rounding error of its sum."""
     return (1.0 - probabilities.sum(dim=1)).clamp(min=1e-7)
 
 
@@ -105,7 +105,7 @@ class LossBatch:
 
     inputs: LanguageInputs
     positions: torch.Tensor
-    wanted: torch.Tensor
+    targets: torch.Tensor
     dense: Distribution | None = None
 
 
@@ -148,8 +148,8 @@ def pair_loss_batches(adapter: Adapter, proxy: ProxyData) -> list[LossBatch]:
     result = []
     for batch, pairs in pair_batches(proxy.pairs) if proxy.pairs is not None else ():
         positions = pairs.answer_positions()
-        wanted = next_tokens(pairs.labels, positions)
-        result.append(_loss_batch(adapter, batch, positions, wanted))
+        targets = next_tokens(pairs.labels, positions)
+        result.append(_loss_batch(adapter, batch, positions, targets))
     return result
 
 
@@ -157,10 +157,10 @@ def _loss_batch(
     adapter: Adapter,
     batch: dict[str, torch.Tensor],
     positions: torch.Tensor,
-    wanted: torch.Tensor,
+    targets: torch.Tensor,
 ) -> LossBatch:
     device, inputs = adapter.device, language_inputs(adapter, batch)
-    return LossBatch(inputs, positions.to(device), wanted.to(device))
+    return LossBatch(inputs, positions.to(device), targets.to(device))
 
 
 @torch.no_grad()
@@ -209,15 +209,15 @@ def loss_sums(
     for batch in batches:
         hidden = hidden_states(language_model, batch.inputs)[batch.positions]
         for rows, logits in chunked_logits(head, hidden):
-            wanted = batch.wanted[rows]
+            targets = batch.targets[rows]
             for index, kind in enumerate(kinds):
                 if kind == "kl":
                     assert batch.dense is not None, "remember_dense comes first"
                     losses = kl_divergence(batch.dense[rows], logits)
                     counts[index] += losses.numel()
                 else:
-                    losses = negative_log_likelihood(functional.log_softmax(logits, -1), wanted)
-                    counts[index] += int((wanted != IGNORED).sum())
+                    losses = negative_log_likelihood(functional.log_softmax(logits, -1), targets)
+                    counts[index] += int((targets != IGNORED).sum())
                 totals[index] += float(losses.sum(dtype=torch.float64))
     return list(zip(totals, counts, strict=True))
 

@@ -53,10 +53,10 @@ def search_bytes(
     shape: DecoderShape,
     tokens: Tokens,
     kl_tokens: int | None = None,
-    checkpointing: bool = True,
+    gradient_checkpointing: bool = True,
     device: str = "cuda",
 ) -> int:
-    """What a search holds beside weights and database: held all the time, and the most it adds.
+    """Bytes of a search beside weights and database: permanent ones, and the highest peak.
 
     - embeddings of the proxy's tokens: tokens x width;
     - targets of the KL: text and answer tokens x vocabulary x 4 bytes, or x 12 bytes x k with
@@ -69,23 +69,23 @@ def search_bytes(
     """
     chunk = CHUNK.get(device, OTHER_CHUNK) * PER_LOGIT
     per_position = 4 * shape.vocabulary if kl_tokens is None else 12 * kl_tokens
-    held = (tokens.text + tokens.pairs) * shape.width * shape.item
-    held += (tokens.text + tokens.answers) * per_position
+    total = (tokens.text + tokens.pairs) * shape.width * shape.item
+    total += (tokens.text + tokens.answers) * per_position
     most = tokens.batch * shape.activations + chunk
     if tokens.step:
-        held += tokens.answers * 4 * shape.vocabulary
+        total += tokens.answers * 4 * shape.vocabulary
         kept = shape.blocks * shape.width * shape.item + 2 * shape.activations
-        if not checkpointing:
+        if not gradient_checkpointing:
             kept = (shape.blocks + 1) * shape.activations
         logits = tokens.answers * tokens.step // max(tokens.pairs, 1) * shape.vocabulary * PER_LOGIT
         most = max(most, tokens.step * kept + logits + 16 * shape.projector)
-    return held + most + 16 * shape.width * shape.mlp
+    return total + most + 16 * shape.width * shape.mlp
 
 
 def calibration_bytes(
     shape: DecoderShape, tokens: Tokens, levels: int, block_size: int = 128
 ) -> int:
-    """What building the database (or pruning, with one level) takes beside the model's weights.
+    """Bytes for building the database (or pruning, with one level) beside the model's weights.
 
     - activations of all calibration tokens, three times: embeddings, what enters the block, and,
       for a database, what leaves it;

@@ -1,1 +1,1 @@
-"""What the console script does: prune, estimate what pruning takes, look at the machine."""
+"""Commands of the console script: prune, estimate memory and time, look at the machine."""

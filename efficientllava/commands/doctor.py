@@ -1,4 +1,4 @@
-"""What this machine has: versions, processor, devices, memory, disk, servers. Needs no extra."""
+"""The machine's versions, processor, devices, memory, disk and servers. Needs no extra."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from packaging.specifiers import SpecifierSet
 
 from efficientllava import __version__
 from efficientllava.errors import UserError
-from efficientllava.extras import CORE, DISTRIBUTION, Wanted, wanted_packages
+from efficientllava.extras import CORE, DISTRIBUTION, RequiredPackage, required_packages
 
 GIB = 2**30
 IMPORTED = ("torch", "transformers", "numba")
-"""What is imported to see that it works: these have parts in other languages."""
+"""Imported as a check: these packages have compiled parts."""
 FEATURES = ("avx2", "fma", "f16c", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile", "asimd")
 SECONDS = 5
 """That a server has to answer."""
@@ -64,7 +64,7 @@ def _versions() -> Iterator[Finding]:
     section = "versions"
     yield Finding(section, DISTRIBUTION, __version__)
     try:
-        wanted = wanted_packages()
+        packages = required_packages()
         range_ = metadata.metadata(DISTRIBUTION)["Requires-Python"] or ""
     except UserError as error:
         yield Finding(section, "packages", error.what, "note")
@@ -74,38 +74,38 @@ def _versions() -> Iterator[Finding]:
         yield Finding(section, "Python", f"{python} on {platform.platform()}")
     else:
         yield Finding(section, "Python", f"{python}; {range_} is needed", "bad")
-    for each in wanted:
-        if each.extra == CORE:
-            yield _package(section, each)
+    for package in packages:
+        if package.extra == CORE:
+            yield _package(section, package)
     for name in IMPORTED:
         try:
             import_module(name)
         except (ImportError, OSError) as error:
             yield Finding(section, name, f"cannot be imported: {_first_line(error)}", "bad")
-    yield from _extras(wanted)
+    yield from _extras(packages)
 
 
-def _package(section: str, wanted: Wanted) -> Finding:
-    range_ = str(wanted.requirement.specifier) or "any version"
-    if wanted.version is None:
-        return Finding(section, wanted.name, f"not installed; {range_} is needed", "bad")
-    if not wanted.fits:
-        told = f"{wanted.version}; {range_} is needed: pip install '{wanted.requirement.name}"
-        return Finding(section, wanted.name, f"{told}{wanted.requirement.specifier}'", "bad")
-    return Finding(section, wanted.name, f"{wanted.version} ({range_})")
+def _package(section: str, package: RequiredPackage) -> Finding:
+    range_ = str(package.requirement.specifier) or "any version"
+    if package.version is None:
+        return Finding(section, package.name, f"not installed; {range_} is needed", "bad")
+    if not package.fits:
+        problem = f"{package.version}; {range_} is needed: pip install '{package.requirement.name}"
+        return Finding(section, package.name, f"{problem}{package.requirement.specifier}'", "bad")
+    return Finding(section, package.name, f"{package.version} ({range_})")
 
 
-def _extras(wanted: list[Wanted]) -> Iterator[Finding]:
+def _extras(packages: list[RequiredPackage]) -> Iterator[Finding]:
     """Pins of extras count where the extra is installed as a whole."""
-    for extra in sorted({each.extra for each in wanted if each.extra != CORE}):
-        packages = [each for each in wanted if each.extra == extra]
-        missing = [each.name for each in packages if each.version is None]
+    for extra in sorted({package.extra for package in packages if package.extra != CORE}):
+        installed = [package for package in packages if package.extra == extra]
+        missing = [package.name for package in installed if package.version is None]
         if missing:
             yield Finding("extras", extra, f"not installed (lacks {', '.join(missing)})", "note")
             continue
-        told = ", ".join(f"{each.name} {each.version}" for each in packages)
-        yield Finding("extras", extra, told)
-        yield from (_package("extras", each) for each in packages if not each.fits)
+        versions = ", ".join(f"{package.name} {package.version}" for package in installed)
+        yield Finding("extras", extra, versions)
+        yield from (_package("extras", package) for package in installed if not package.fits)
 
 
 def _first_line(error: BaseException) -> str:
@@ -121,8 +121,8 @@ def _processor() -> Iterator[Finding]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     yield Finding("processor", "cores", f"{cores} for this process, {os.cpu_count()} in all")
     flags = set((info.get("flags") or info.get("Features") or "").split())
-    found = [name for name in FEATURES if name in flags]
-    yield Finding("processor", "features", " ".join(found) or "not known")
+    features = [name for name in FEATURES if name in flags]
+    yield Finding("processor", "features", " ".join(features) or "not known")
 
 
 def _fields(file: Path) -> dict[str, str]:
@@ -148,8 +148,8 @@ def _devices() -> Iterator[Finding]:
     else:
         for number in range(torch.cuda.device_count()):
             free, total = torch.cuda.mem_get_info(number)
-            told = f"{torch.cuda.get_device_name(number)}, {_gib(free)} of {_gib(total)} free"
-            yield Finding("devices", f"cuda:{number}", f"{told}, CUDA {torch.version.cuda}")
+            text = f"{torch.cuda.get_device_name(number)}, {_gib(free)} of {_gib(total)} free"
+            yield Finding("devices", f"cuda:{number}", f"{text}, CUDA {torch.version.cuda}")
 
 
 def _gib(count: float) -> str:
@@ -163,17 +163,18 @@ def _memory() -> Iterator[Finding]:
     free = int(available) * 1024 if available.isdigit() else free
     yield Finding("memory", "host", f"{_gib(free)} of {_gib(total)} free")
     limit = Path("/sys/fs/cgroup/memory.max")
-    if limit.is_file() and (told := limit.read_text(encoding="utf-8").strip()).isdigit():
-        yield Finding("memory", "limit", f"{_gib(int(told))} for this container")
+    if limit.is_file() and (maximum := limit.read_text(encoding="utf-8").strip()).isdigit():
+        yield Finding("memory", "limit", f"{_gib(int(maximum))} for this container")
 
 
 def _disk() -> Iterator[Finding]:
     for name, folder in (("here", Path.cwd()), ("temporary", Path(tempfile.gettempdir()))):
         usage = shutil.disk_usage(folder)
         writable = os.access(folder, os.W_OK)
-        told = f"{_gib(usage.free)} of {_gib(usage.total)} free in {folder}"
+        text = f"{_gib(usage.free)} of {_gib(usage.total)} free in {folder}"
         state: State = "ok" if writable else "note"
-        yield Finding("disk", name, told if writable else f"{told}, which cannot be written", state)
+        text += "" if writable else ", which cannot be written"
+        yield Finding("disk", name, text, state)
 
 
 # --- servers ----------------------------------------------------------------------------------
@@ -206,7 +207,7 @@ def _prefect_profile() -> str | None:
 
 
 def _tracking_uri(parameters: Path) -> str | None:
-    """What params.yaml says; None where it is not there or says nothing."""
+    """The value in params.yaml; None without the file or the value."""
     import yaml  # comes with transformers
 
     try:
@@ -217,16 +218,16 @@ def _tracking_uri(parameters: Path) -> str | None:
 
 def _answering(name: str, address: str) -> Finding:
     """Whether a server answers; any HTTP status is an answer."""
-    told = shown(address)
+    server = shown(address)
     proxies = urllib.request.ProxyHandler({} if _is_loopback(address) else None)
     try:
         request = urllib.request.Request(f"{address.rstrip('/')}/health")
         urllib.request.build_opener(proxies).open(request, timeout=SECONDS).close()
     except urllib.error.HTTPError as error:
-        return Finding("servers", name, f"{told} answers with status {error.code}", "note")
+        return Finding("servers", name, f"{server} answers with status {error.code}", "note")
     except (OSError, ValueError) as error:
-        return Finding("servers", name, f"{told} does not answer ({_first_line(error)})", "note")
-    return Finding("servers", name, f"{told} answers")
+        return Finding("servers", name, f"{server} does not answer ({_first_line(error)})", "note")
+    return Finding("servers", name, f"{server} answers")
 
 
 def _is_loopback(address: str) -> bool:
@@ -236,6 +237,6 @@ def _is_loopback(address: str) -> bool:
 
 def shown(address: str) -> str:
     """An address without the name and password that may stand in it."""
-    place = urlsplit(address).netloc
+    location = urlsplit(address).netloc
     without_query = address.partition("?")[0]
-    return without_query.replace(place, place.rpartition("@")[2], 1)
+    return without_query.replace(location, location.rpartition("@")[2], 1)

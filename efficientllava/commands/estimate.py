@@ -1,4 +1,4 @@
-"""What pruning a model would take: memory and disk by formula, time from a short trial."""
+"""An estimate of pruning a model: memory and disk by formula, time from a short trial."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def duration(seconds: float) -> str:
 
 
 def estimate(method: str, context: Context, work: Path | None = None) -> Estimate:
-    """What a call of `prune` would take.
+    """The memory, disk and time of a call of `prune`.
 
     Args:
         context: `context.work` takes temporary files.
@@ -137,9 +137,9 @@ def _steps(method: Any, context: Context, missing: Sequence[float]) -> tuple[str
     search, steps = context.parameters.search, []
     if "database" in method.needs:
         there = len(context.levels) - len(missing)
-        found = f" ({there} more are in the work folder)" if there else ""
+        reused = f" ({there} more are in the work folder)" if there else ""
         if missing:
-            steps.append(f"database: every matrix at {len(missing)} levels{found}")
+            steps.append(f"database: every matrix at {len(missing)} levels{reused}")
         else:
             steps.append(f"database: all {there} levels are in the work folder")
         limit = "" if search.max_seconds is None else f", at most about {search.max_seconds:g} s"

@@ -11,10 +11,10 @@ from typing import Any
 import yaml
 
 from efficientllava.api import context_of, holds, prune, require_data, settings
-from efficientllava.calibration.data import calibration_data
+from efficientllava.calibration.data import IN_PAIRS, IN_TEXT, calibration_data
 from efficientllava.commands.estimate import estimate
 from efficientllava.data.proxy import ProxyData
-from efficientllava.errors import UserError
+from efficientllava.errors import UserError, renaming
 from efficientllava.files import read_json, require_place
 from efficientllava.models.loading import VisionLanguageModel, load
 from efficientllava.offload.devices import enough_memory
@@ -25,7 +25,20 @@ from efficientllava.terminal import print_rows, shown
 from efficientllava.work_folder import require_work
 
 DATA = {"segments": "segments", "segment_length": "length", "pairs": "count", "seed": "seed"}
-"""What the command takes of the section `proxy`, and how `calibration_data` calls it."""
+"""The parameters of section `proxy` that the command takes, as `calibration_data` names them."""
+OPTIONS = {
+    "params.yaml, machine.device:": "--device:",
+    "params.yaml, ratios": "--sparsity",
+    "params.yaml, ": "--set ",
+    "parameters, ": "--set ",
+    "parameters": "--set",
+    "device and machine.device": "--device and --set machine.device",
+    "device:": "--device:",
+    "sparsity": "--sparsity",
+    IN_TEXT: "--text",
+    IN_PAIRS: "--pairs",
+}
+"""How errors name the options: see `errors.renaming`."""
 
 
 class _Values(yaml.SafeLoader):
@@ -61,19 +74,19 @@ class Request:
             UserError: an option is not of that form.
         """
         values: dict[str, dict[str, Any]] = {}
-        for each in self.set:
-            name, equals, value = each.partition("=")
+        for assignment in self.set:
+            name, equals, value = assignment.partition("=")
             section, dot, key = name.strip().partition(".")
             if not (equals and dot and section and key):
                 raise UserError(
-                    f"{each!r} is no parameter",
+                    f"{assignment!r} is no parameter",
                     where="--set",
                     remedy="write section.key=value, e.g. --set search.rounds=5",
                 )
             try:
                 values.setdefault(section, {})[key] = _Values(value).get_single_data()
             except yaml.YAMLError as error:
-                raise UserError(f"{each!r} is not valid YAML", where="--set") from error
+                raise UserError(f"{assignment!r} is not valid YAML", where="--set") from error
         if self.max_seconds is not None:
             values.setdefault("search", {})["max_seconds"] = self.max_seconds
         return values
@@ -106,6 +119,7 @@ class Request:
         return vlm, data, parameters
 
 
+@renaming(OPTIONS)
 def run(request: Request, output: Path) -> None:
     """Prune, save to `output`, print the table.
 
@@ -152,12 +166,13 @@ def _require_output(request: Request, output: Path) -> None:
     if not (output / "pruning.json").is_file():
         raise UserError("the folder exists already and holds something else", where, remedy)
     record = read_json(output / "pruning.json")
-    found = [record.get(name) for name in ("method", "ratio")] if isinstance(record, dict) else []
-    if found != [request.method, request.sparsity]:
-        told = "a pruned model" if len(found) < 2 else f"{found[0]} at {found[1]}"
-        raise UserError(f"holds another pruned model ({told})", where, remedy)
+    setting = [record.get(name) for name in ("method", "ratio")] if isinstance(record, dict) else []
+    if setting != [request.method, request.sparsity]:
+        description = "a pruned model" if len(setting) < 2 else f"{setting[0]} at {setting[1]}"
+        raise UserError(f"holds another pruned model ({description})", where, remedy)
 
 
+@renaming(OPTIONS)
 def dry(request: Request) -> None:
     """Print what pruning would take. Nothing is pruned, and the work folder stays as it is.
 

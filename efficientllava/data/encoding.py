@@ -1,6 +1,6 @@
 """Prompt, answer and picture as the tensors a model takes, whatever its processor returns.
 
-Samples are encoded one at a time and joined afterwards. What belongs to which sample is then known
+Samples are encoded one at a time and joined afterwards. The rows of each sample are then known
 for every tensor, also where a family strings the patches of all images together (Qwen2.5-VL,
 InternVL) or adds dimensions for them (LLaVA-NeXT, Idefics3): no family is named here.
 """
@@ -71,8 +71,8 @@ def answer_tokens(
     """
     tokenizer = processor.tokenizer
     if _keeps_answers_apart(processor):
-        found = tokenizer(list(answers), add_special_tokens=False)["input_ids"]
-        return [(tokens, True) for tokens in found]
+        encoded = tokenizer(list(answers), add_special_tokens=False)["input_ids"]
+        return [(tokens, True) for tokens in encoded]
     texts = [prompt, *(f"{prompt} {answer}" for answer in answers)]
     alone, *together = tokenizer(texts)["input_ids"]
     shared = [common_prefix(alone, tokens) for tokens in together]

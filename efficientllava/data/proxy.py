@@ -70,9 +70,9 @@ class Pairs:
     def _rows_of(self, name: str, index: slice | torch.Tensor) -> torch.Tensor:
         """[m]: the rows of an input that belong to the pairs at `index`, in that order."""
         counts = self.rows[name]
-        ends = counts.cumsum(0)
+        stops = counts.cumsum(0)
         chosen = torch.arange(len(self))[index].tolist()
-        spans = [torch.arange(int(ends[i] - counts[i]), int(ends[i])) for i in chosen]
+        spans = [torch.arange(int(stops[i] - counts[i]), int(stops[i])) for i in chosen]
         return torch.cat(spans) if spans else torch.empty(0, dtype=torch.int64)
 
     def to(self, device: torch.device) -> Pairs:
@@ -95,13 +95,13 @@ class Pairs:
 
 @dataclass(frozen=True)
 class ProxyData:
-    """What stands in for the unknown training data.
+    """Samples that stand in for the unknown training data.
 
     Attributes:
         segments: [n, length] int64, token ids of text.
         pairs: image-text pairs, or None.
         digest: of the stored files, or of the tensors (`tensors_digest`); "" before that.
-        description: where text and pairs come from, in words; "" where nobody says.
+        description: where text and pairs come from, in words; "" where it is unknown.
     """
 
     segments: torch.Tensor

@@ -117,13 +117,13 @@ def _is_held_out(paragraph: str) -> bool:
 @cache
 def _paragraphs() -> tuple[str, ...]:
     """All distinct paragraphs of prose, shuffled so that topics spread over both parts."""
-    found: dict[str, None] = {}
+    distinct: dict[str, None] = {}
     for document in _documents():
         for block in re.split(r"\n\s*\n", document):
             words = block.split()
             if _is_prose(words):
-                found[" ".join(words)] = None
-    paragraphs = sorted(found)
+                distinct[" ".join(words)] = None
+    paragraphs = sorted(distinct)
     random.Random(0).shuffle(paragraphs)
     return tuple(paragraphs)
 

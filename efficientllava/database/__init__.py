@@ -1,1 +1,1 @@
-"""The database: the OBS solution of every matrix at every level: build, storage, residency."""
+"""The database: the OBS solution of every matrix at every level: build, storage, offload."""

@@ -31,8 +31,8 @@ class Database:
     """A finished database; tensors are memory-mapped and read when they are used.
 
     Attributes:
-        manifest: what `build_database` returned.
-        tensors: what `storage.stored` made of each solution [out, in], by "NAME@LEVEL".
+        manifest: of `build_database`.
+        tensors: of each solution [out, in] as `storage.stored` returns it, by "NAME@LEVEL".
     """
 
     manifest: dict[str, Any]

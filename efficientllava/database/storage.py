@@ -41,7 +41,7 @@ def packed(mask: torch.Tensor) -> torch.Tensor:
 
 
 def unpacked(bits: torch.Tensor, columns: int) -> torch.Tensor:
-    """The mask [rows, columns] of what `packed` returned."""
+    """The mask [rows, columns] of packed bits: the inverse of `packed`."""
     return ((bits[:, :, None] >> _shifts(bits.device)) & 1).bool().flatten(1)[:, :columns]
 
 

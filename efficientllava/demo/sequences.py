@@ -66,19 +66,19 @@ def pack_conversations(
             picture[row] = len(pictures)
             pictures.append(seen)
         ids[row, : len(head)] = head
-        place, full = len(head), False
+        position, full = len(head), False
         for item in items:
             prompt = next(encoded)
             answer = [tokenizer.convert_tokens_to_ids(item.answer.lower()), end]
-            full = full or place + len(prompt) + len(answer) > length
+            full = full or position + len(prompt) + len(answer) > length
             if full:
                 continue
-            ids[row, place : place + len(prompt)] = prompt
-            roles[row, place : place + len(prompt)] = PROMPT
-            place += len(prompt)
-            ids[row, place : place + 2] = answer
-            roles[row, place : place + 2] = ANSWER
-            place += 2
+            ids[row, position : position + len(prompt)] = prompt
+            roles[row, position : position + len(prompt)] = PROMPT
+            position += len(prompt)
+            ids[row, position : position + 2] = answer
+            roles[row, position : position + 2] = ANSWER
+            position += 2
     return Conversations(
         torch.from_numpy(ids), torch.from_numpy(roles), picture_tensor(pictures), picture
     )

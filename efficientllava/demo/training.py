@@ -65,7 +65,7 @@ class Schedule:
         self, optimisers: list[torch.optim.Optimizer], steps: int, warm_up: int, decay: float
     ) -> None:
         self.optimisers, self.steps, self.warm_up, self.decay = optimisers, steps, warm_up, decay
-        self.peaks = [[group["lr"] for group in each.param_groups] for each in optimisers]
+        self.peaks = [[group["lr"] for group in optimiser.param_groups] for optimiser in optimisers]
 
     def step(self, done: int, loss: Tensor, parameters: list[nn.Parameter]) -> None:
         """One step down the loss, the norm of its gradient clipped at 1."""
@@ -132,9 +132,9 @@ class _PictureHeads(nn.Module):
             (self.digit(features.mean(dim=1)), labels[:, 8]),
         )
         losses = [
-            F.cross_entropy(logits.flatten(0, -2), wanted.flatten(), ignore_index=_UNLABELLED)
-            for logits, wanted in terms
-            if bool((wanted != _UNLABELLED).any())
+            F.cross_entropy(logits.flatten(0, -2), target.flatten(), ignore_index=_UNLABELLED)
+            for logits, target in terms
+            if bool((target != _UNLABELLED).any())
         ]
         return torch.stack(losses).sum()
 
@@ -146,7 +146,7 @@ def train_vision_tower(
     pool, batch = min(6000, 128 * steps), 128
     draw = random.Random(f"pictures {seed}")
     pictures = [_training_picture(draw) for _ in range(pool)]
-    pixels, labels = picture_tensor(pictures), torch.tensor([_labels(each) for each in pictures])
+    pixels, labels = picture_tensor(pictures), torch.tensor([*map(_labels, pictures)])
     vision = model.config.vision_config
     heads = _PictureHeads(vision.hidden_size, vision.image_size // vision.patch_size)
     matrices, others = _block_matrices(model.model.vision_tower)
@@ -199,7 +199,7 @@ def standardise_projector(model: LlavaForConditionalGeneration, features: Tensor
 
 @dataclass(frozen=True)
 class DecoderRecipe:
-    """What was found to train the decoder fast.
+    """Settings that train the decoder fast, found by trial.
 
     Attributes:
         prompt_share: share of the prompts' tokens, drawn at every step, whose loss is taken: the
@@ -302,8 +302,8 @@ def _losses(
     embedded = decoder.embed_tokens(ids)
     if len(batch.features):
         projected = model.model.multi_modal_projector(batch.features)
-        places = (ids == model.config.image_token_id)[..., None]
-        embedded = embedded.masked_scatter(places, projected)
+        image_positions = (ids == model.config.image_token_id)[..., None]
+        embedded = embedded.masked_scatter(image_positions, projected)
     states = decoder(inputs_embeds=embedded, use_cache=False).last_hidden_state
     used = (roles == ANSWER) | (roles == TEXT)
     used[: len(batch.ids)] |= batch.chosen[:, : longest - 1] & (roles[: len(batch.ids)] == PROMPT)

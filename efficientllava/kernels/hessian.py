@@ -52,7 +52,7 @@ def accumulate(hessian: torch.Tensor, seen: int, inputs: torch.Tensor) -> int:
 
 @dataclass(frozen=True)
 class InverseFactor:
-    """What OBS needs of a Hessian.
+    """The factor of a Hessian that OBS uses.
 
     Attributes:
         upper: U [in, in], upper Cholesky factor of the inverse of the damped Hessian.
@@ -94,13 +94,13 @@ def inverse_factor(
     of_live = len(dead) / (~dead).sum().clamp(min=1).double()
     for attempt in range(RAISES + 1):
         share = damping * 10.0**attempt
-        # one copy, with the order of rows and columns turned round, becomes the factor in place
-        turned = hessian.flip(0, 1).to(dtype)
-        diagonal = turned.diagonal()
+        # one copy, with rows and columns in reverse order, becomes the factor in place
+        flipped = hessian.flip(0, 1).to(dtype)
+        diagonal = flipped.diagonal()
         mean = diagonal.mean().double() * of_live  # the dead are 0 here
         diagonal.masked_fill_(dead.flip(0), 1.0)
         diagonal += share * mean
-        if (upper := _factorise(turned)) is not None:
+        if (upper := _factorise(flipped)) is not None:
             return InverseFactor(upper, dead, share)
         if attempt == 0 and not all_finite(hessian):
             raise UserError(
@@ -120,35 +120,35 @@ def inverse_factor(
     )
 
 
-def _factorise(turned: torch.Tensor) -> torch.Tensor | None:
+def _factorise(flipped: torch.Tensor) -> torch.Tensor | None:
     """U of H^-1 = U^T U, without forming H^-1; None if H is not positive definite.
 
-    H = L L^T of the matrix turned round gives U = L^-1 turned back. That is 2/3 n^3 operations;
+    H = L L^T of the flipped matrix gives U = L^-1 flipped back. That takes 2/3 n^3 operations;
     inverting H and factorising the inverse, as SparseGPT does, is 4/3 n^3.
 
     Args:
-        turned: H with the order of rows and columns turned round; destroyed.
+        flipped: H with rows and columns in reverse order; destroyed.
     """
-    if turned.device.type == "cpu":
-        inverse = _inverse_of_cholesky(turned.numpy())
+    if flipped.device.type == "cpu":
+        inverse = _inverse_of_cholesky(flipped.numpy())
         if inverse is not None and not all_finite(inverse):
             inverse = None
     else:
-        inverse = inverse_of_cholesky(turned)
+        inverse = inverse_of_cholesky(flipped)
     if inverse is not None:
-        _turn_round(inverse)
+        _flip_in_place(inverse)
     return inverse
 
 
-def _turn_round(matrix: torch.Tensor, step: int = 2**20) -> None:
+def _flip_in_place(matrix: torch.Tensor, step: int = 2**20) -> None:
     """Reverse the order of rows and columns of a matrix, stored either way, in its own memory."""
     flat = (matrix if matrix.is_contiguous() else matrix.T).view(-1)
     for start in range(0, len(flat) // 2, step):
         end = min(start + step, len(flat) // 2)
         front, back = flat[start:end], flat[len(flat) - end : len(flat) - start]
-        turned = front.flip(0)
+        flipped = front.flip(0)
         front.copy_(back.flip(0))
-        back.copy_(turned)
+        back.copy_(flipped)
 
 
 def inverse_of_cholesky(matrix: torch.Tensor) -> torch.Tensor | None:
@@ -205,7 +205,7 @@ def output_error(change: torch.Tensor, hessian: torch.Tensor) -> float:
     change, columns = change.to(hessian.dtype), len(hessian)
     step = max(columns // 8, 512)
     total = change.new_zeros((), dtype=torch.float64)
-    # H is symmetric: what lies right of the diagonal counts twice, what lies left is not formed
+    # H is symmetric: count the part right of the diagonal twice, do not form the left one
     for start in range(0, columns, step):
         part = change[:, start : start + step] @ hessian[start : start + step, start:]
         part *= change[:, start:]
@@ -227,4 +227,6 @@ def relative_errors(
     energy = output_error(dense, hessian)
     if energy <= 0:
         return [0.0] * len(pruned)
-    return [output_error(each.to(hessian.dtype) - dense, hessian) / energy for each in pruned]
+    return [
+        output_error(solution.to(hessian.dtype) - dense, hessian) / energy for solution in pruned
+    ]

@@ -1,4 +1,4 @@
-"""Which weights become zero: counts that are exact, selection by a score."""
+"""Masks: exact counts of zeros, selection by a score."""
 
 from __future__ import annotations
 
@@ -129,8 +129,8 @@ def smallest_per_row(score: torch.Tensor, count: int) -> torch.Tensor:
         score: [rows, columns], finite.
     """
     rows, _ = score.shape
-    ends = torch.tensor([round(row * count / rows) for row in range(rows + 1)])
-    quotas = ends.diff().to(score.device)
+    stops = torch.tensor([round(row * count / rows) for row in range(rows + 1)])
+    quotas = stops.diff().to(score.device)
     ranks = score.argsort(dim=1, stable=True).argsort(dim=1)
     return ranks < quotas[:, None]
 

@@ -220,7 +220,7 @@ def _prune_block(
         errors[column] = (block[column] - new) / diagonal[column]
         block[column] = new
         # product and difference are rounded one by one: a fused operation (addr_) would round
-        # once in full vector registers and twice in what is left over
+        # once in full vector registers and twice in the remainder
         block[column + 1 :] -= torch.outer(upper[column, column + 1 :], errors[column])
     return errors
 
@@ -239,9 +239,9 @@ def quotas_of_blocks(height: int, level: float, dead: torch.Tensor, block_size: 
     dead_before = [0, *dead.cumsum(0).tolist()]
     at_starts = [dead_before[start] for start in starts]
     live = columns - at_starts[-1]
-    wanted = max(zeros_at(level, height * columns) - height * at_starts[-1], 0)
+    zeros = max(zeros_at(level, height * columns) - height * at_starts[-1], 0)
     cumulative = [
-        height * dead_count + (round(wanted * (end - dead_count) / live) if live else 0)
+        height * dead_count + (round(zeros * (end - dead_count) / live) if live else 0)
         for end, dead_count in zip(starts, at_starts, strict=True)
     ]
     return [after - before for before, after in pairwise(cumulative)]

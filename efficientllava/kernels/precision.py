@@ -10,7 +10,7 @@ import torch
 
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """Inside, float32 matrix products on CUDA keep all 24 bits; afterwards what was set is back.
+    """Inside, float32 matrix products on CUDA keep all 24 bits; the setting is restored afterwards.
 
     TF32 keeps 11 bits of a factor: errors of OBS's updates would add up over the columns. On a CPU
     this changes nothing. Also a decorator.

@@ -15,7 +15,7 @@ from efficientllava.models.families import device_of
 def batch_inputs(
     model: nn.Module, processor: Any, samples: Sequence[Encoded], side: Literal["left", "right"]
 ) -> dict[str, Tensor]:
-    """What `model` takes for these samples together, on its device.
+    """The inputs of `model` for these samples together, on its device.
 
     Samples with and without an image may stand in one batch.
 

@@ -49,7 +49,7 @@ WEIGHTS_AND_RECORDS = (
 PROCESSOR_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
 
 LAYERS = ("num_hidden_layers", "num_layers", "depth")
-"""What configurations call the number of layers of a part."""
+"""Names of the number of layers in configurations."""
 
 MISSING = (0.1, 2**20)
 """Weights that files may lack before they are allocated: a share of those they hold, or a number.
@@ -138,7 +138,7 @@ def _check_size(folder: Path, family: Family) -> None:
     """
     files, file = weight_files(folder), folder / "config.json"
     where, remedy = str(file), "take config.json and all weights from the same model"
-    held, names = sum(map(stored_numbers, files)), sum(map(stored_names, files))
+    stored, names = sum(map(stored_numbers, files)), sum(map(stored_names, files))
     # before transformers reads it, which makes lists as long as these numbers say
     content = read_json(file)
     for part in (content, content.get("text_config"), content.get("vision_config")):
@@ -150,9 +150,9 @@ def _check_size(folder: Path, family: Family) -> None:
                 )
     described = _without_weights(folder, family).num_parameters()
     share, number = MISSING
-    if described - held > max(share * held, number):
+    if described - stored > max(share * stored, number):
         raise UserError(
-            f"describes {described:,} weights, but the files hold {held:,}", where, remedy
+            f"describes {described:,} weights, but the files hold {stored:,}", where, remedy
         )
 
 

@@ -37,7 +37,7 @@ class Family:
             and share one Hessian.
         projector: the module (projector, connector, merger) between vision tower and language
             model; None for a model that reads text only.
-        image_token: what stands for an image in a prompt, as the family's processor reads it;
+        image_token: stands for an image in a prompt, as the family's processor reads it;
             empty where there are no images.
     """
 
@@ -54,7 +54,7 @@ class Family:
 
     @property
     def kind(self) -> str:
-        """What such a model is, in two or three words."""
+        """The kind of model in two or three words."""
         return "vision-language model" if self.takes_images else "text-only language model"
 
 
@@ -130,7 +130,7 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Adapter:
-    """A model seen through its family's entry: what is pruned, in order."""
+    """A model seen through its family's entry: its prunable parts, in order."""
 
     model: nn.Module
     language_model: nn.Module
@@ -164,7 +164,7 @@ class Adapter:
 
     @property
     def device(self) -> torch.device:
-        """Where the model computes: where all but its blocks lie, which may be streamed."""
+        """The device of all but the blocks, which may be streamed."""
         return device_of(self.model)
 
     @property
@@ -184,7 +184,7 @@ class Adapter:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where a model takes its inputs: the device of its input embeddings."""
+    """The device of a model's inputs and of its input embeddings."""
     device: torch.device = model.get_input_embeddings().weight.device  # type: ignore[operator]
     return device
 

@@ -60,7 +60,7 @@ def choice_likelihoods(
 def _rows(processor: Any, question: Question, image_token: str) -> list[_Row]:
     prompt = question_prompt(question, image_token)
     answers = answer_tokens(processor, prompt, question.choices)
-    # the end of a prompt may melt with the choice into other tokens: what differs is the answer
+    # tokens may merge across prompt and choice: the answer is the part that differs
     if all(kept and len(tokens) == 1 for tokens, kept in answers):
         return [_Row(question, prompt, next_tokens=tuple(tokens[0] for tokens, _ in answers))]
     return [_Row(question, prompt, choice=choice) for choice in question.choices]
@@ -94,7 +94,7 @@ def _batch_likelihoods(model: nn.Module, processor: Any, rows: list[_Row]) -> li
             values.append(after[list(row.next_tokens)].tolist())
         else:
             start, end = end - sample.answered, end - sample.closing
-            places = torch.arange(start, end, device=ids.device)
-            before = row_logits[places - 1].float().log_softmax(dim=-1)
-            values.append([float(before.gather(1, ids[places][:, None]).sum())])
+            positions = torch.arange(start, end, device=ids.device)
+            before = row_logits[positions - 1].float().log_softmax(dim=-1)
+            values.append([float(before.gather(1, ids[positions][:, None]).sum())])
     return values

@@ -58,7 +58,7 @@ class VisionLanguageModel:
 
 
 class _InMemory(VisionLanguageModel):
-    """Saved to a temporary folder at the first use, which goes when nobody refers to this."""
+    """Saved to a temporary folder at the first use, removed with the last reference."""
 
     def __init__(self, family: Family, model: PreTrainedModel, processor: Any) -> None:
         super().__init__(family, f"{type(model).__name__} from memory")

@@ -10,9 +10,9 @@ from efficientllava.errors import UserError
 from efficientllava.models.weight_files import weight_files, weights_entry
 
 READ = ("*.json", "*.model", "*.txt", "*.jinja")
-"""What transformers reads beside weights: configuration, tokenizer and processor."""
+"""Files of transformers beside weights: configuration, tokenizer and processor."""
 TEMPLATES = "additional_chat_templates/*.jinja"
-"""Read by transformers' processors as well, but no part of what is taken."""
+"""Read by transformers' processors as well, but not copied."""
 GB = 10**9
 
 

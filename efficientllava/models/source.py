@@ -1,4 +1,4 @@
-"""Where a checkpoint lies: a folder here, or a pinned commit on the hub."""
+"""The source of a checkpoint: a local folder, or a pinned commit on the hub."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from efficientllava.errors import UserError
 from efficientllava.files import read_json
 
 CHECKPOINT_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
-"""What a checkpoint consists of; never pickles, never code."""
+"""The files of a checkpoint; never pickles, never code."""
 
 MATRICES = "matrices.json"
 """Beside the weights that the stage `model` wrote: the names of the prunable matrices, in order."""
@@ -26,7 +26,7 @@ def require_source(source: str | Path, revision: str | None, where: str, pin: st
     """As `local_folder`, after a check that needs no network.
 
     Args:
-        where: what messages call the setting that names the source.
+        where: the setting's name in messages.
         pin: the name of the setting that holds the revision.
 
     Raises:
@@ -52,7 +52,7 @@ def hub_snapshot(name: str, revision: str | None, where: str, cache: Path | None
     """Fetch the safetensors, configuration and tokenizer of a pinned hub revision.
 
     Args:
-        where: what messages call the setting that names the source.
+        where: the setting's name in messages.
         cache: the folder for what is fetched; the hub's own cache when None. What lies there
             already is not fetched again and needs no network.
 

@@ -95,13 +95,13 @@ def weight_files(folder: Path) -> list[Path]:
 
 def _shards(index: Path) -> list[Path]:
     content = read_json(index)
-    placed = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(placed, dict) or not placed:
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
         raise _malformed(index, "it has no weight_map from weights to files")
-    for name in placed.values():
+    for name in weight_map.values():
         if not isinstance(name, str) or not _is_bare(name) or not name.endswith(".safetensors"):
             raise _malformed(index, f"it names {name!r}, which is no safetensors file beside it")
-    files = [index.parent / name for name in sorted(set(placed.values()))]
+    files = [index.parent / name for name in sorted(set(weight_map.values()))]
     for file in files:
         if not (file.is_symlink() or file.exists()):
             raise UserError(
@@ -138,7 +138,7 @@ def _require_regular(file: Path) -> None:
 
 
 def _other_weights(folder: Path) -> str:
-    """What a folder holds in place of weights that transformers reads from safetensors."""
+    """The weights in a folder that are no safetensors, for messages."""
     if others := sorted(path.name for path in folder.glob("*.safetensors")):
         return (
             f"no safetensors that transformers loads ({WHOLE} or {INDEX}), only {', '.join(others)}"
@@ -160,7 +160,7 @@ def check_finite(folder: Path) -> None:
         UserError: as `weight_files`; NaN or inf in a weight (named).
     """
     for file in weight_files(folder):
-        # pread and no mapping: what is read does not stay in memory
+        # pread instead of a mapping: nothing stays in memory
         with safe_open(file, framework="pt", backend="pread") as opened:
             for name in opened.keys():
                 tensor = opened.get_tensor(name)

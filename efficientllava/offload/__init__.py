@@ -1,1 +1,1 @@
-"""Where weights lie: devices, placement, blocks streamed to a device, blocks on disk."""
+"""Offload of weights: devices, placement, blocks streamed to a device, blocks on disk."""

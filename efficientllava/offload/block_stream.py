@@ -29,7 +29,7 @@ class Source(Protocol):
     """Where blocks come from and go to."""
 
     def key(self, block: int) -> Hashable:
-        """What decides a block's weights now: equal keys, equal weights."""
+        """The key of a block's current weights: equal keys, equal weights."""
 
     def fill(self, block: int, slots: Mapping[str, torch.Tensor], copy: Copy) -> None:
         """Write a block's weights into their slots on the device, by parameter name."""
@@ -81,7 +81,7 @@ class BlockStream:
             {name: dict(block.named_parameters())[name] for name in brought}
             for block, brought in zip(blocks, names, strict=True)
         ]
-        most = max(sum(map(_room, each.values())) for each in self._parameters)
+        most = max(sum(map(_room, named.values())) for named in self._parameters)
         self._slots = [_Slot(torch.empty(most, dtype=torch.uint8, device=device)) for _ in range(2)]
         self._entered, self._direction = -1, 1
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
@@ -197,15 +197,15 @@ class _Pinned:
         """The event after which the memory may be used again."""
         self._last = copied
 
-    def _copy(self, place: torch.Tensor, weight: torch.Tensor) -> None:
+    def _copy(self, slot: torch.Tensor, weight: torch.Tensor) -> None:
         staged = _view(self._memory, self._used, weight)
         self._used += _room(weight)
         staged.copy_(weight)
-        place.copy_(staged, non_blocking=True)
+        slot.copy_(staged, non_blocking=True)
 
 
-def _copy(place: torch.Tensor, weight: torch.Tensor) -> None:
-    place.copy_(weight)
+def _copy(slot: torch.Tensor, weight: torch.Tensor) -> None:
+    slot.copy_(weight)
 
 
 def _room(weight: torch.Tensor) -> int:
@@ -219,11 +219,11 @@ def _view(memory: torch.Tensor, start: int, like: torch.Tensor) -> torch.Tensor:
 
 
 def _carved(memory: torch.Tensor, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    places, start = {}, 0
+    slots, start = {}, 0
     for name, weight in weights.items():
-        places[name] = _view(memory, start, weight)
+        slots[name] = _view(memory, start, weight)
         start += _room(weight)
-    return places
+    return slots
 
 
 @contextmanager
@@ -234,11 +234,11 @@ def streaming(blocks: Sequence[nn.Module], stream: BlockStream) -> Iterator[None
     which a cache of keys and values would grow twice: pass use_cache=False),
     when the block has left the device meanwhile.
     """
-    with ExitStack() as ends:
+    with ExitStack() as stack:
         for number, block in enumerate(blocks):
             run = partial(_run, stream, number, block.forward)
-            ends.enter_context(replaced_forward(block, run))
-        ends.callback(stream.release)
+            stack.enter_context(replaced_forward(block, run))
+        stack.callback(stream.release)
         yield
 
 
@@ -267,8 +267,8 @@ def _run(
 
     given = (*args, *kwargs.values())
     if torch.is_grad_enabled() and any(
-        isinstance(each, torch.Tensor) and each.requires_grad for each in given
+        isinstance(value, torch.Tensor) and value.requires_grad for value in given
     ):
-        # autograd would keep weights whose place is another block's by then
+        # autograd would keep weights whose slot is another block's by then
         return checkpoint(run, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
     return run(*args, **kwargs)

@@ -36,21 +36,21 @@ from efficientllava.offload.block_stream import BlockStream, Copy, streaming
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a weight lies."""
+class WeightLocation:
+    """The file of a weight and its name there."""
 
     file: Path
     key: str
 
 
 class Overlay(Protocol):
-    """Other weights for a block's prunable matrices, put in their places on the device."""
+    """Other weights for a block's prunable matrices, written into their slots on the device."""
 
     def key(self, block: int) -> Hashable:
-        """What decides a block's weights now: equal keys, equal weights."""
+        """The key of a block's current weights: equal keys, equal weights."""
 
-    def put(self, block: int, places: Mapping[str, torch.Tensor]) -> None:
-        """Write them into their places, by parameter name in the model."""
+    def put(self, block: int, slots: Mapping[str, torch.Tensor]) -> None:
+        """Write them into their slots, by parameter name in the model."""
 
 
 class BlocksOnDisk:
@@ -63,7 +63,7 @@ class BlocksOnDisk:
             everything where it is.
 
     Attributes:
-        overlay: with a device, what takes the place of the prunable matrices there.
+        overlay: with a device, what replaces the prunable matrices there.
         stream: with a device, what brings the blocks.
     """
 
@@ -79,10 +79,13 @@ class BlocksOnDisk:
             {name: paths[id(value)] for name, value in block.named_parameters()}
             for block in adapter.blocks
         ]
-        places = places_in(adapter.model, folder)
-        self._contents = _contents(adapter.model, places, weight_files(folder))
-        self._places = {
-            name: places[name] for names in self._names for name in names.values() if name in places
+        locations = weight_locations(adapter.model, folder)
+        self._contents = _contents(adapter.model, locations, weight_files(folder))
+        self._locations = {
+            name: locations[name]
+            for names in self._names
+            for name in names.values()
+            if name in locations
         }
         prunable = {f"{matrix.name}.weight" for matrix in adapter.matrices}
         self._prunable = [
@@ -97,12 +100,12 @@ class BlocksOnDisk:
                     for path, value in zip(
                         self._names[block].values(), module.parameters(), strict=True
                     )
-                    if not _lies_as_is(places.get(path), value)
+                    if not _lies_as_is(locations.get(path), value)
                 },
             )
         self.stream: BlockStream | None = None
         if device is not None:
-            _bring_rest(adapter.model, set(self._places), device)
+            _bring_rest(adapter.model, set(self._locations), device)
             self.stream = BlockStream(
                 self._blocks, [list(names) for names in self._names], device, self
             )
@@ -157,7 +160,7 @@ class BlocksOnDisk:
             self._written += 1
             file = self._work / f"block-{block:03d}-{self._written:05d}.safetensors"
             save_tensors(file, changed)
-            self._places |= {name: Place(file, name) for name in changed}
+            self._locations |= {name: WeightLocation(file, name) for name in changed}
         self._map(block)
         if changed:
             changed.clear()
@@ -167,12 +170,12 @@ class BlocksOnDisk:
         parameters = dict(self._blocks[block].named_parameters())
         by_file: dict[Path, list[str]] = {}
         for name, path in self._names[block].items():
-            by_file.setdefault(self._places[path].file, []).append(name)
+            by_file.setdefault(self._locations[path].file, []).append(name)
         for file, names in by_file.items():
             with safe_open(file, framework="pt") as opened:
                 for name in names:
                     path = self._names[block][name]
-                    value = opened.get_tensor(self._places[path].key)
+                    value = opened.get_tensor(self._locations[path].key)
                     parameters[name].data = value
                     self._mapped[path] = value.data_ptr()
 
@@ -181,9 +184,9 @@ class BlocksOnDisk:
         return self._open(f"{matrix.name}.weight")
 
     def _open(self, path: str) -> torch.Tensor:
-        place = self._places[path]
-        with safe_open(place.file, framework="pt") as opened:
-            value: torch.Tensor = opened.get_tensor(place.key)
+        location = self._locations[path]
+        with safe_open(location.file, framework="pt") as opened:
+            value: torch.Tensor = opened.get_tensor(location.key)
         return value
 
     def save_weights(self, folder: Path) -> None:
@@ -193,28 +196,28 @@ class BlocksOnDisk:
         """
         self.release()
         state = self._model.state_dict()
-        count, size, placed = len(self._contents), 0, {}
+        count, size, weight_map = len(self._contents), 0, {}
         for number, names in enumerate(self._contents, 1):
             file = WHOLE if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
             tensors = {
-                key: self._open(name) if name in self._places else state[name].cpu().contiguous()
+                key: self._open(name) if name in self._locations else state[name].cpu().contiguous()
                 for key, name in names.items()
             }
             save_file(tensors, folder / file, metadata={"format": "pt"})
             size += sum(tensor.nbytes for tensor in tensors.values())
-            placed.update(dict.fromkeys(tensors, file))
+            weight_map.update(dict.fromkeys(tensors, file))
         if count > 1:
             parameters = sum(value.numel() for value in self._model.parameters())
             metadata = {"total_parameters": parameters, "total_size": size}
-            index = {"metadata": metadata, "weight_map": placed}
+            index = {"metadata": metadata, "weight_map": weight_map}
             text = json.dumps(index, indent=2, sort_keys=True) + "\n"
             (folder / INDEX).write_text(text, encoding="utf-8")
 
 
 def _contents(
-    model: nn.Module, places: Mapping[str, Place], files: Sequence[Path]
+    model: nn.Module, locations: Mapping[str, WeightLocation], files: Sequence[Path]
 ) -> list[dict[str, str]]:
-    """Which weights each file of a model is to hold: names in the model by names in the file.
+    """The weights of each file of a model: names in the model by names in the file.
 
     Every weight is held once: of tied weights the first that lies in a file. Weights that lie in
     none go to the last file.
@@ -225,35 +228,37 @@ def _contents(
     keys = {name: key for key, name in _names_in_files(model).items()}
     contents: dict[Path, dict[str, str]] = {file: {} for file in files}
     for names in tied.values():
-        name = next((name for name in names if name in places), names[0])
-        place = places.get(name) or Place(files[-1], keys[name])
-        contents[place.file][place.key] = name
+        name = next((name for name in names if name in locations), names[0])
+        location = locations.get(name) or WeightLocation(files[-1], keys[name])
+        contents[location.file][location.key] = name
     return [names for names in contents.values() if names]
 
 
-def _lies_as_is(place: Place | None, value: torch.Tensor) -> bool:
-    if place is None:
+def _lies_as_is(location: WeightLocation | None, value: torch.Tensor) -> bool:
+    if location is None:
         return False
-    with safe_open(place.file, framework="pt") as opened:
-        stored = opened.get_tensor(place.key)
+    with safe_open(location.file, framework="pt") as opened:
+        stored = opened.get_tensor(location.key)
     return bool(stored.dtype == value.dtype and stored.shape == value.shape)
 
 
-def places_in(model: nn.Module, folder: Path) -> dict[str, Place]:
+def weight_locations(model: nn.Module, folder: Path) -> dict[str, WeightLocation]:
     """Where a checkpoint's files hold the parameters of a model that was loaded from them."""
     names = _names_in_files(model)
-    places = {}
+    locations = {}
     for file in weight_files(folder):
         with safe_open(file, framework="pt") as opened:
-            places.update({names[key]: Place(file, key) for key in opened.keys() if key in names})
-    return places
+            locations.update(
+                {names[key]: WeightLocation(file, key) for key in opened.keys() if key in names}
+            )
+    return locations
 
 
 def _names_in_files(model: nn.Module) -> dict[str, str]:
     """Names in the model by names in its files.
 
     Names in files are those of the hub's layout; transformers turns the model's names into them
-    when it saves, and is asked to do that here with numbers in the weights' place.
+    when it saves, and is asked to do that here with numbers instead of weights.
     """
     assert isinstance(model, PreTrainedModel)
     names = list(model.state_dict())
@@ -280,7 +285,7 @@ def blocks_on_disk(
 ) -> Iterator[BlocksOnDisk]:
     """Keep one decoder block at a time in memory; afterwards all blocks are ordinary again.
 
-    Weights must be replaced as a whole (`Matrix.replace`): what is changed in place is lost.
+    Weights must be replaced as a whole (`Matrix.replace`): changes in place are lost.
 
     Args:
         folder: the checkpoint the model was loaded from.
@@ -289,13 +294,13 @@ def blocks_on_disk(
         device: where blocks run and the rest of the model lies; None: where the model is. Blocks
             are on the CPU again afterwards.
     """
-    place = Path(work) / "blocks"
-    shutil.rmtree(place, ignore_errors=True)  # of a run that was killed
-    place.mkdir(parents=True)
+    block_files = Path(work) / "blocks"
+    shutil.rmtree(block_files, ignore_errors=True)  # of a run that was killed
+    block_files.mkdir(parents=True)
     with ExitStack() as hooks:
         # what is mapped stays readable when its file is gone
-        hooks.callback(shutil.rmtree, place)
-        kept = BlocksOnDisk(adapter, folder, place, device)
+        hooks.callback(shutil.rmtree, block_files)
+        kept = BlocksOnDisk(adapter, folder, block_files, device)
         if kept.stream is not None:
             hooks.enter_context(streaming(adapter.blocks, kept.stream))
             yield kept

@@ -45,7 +45,7 @@ def require_device(name: str) -> torch.device:
 
 @contextmanager
 def enough_memory(device: str) -> Iterator[None]:
-    """Report memory that runs out as the user's matter.
+    """Report memory that runs out as an error of the user.
 
     Args:
         device: the name that the user gave.
@@ -62,7 +62,7 @@ def enough_memory(device: str) -> Iterator[None]:
         host = plain or isinstance(error, MemoryError) or device == "cpu"
         remedy = "free some, or use fewer segments or pairs, or set search.kl_tokens"
         raise UserError(
-            "the memory does not suffice; what was finished is kept",
+            "the memory does not suffice; finished work is kept",
             where="this machine" if host else f"device {device}",
             remedy=remedy if host else f"{remedy} or a smaller machine.device_memory",
         ) from error
@@ -90,7 +90,7 @@ def open_device(name: str) -> torch.device:
 
 
 def describe(device: torch.device) -> str:
-    """What decides the bits of a result beside the code: "cpu", or the GPU's name."""
+    """A device as it decides the bits of a result: "cpu", or the GPU's name."""
     return device.type if device.type == "cpu" else torch.cuda.get_device_name(device)
 
 

@@ -1,4 +1,4 @@
-"""What lies on the GPU and what is streamed to it: decided from bytes before anything is moved."""
+"""Choose by formula what stays on the GPU and what is streamed, before anything is moved."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ RESERVE = GIB
 
 @dataclass(frozen=True)
 class Needs:
-    """Bytes that a piece of work wants.
+    """Bytes that a piece of work needs.
 
     Attributes:
         fixed: vision tower, projector, embeddings, head: always on the device.
         blocks, largest_block: of all decoder blocks, and of the largest.
-        working: activations and what else is there only while it computes.
+        working: activations and other temporary tensors.
         database: of all solutions in the form they have; 0 where none is used.
         kept: what is held beside that where no block has to be computed again for gradients.
     """
@@ -48,7 +48,7 @@ class Placement:
     device_bytes: int
 
 
-def place(needs: Needs, budget: int, host: int) -> Placement:
+def choose_placement(needs: Needs, budget: int, host: int) -> Placement:
     """The fastest placement that fits.
 
     In that order: all on the device; the database there, from which blocks are then put together
@@ -145,6 +145,6 @@ TOKENS_PER_QUESTION = 1024
 
 
 def answering_bytes(shape: DecoderShape, questions: int) -> int:
-    """What a batch of questions takes: keys and values, one block's activations, all logits."""
+    """Bytes of a batch of questions: keys and values, one block's activations, all logits."""
     per_token = 2 * shape.width * shape.blocks * shape.item + shape.activations
     return questions * TOKENS_PER_QUESTION * (per_token + 2 * shape.vocabulary * shape.item)

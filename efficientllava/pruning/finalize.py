@@ -62,7 +62,7 @@ def _opened(method: Method, context: Context) -> Iterator[OpenModel]:
     """The dense model; a structured method changes it as a whole, others block by block."""
     machine, pruning = context.parameters.machine, context.parameters.pruning
     if method.structured:
-        # what is left has no place in the dense model's files
+        # the smaller weights do not fit the dense model's files
         yield whole(context.model, machine, GRADIENTS if "gradients" in method.needs else 1)
         return
     with block_by_block(

@@ -1,4 +1,4 @@
-"""What a pruned model costs on the proxy data, beside the dense model it was made from."""
+"""Losses of a pruned model on the proxy data, beside those of its dense model."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ proxy data; `gradients`: of the whole model, which then lies on the device with 
 
 
 class Method(Protocol):
-    """What every method has."""
+    """The interface of a method."""
 
     @property
     def name(self) -> str:
@@ -168,7 +168,7 @@ class StructuredMethod:
         return False
 
     def allocate(self, context: Context) -> Allocation:
-        """See `Method`: the target ratio; what is removed is decided when it is."""
+        """See `Method`: the target ratio; `apply` chooses the parts."""
         from efficientllava.allocation.uniform import uniform
 
         return uniform(context)

@@ -53,7 +53,7 @@ def least_squares(dense: torch.Tensor, kept: torch.Tensor, hessian: torch.Tensor
         hessian: [in, in]; all float64.
     """
     columns = hessian.shape[0]
-    wanted = (dense @ hessian) * kept
+    target = (dense @ hessian) * kept
     jitter = JITTER * hessian.diagonal().mean().clamp(min=torch.finfo(torch.float64).tiny)
     solved = torch.zeros_like(dense)
     step = max(1, ELEMENTS_PER_CHUNK // columns**2)
@@ -64,9 +64,9 @@ def least_squares(dense: torch.Tensor, kept: torch.Tensor, hessian: torch.Tensor
         systems = hessian * mask[:, :, None] * mask[:, None, :]
         systems.diagonal(dim1=1, dim2=2).add_(torch.where(kept[rows], jitter, 1.0))
         lower, failed = torch.linalg.cholesky_ex(systems)
-        found = torch.cholesky_solve(wanted[rows][:, :, None], lower)[:, :, 0]
+        solution = torch.cholesky_solve(target[rows][:, :, None], lower)[:, :, 0]
         # a failed row holds no numbers to trust: NaN is never better than OBS
-        solved[rows] = torch.where(failed[:, None] == 0, found, torch.nan) * kept[rows]
+        solved[rows] = torch.where(failed[:, None] == 0, solution, torch.nan) * kept[rows]
     return solved.masked_fill_(~kept, 0.0)
 
 
@@ -84,7 +84,7 @@ def admm(
     costs too much.
 
     Args:
-        start: [out, in], what the iteration begins from.
+        start: [out, in], the iteration's first value.
     """
     scale = hessian.diagonal().sqrt()
     scale = torch.where(scale > 0, scale, 1.0)
@@ -92,11 +92,11 @@ def admm(
     penalty = 1.0
     eye = torch.eye(hessian.shape[0], dtype=hessian.dtype, device=hessian.device)
     lower = torch.linalg.cholesky(scaled + penalty * eye)
-    wanted = (dense * scale) @ scaled
+    target = (dense * scale) @ scaled
     masked = start * scale
     dual = torch.zeros_like(masked)
     for _ in range(iterations):
-        free = torch.cholesky_solve((wanted + penalty * (masked - dual)).T, lower).T
+        free = torch.cholesky_solve((target + penalty * (masked - dual)).T, lower).T
         masked = (free + dual) * kept
         dual += free - masked
     return masked / scale

@@ -1,4 +1,4 @@
-"""Pruning a whole model block by block with a policy, and the record of what was done."""
+"""Pruning a whole model block by block with a policy, and the record of it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def prune_model(
         update: "obs", "wanda", "magnitude" (no calibration decides; it is walked for the record's
             errors) or "none".
         policy: ratio of every prunable matrix.
-        refinement: with "obs", what solves for the kept weights again: "none", "least_squares" or
+        refinement: with "obs", how kept weights are solved again: "none", "least_squares" or
             "admm".
 
     Returns:
@@ -196,11 +196,11 @@ def verify(
         row = recorded[matrix.name]
         weight = weight_of(matrix)
         zeros = int((weight == 0).sum())
-        wanted = zeros_at(row["level"], matrix.size)
+        expected = zeros_at(row["level"], matrix.size)
         if not all_finite(weight):
             raise UserError("holds NaN or inf after pruning", where=matrix.name)
-        if zeros != row["zeros"] or not wanted <= zeros <= wanted + row["already_zero"]:
+        if zeros != row["zeros"] or not expected <= zeros <= expected + row["already_zero"]:
             raise UserError(
-                f"has {zeros} zeros; its record says {row['zeros']}, its policy {wanted}",
+                f"has {zeros} zeros; its record says {row['zeros']}, its policy {expected}",
                 where=matrix.name,
             )

@@ -1,4 +1,4 @@
-"""Accuracy against latency (figure 1 of the paper) on what was measured."""
+"""Accuracy against latency as measured (figure 1 of the paper)."""
 
 from __future__ import annotations
 

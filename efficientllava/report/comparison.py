@@ -182,7 +182,7 @@ def headline_runtime(rows: Sequence[Row]) -> str:
 
 
 def runtime_title(name: str) -> str:
-    """What tables call a runtime; its name where its package is not installed any more."""
+    """A runtime's title in tables; its name where its package is no longer installed."""
     return str(RUNTIMES[name].title) if name in RUNTIMES else name
 
 
@@ -199,7 +199,7 @@ def timings(latency: Latency | None, lines: bool = False) -> list[str]:
         cell, speedup = _short(getattr(latency, f"{phase}_ms")), latency.speedup(phase)
         if speedup is not None and lines:
             factor = " " if speedup.factor is not None else "\n"
-            cell += f"{factor}{speedup.told}\n{speedup.interval}"
+            cell += f"{factor}{speedup.formatted}\n{speedup.interval}"
         elif speedup is not None:
             cell += f" {speedup}"
         cells.append(cell)

@@ -142,6 +142,6 @@ def _cards(rows: Sequence[Row]) -> list[_Card]:
         ]
         if gains:
             gain, fastest = max(gains, key=lambda pair: pair[0].factor or 1.0)
-            told = f"{phase} speed-up: {fastest.name} {gain.interval}"
-            shown.append(_Card(gain.told, f"best {runtime_title(runtime)} {told}"))
+            text = f"{phase} speed-up: {fastest.name} {gain.interval}"
+            shown.append(_Card(gain.formatted, f"best {runtime_title(runtime)} {text}"))
     return shown

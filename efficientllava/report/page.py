@@ -40,7 +40,7 @@ def write_report(
     Args:
         artifacts: the folder that the stages write.
         folder: where the report goes, whole or not at all.
-        parameters: what was asked for, as the YAML of params.yaml; shown on the page.
+        parameters: the YAML of params.yaml, shown on the page.
         experiments: folder of finished tables and figures, shown on the page.
 
     Returns:

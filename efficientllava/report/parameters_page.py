@@ -21,12 +21,10 @@ from efficientllava.report.comparison import markdown_table
 
 _OPENING = """# Parameters
 
-All parameters live in `params.yaml`; a parameter that is left out has the default shown here, under
-plain `dvc repro` too. Two lists must stand there, because DVC makes stages of them: `methods` and
-`ratios`.
-An unknown name or a value out of bounds is refused before any work begins, with the nearest
-known name. This page is made from the descriptions in `efficientllava/parameters.py` by
-`python -m efficientllava.report.parameters_page docs/parameters.md`; a test keeps it current.
+All parameters live in `params.yaml`. A parameter that is left out has its default; `methods` and
+`ratios` must stand there, because DVC makes stages of them. An unknown name or a value out of
+bounds is an error before any work begins. This page is made from the descriptions in the code by
+`python -m efficientllava.report.parameters_page docs/parameters.md`.
 """
 
 
@@ -60,7 +58,7 @@ def _told(text: str | None) -> str:
 
 
 def _kind(field: FieldInfo) -> str:
-    """Type and bounds in words: "whole number, at least 1"."""
+    """Type and bounds: "integer, ≥1"."""
     return _type(field.annotation, field.metadata).replace("|", "\\|")
 
 
@@ -86,16 +84,16 @@ def _type(annotation: Any, metadata: list[Any]) -> str:
     for item in metadata:
         if isinstance(item, Registry):
             return ", ".join(f"`{name}`" for name in item)
-    names = {int: "whole number", float: "number", bool: "true, false", str: "text"}
+    names = {int: "integer", float: "number", bool: "true, false", str: "text"}
     return ", ".join([names.get(annotation, str(annotation)), *_bounds(metadata)])
 
 
 def _bounds(metadata: list[Any]) -> list[str]:
-    words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+    signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
     return [
-        f"{told} {getattr(item, name):g}"
+        f"{sign}{getattr(item, name):g}"
         for item in metadata
-        for name, told in words.items()
+        for name, sign in signs.items()
         if getattr(item, name, None) is not None
     ]
 

@@ -51,14 +51,14 @@ def grid_of(values: Mapping[str, float | None]) -> tuple[list[int], list[str], n
     Returns:
         numbers of the blocks, names of the kinds, values [blocks, kinds].
     """
-    places = {name: place_of(name) for name in values}
-    blocks = sorted({block for block, _ in places.values()})
+    positions = {name: place_of(name) for name in values}
+    blocks = sorted({block for block, _ in positions.values()})
     kinds = sorted(
-        {kind for _, kind in places.values()},
+        {kind for _, kind in positions.values()},
         key=lambda kind: (_KINDS.index(kind) if kind in _KINDS else len(_KINDS), kind),
     )
     grid = np.full((len(blocks), len(kinds)), np.nan)
-    for name, (block, kind) in places.items():
+    for name, (block, kind) in positions.items():
         value = values[name]
         grid[blocks.index(block), kinds.index(kind)] = np.nan if value is None else value
     return blocks, kinds, grid
@@ -154,8 +154,8 @@ def sparsity_plot(
     errors = {row["name"]: row.get("relative_error") for row in matrices}
     blocks, kinds, grid = grid_of(shares)
     _, _, error_grid = grid_of(errors)
-    told = title or f"{record['method']} at {record['ratio']}: what was pruned"
-    with figure(path, theme, 13, _height(blocks), told) as made:
+    heading = title or f"{record['method']} at {record['ratio']}: what was pruned"
+    with figure(path, theme, 13, _height(blocks), heading) as made:
         left, right = made.subplots(1, 2)
         _heat_map(left, blocks, kinds, grid, theme.sequential(), _range_of(grid), "{:.3f}", theme)
         left.set_title(f"achieved zeros (all: {record['achieved_sparsity']:.4f})", loc="left")

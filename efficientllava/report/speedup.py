@@ -35,7 +35,7 @@ class Speedup:
         return None if round(self.low, 2) <= 1 <= round(self.high, 2) else self.ratio
 
     @property
-    def told(self) -> str:
+    def formatted(self) -> str:
         """As "×1.25", or "no difference"."""
         return NO_DIFFERENCE if self.factor is None else f"×{self.factor:.2f}"
 
@@ -45,7 +45,7 @@ class Speedup:
         return "(no interval)" if self.high == inf else f"({self.low:.2f}–{self.high:.2f})"
 
     def __str__(self) -> str:
-        return f"{self.told} {self.interval}"
+        return f"{self.formatted} {self.interval}"
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,11 @@ class Latency:
     @classmethod
     def pruned(cls, timing: Mapping[str, Any]) -> Latency:
         """The pruned model's, from a runtime's part of export.json."""
-        ends = (timing.get(f"{phase}_speedup_interval") for phase in PHASES)
+        intervals = (timing.get(f"{phase}_speedup_interval") for phase in PHASES)
         return cls(
             *(timing["pruned"][f"{phase}_ms"] for phase in PHASES),
             *(timing[f"{phase}_speedup"] for phase in PHASES),
-            *(None if each is None else (each["low"], each["high"]) for each in ends),
+            *(None if value is None else (value["low"], value["high"]) for value in intervals),
         )
 
     def speedup(self, phase: str) -> Speedup | None:
@@ -86,9 +86,9 @@ def combined(speedups: Sequence[Speedup]) -> Speedup | None:
     if not speedups:
         return None
     return Speedup(
-        fmean(each.ratio for each in speedups),
-        fmean(each.low for each in speedups),
-        fmean(each.high for each in speedups),
+        fmean(value.ratio for value in speedups),
+        fmean(value.low for value in speedups),
+        fmean(value.high for value in speedups),
     )
 
 

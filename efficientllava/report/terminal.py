@@ -49,7 +49,7 @@ def rich_table(rows: Sequence[Row], title: str = "") -> Table:
 def print_whole(console: Console, table: Table) -> None:
     """Print a table; where there is no terminal (a log, a pipe), as wide as its cells need.
 
-    rich takes 80 columns there and cuts what does not fit.
+    rich takes 80 columns there and cuts longer lines.
     """
     if console.is_terminal:
         console.print(table)

@@ -24,7 +24,7 @@ def trajectory(
     uniform_row = next((row for row in history if row.get("origin") == "uniform"), None)
     for number in rounds:
         rows = [row for row in history if int(row["round"]) == number]
-        # under a new projector only what was measured with it counts
+        # under a new projector only risks measured with it count
         if any(row.get("projector", 0) != projector for row in rows):
             projector, latest = rows[0].get("projector", 0), {}
         latest.update({tuple(row["policy"]): row for row in rows})

@@ -20,7 +20,7 @@ def _handlers() -> Iterator[PrefectConsoleHandler]:
 
 @contextmanager
 def terminal_bar(label: str) -> Iterator[Progress | None]:
-    """Yield what draws a stage's events as live bars, with Prefect's log scrolling above them.
+    """Yield a callback that draws a stage's events as live bars, below Prefect's log.
 
     Yields None where Prefect's log goes to no terminal.
     """
@@ -33,7 +33,7 @@ def terminal_bar(label: str) -> Iterator[Progress | None]:
 
 
 def say_failures_once() -> None:
-    """Keep Prefect from repeating on the console what a failed stage has just said.
+    """Keep Prefect from repeating a failed stage's message on the console.
 
     Its server keeps all of it; the state of the failed run names the cause.
     """
@@ -44,7 +44,7 @@ def say_failures_once() -> None:
 
 class _Repetitions(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
-        """False for what Prefect says about a state that says what the stage said."""
+        """False for Prefect's repetition of a stage's message."""
         said = record.getMessage()
         return not said.startswith(
             ("Task run failed with state", "Finished in state Failed(", "Flow run failed")

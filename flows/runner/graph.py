@@ -88,15 +88,15 @@ def read_graph(root: Path, until: Collection[str] = ()) -> list[Node]:
         raise UserError("declares no stage", where=str(root / "dvc.yaml"))
     if not until:
         return nodes
-    wanted = {node.name for node in nodes if node.base in until}
-    for node in reversed(nodes):  # whoever is depended on comes earlier
-        if node.name in wanted:
-            wanted.update(node.depends_on)
-    return [node for node in nodes if node.name in wanted]
+    requested = {node.name for node in nodes if node.base in until}
+    for node in reversed(nodes):  # dependencies come earlier
+        if node.name in requested:
+            requested.update(node.depends_on)
+    return [node for node in nodes if node.name in requested]
 
 
 def _unreadable(error: DvcException) -> UserError:
-    """The graph's error; says what to do where a list is left out that DVC makes stages of."""
+    """The graph's error, with a remedy where a list that DVC makes stages of is missing."""
     what, remedy = _messages(error), ""
     for name, values in (("methods", Parameters().methods), ("ratios", Parameters().ratios)):
         if f"Could not find '{name}'" in what:
@@ -106,8 +106,8 @@ def _unreadable(error: DvcException) -> UserError:
 
 def _load(repo: Repo, stage: str) -> Any:
     """A stage as dvc.yaml and dvc.lock have it."""
-    [found] = repo.stage.collect(stage)
-    return found
+    [loaded] = repo.stage.collect(stage)
+    return loaded
 
 
 def _messages(error: BaseException) -> str:
@@ -129,12 +129,12 @@ def why(root: Path, stage: str) -> str | None:
     """
     with open_repo(root) as repo:
         try:
-            found = _load(repo, stage)
-            never_ran = not any(out.hash_info for out in found.outs)
+            loaded = _load(repo, stage)
+            never_ran = not any(out.hash_info for out in loaded.outs)
             status = repo.status(targets=[stage]).get(stage)
             if not status:
                 return None
-            reasons = [*_changed_parameters(found), *_reasons(status)]
+            reasons = [*_changed_parameters(loaded), *_reasons(status)]
         except DvcException as error:
             about_locks = lock_error(error, Path(repo.tmp_dir), stage)
             raise about_locks or UserError(_messages(error), where=f"stage {stage}") from error
@@ -142,7 +142,7 @@ def why(root: Path, stage: str) -> str | None:
 
 
 class Changes:
-    """Says what has changed since stages ran.
+    """The changes since stages ran.
 
     Until the first stage runs, DVC is asked once for all stages: asked for each, it looks for files
     to ignore in the thousands of folders of the questions again. From then on it is asked for each.
@@ -154,7 +154,7 @@ class Changes:
         self._each = False
 
     def stage_runs(self) -> None:
-        """A stage is about to run: what is known of those behind it is no longer true."""
+        """A stage is about to run: forget the status of the stages behind it."""
         self._changed, self._each = None, True
 
     def why(self, stage: str) -> str | None:
@@ -171,7 +171,7 @@ class Changes:
 
 
 def _changed_parameters(stage: Any) -> Iterator[str]:
-    """Every parameter that is not what the stage last ran with, and how it differs."""
+    """Every parameter that differs from the stage's last run, and how."""
     for dependency in stage.deps:
         if isinstance(dependency, ParamsDependency) and dependency.hash_info:
             before, now = (
@@ -194,7 +194,7 @@ def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _reasons(status: list[Any]) -> Iterator[str]:
-    """What DVC's status says of inputs, outputs and command, in words."""
+    """DVC's status of inputs, outputs and command, in words."""
     wording = {"changed checksum": "its command or its lists changed"}
     for item in status:
         if isinstance(item, str):
@@ -203,7 +203,7 @@ def _reasons(status: list[Any]) -> Iterator[str]:
         for kind, entries in item.items():
             what = {"changed deps": "input", "changed outs": "output"}.get(kind, kind)
             for path, change in entries.items():
-                if not isinstance(change, Mapping):  # parameters are told one by one
+                if not isinstance(change, Mapping):  # parameters are reported one by one
                     yield f"{what} {path} {change}"
 
 

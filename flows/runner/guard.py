@@ -1,8 +1,8 @@
-"""Run a command in a process group that ends when whoever started it ends, even by kill -9.
+"""Run a command in a process group that ends with its parent, even after kill -9.
 
 `python flows/runner/guard.py COMMAND ...` holds the reading end of a pipe on its standard input.
 The starter never writes to it; when the starter dies, the kernel closes the pipe and the whole
-group is killed. Without it a stage would go on computing with nobody to collect its outputs,
+group is killed. Without it a stage would compute on and its outputs would be lost,
 and would still be writing when the next run starts.
 """
 

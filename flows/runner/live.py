@@ -1,6 +1,6 @@
-"""What a running stage shows: lines in the log, a bar on a terminal, sub-tasks, artifacts.
+"""The display of a running stage: lines in the log, a bar on a terminal, sub-tasks, artifacts.
 
-A stage tells its progress as events. Where it announces a step with `NAME_started` and ends it
+A stage reports its progress as events. Where it announces a step with `NAME_started` and ends it
 with `NAME` (a round of the search), that step becomes a Prefect task run of its own inside the
 stage's, and the values it ended with become one row of the stage's table.
 """
@@ -36,7 +36,7 @@ class LiveView:
     Args:
         stage: the stage's name.
         messages: printed lines and events, in order of arrival.
-        show: what draws events on a terminal; None where there is no terminal.
+        show: draws events on a terminal; None without one.
         on_step: called with (number, values) of every step that ended.
     """
 
@@ -104,7 +104,7 @@ class LiveView:
             RECORDING.tell(update_progress_artifact, self._artifact, share)
 
     def _share(self, event: Event) -> float:
-        """How much of the stage is done, in percent: what happens in a step counts within it."""
+        """How much of the stage is done, in percent; events inside a step count within it."""
         part = event.done / event.total if event.total else 0.0
         if self._step is not None and event.name + STARTED != self._step.name:
             within = 0.0 if event is self._step else part
@@ -112,7 +112,7 @@ class LiveView:
         return min(100.0, max(0.0, 100.0 * part))
 
     def step_ended(self, event: Event) -> None:
-        """Keep the row of a step and tell who logs it."""
+        """Keep the row of a step and pass it on."""
         self.rows.append({event.name: event.done, **event.values})
         self._on_step(event.done, event.values)
 

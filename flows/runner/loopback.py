@@ -1,6 +1,6 @@
 """Requests that may go to a server on this machine: no proxy stands between.
 
-`tasks.runtime.environment` tells libraries the same by NO_PROXY; these hold whatever it says.
+`tasks.runtime.environment` sets NO_PROXY for libraries; these functions do not depend on it.
 """
 
 from __future__ import annotations
@@ -64,5 +64,5 @@ def _names_socks(name: str) -> bool:
 
 
 def environment_of_stages() -> Mapping[str, str]:
-    """This process' environment with what `past_proxies` has set aside."""
+    """This process' environment without the changes of `past_proxies`."""
     return {**os.environ, **_set_aside}

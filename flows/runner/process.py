@@ -20,7 +20,7 @@ from flows.runner.guard import stop
 from flows.runner.host import Reproduction, StageHost
 from flows.runner.loopback import environment_of_stages
 
-# what `dvc repro` says to someone at a terminal; the flow says it in its own words
+# messages of `dvc repro` for a terminal; the flow has its own
 _NOISE = re.compile(
     r"^(Use `dvc push`|To track the changes with git|To enable auto staging"
     r"|\s*(git|dvc) (add|config) |Data and pipelines are up to date"
@@ -36,7 +36,7 @@ class StageProcess:
     """A running `dvc repro --single-item`.
 
     Attributes:
-        lines: what the stage printed so far, without DVC's own chatter.
+        lines: printed by the stage so far, without DVC's own lines.
         ran: False when DVC took the outputs from its run cache.
         status: exit status of the stage's command (not of DVC); None while it runs.
     """
@@ -99,10 +99,10 @@ class StageProcess:
 
     @property
     def message(self) -> str:
-        """The last thing the stage said, with the remedy that may follow it."""
+        """The stage's last message, with its remedy."""
         said = [line for line in self.lines if not line.startswith("> ")]
         if not said:
-            return "it said nothing"
+            return "it printed nothing"
         start = len(said) - 1
         while start > 0 and said[start].startswith("  -> "):
             start -= 1

@@ -1,6 +1,6 @@
 """Records of a run on Prefect's server. When the server is gone, the run continues without it.
 
-The server only shows a run: DVC keeps what was made, MLflow what was measured. So a server that
+The server only shows a run; DVC keeps outputs, MLflow metrics. So a server that
 ends, or answers no more, is reported once and fails no stage.
 """
 
@@ -28,7 +28,7 @@ from prefect.states import State
 from efficientllava.errors import UserError
 
 POLL_SECONDS = 0.1
-# what ends a run on purpose; raised again where a lost server's error has taken its place
+# errors that end a run on purpose; raised again where a lost server's error replaced them
 STOPPED = (KeyboardInterrupt, SystemExit, TerminationSignal)
 
 P = ParamSpec("P")
@@ -48,17 +48,17 @@ class Recording:
         self._ended: State[Any] | None = None
 
     def tell(self, send: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T | None:
-        """Call what sends something to the server; None when it cannot be sent."""
+        """Call a function that sends to the server; None when it cannot."""
         if self.gone.is_set():
             return None
         try:
             return send(*arguments, **named)
         except httpx.HTTPError as error:
             if not self.gone.wait(2 * POLL_SECONDS):  # `gone` has its own message
-                self._warn(f"Prefect's server cannot be told ({error})")
+                self._warn(f"Prefect's server does not take it ({error})")
             return None
 
-    def ends(self, state: State[Any]) -> State[Any]:
+    def record_end(self, state: State[Any]) -> State[Any]:
         """Keep how the flow ends: the server may be unable to take it."""
         self._ended = state
         return state
@@ -66,7 +66,7 @@ class Recording:
     def run(
         self, flow: Callable[P, State[Any]], *arguments: P.args, **named: P.kwargs
     ) -> State[Any]:
-        """Run a flow that calls `ends`; its state is the same whether or not it can be told.
+        """Run a flow that calls `record_end`; its state does not depend on the server.
 
         Raises:
             UserError: the server was gone before the flow had ended.
@@ -84,10 +84,10 @@ class Recording:
                 raise UserError(
                     f"cannot be used ({error})",
                     where="Prefect's server",
-                    remedy="start again: it goes on from here",
+                    remedy="start again: it resumes",
                 ) from error
             if not self.gone.wait(2 * POLL_SECONDS):
-                self._warn(f"Prefect's server cannot be told how the run ended ({error})")
+                self._warn(f"Prefect's server does not take the end of the run ({error})")
             return self._ended
         finally:
             self._ended = None
@@ -120,9 +120,9 @@ class Recording:
             watcher.join()
 
     def _lose(self, how: str) -> None:
-        """Stop telling: clients would go on trying for minutes, each with its own complaint."""
+        """Stop sending: clients would retry for minutes and log errors."""
         self.gone.set()
-        logging.raiseExceptions = False  # else Prefect writes on stderr what it could not send
+        logging.raiseExceptions = False  # else Prefect prints its unsent records on stderr
         EventsWorker.set_client_override(NullEventsClient)
         names = list(logging.root.manager.loggerDict)
         for logger in (logging.getLogger(), *map(logging.getLogger, names)):
@@ -133,7 +133,7 @@ class Recording:
                     handler.addFilter(_complains_of_nothing)
         self._warn(
             f"Prefect's server has ended ({how}): "
-            "the stages go on, its pages will not show the rest of this run"
+            "the stages continue, its pages will not show the rest of this run"
         )
 
     def _warn(self, message: str) -> None:
@@ -151,7 +151,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _complains_of_nothing(record: logging.LogRecord) -> bool:
-    """False for what Prefect's own clients say of the lost server."""
+    """False for messages of Prefect's own clients about the lost server."""
     if record.name.startswith(("prefect.events", "prefect._internal", "prefect.EventsWorker")):
         return False
     if record.getMessage() == "Finished in state Running()":  # the state it could not be told
@@ -163,10 +163,10 @@ def _complains_of_nothing(record: logging.LogRecord) -> bool:
 RECORDING = Recording()
 
 
-def leave(status: int) -> NoReturn:
+def end_process(status: int) -> NoReturn:
     """End this process with an exit status.
 
-    Prefect's threads wait at the exit until everything is sent, for minutes when nobody listens:
+    Prefect's threads wait at the exit until everything is sent, for minutes without a server:
     without its server the process ends at once.
     """
     if RECORDING.gone.is_set():

@@ -28,7 +28,7 @@ class StageFailure(Exception):
     Attributes:
         stage: its name.
         status: exit status of its command: 2 when the user can mend the cause.
-        cause: the last thing it said.
+        cause: its last message.
     """
 
     def __init__(self, stage: str, status: int, cause: str) -> None:
@@ -38,7 +38,7 @@ class StageFailure(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Watchers:
-    """Who is told about a running stage.
+    """Callbacks for a running stage.
 
     Attributes:
         starts: called with the stage when it is about to run.
@@ -50,7 +50,7 @@ class Watchers:
 
 
 class Call:
-    """What a stage task needs beside the stage; opaque to Prefect, which copies dataclasses."""
+    """The arguments of a stage task; opaque to Prefect, which copies dataclasses."""
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ def run_stage(node: Node, blocked_by: list[str], call: Call) -> State[Any]:
 
     Returns:
         A state named Cached, Completed, Restored (DVC had run it on the same inputs before),
-        Failed (its data is a `StageFailure`), or Cancelled when what it depends on failed.
+        Failed (its data is a `StageFailure`), or Cancelled when a stage before it failed.
     """
     logger = get_run_logger()
     if blocked_by:

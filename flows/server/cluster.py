@@ -6,7 +6,6 @@ Stages are processes that hold the workspace's lock and do not go to Dask; their
 from __future__ import annotations
 
 from contextlib import ExitStack
-from types import TracebackType
 
 from efficientllava.errors import UserError
 from efficientllava.parameters import MachineParameters
@@ -16,7 +15,7 @@ from tasks.runtime.environment import DASK_SCHEDULER
 LOOPBACK = "127.0.0.1"
 
 
-class SearchCluster:
+class SearchCluster(ExitStack[None]):
     """Starts at the first search that runs, ends with the block.
 
     Workers are processes on this machine, of one thread each, reached over the loopback interface
@@ -24,20 +23,9 @@ class SearchCluster:
     """
 
     def __init__(self, machine: MachineParameters) -> None:
+        super().__init__()
         self.machine = machine
         self._address: str | None = None
-        self._stack = ExitStack()
-
-    def __enter__(self) -> SearchCluster:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stack.close()
 
     def environment(self, node: Node) -> dict[str, str]:
         """Variables for a stage's process: where its candidates go.
@@ -60,8 +48,11 @@ class SearchCluster:
                 where="machine.executor: dask",
                 remedy="pip install 'efficientllava[dask]'",
             ) from error
-        if self.machine.dask_address is not None:
-            runner = DaskTaskRunner(address=self.machine.dask_address)
+        from efficientllava.allocation.scoring.executors import scheduler_of  # imports torch
+
+        named = self.machine.dask_address
+        if named is not None:
+            runner = DaskTaskRunner(address=named)
         else:
             runner = DaskTaskRunner(
                 cluster_kwargs={
@@ -73,12 +64,6 @@ class SearchCluster:
                     "memory_limit": 0,
                 }
             )
-        try:
-            address: str = self._stack.enter_context(runner).client.scheduler.address
-        except (OSError, TimeoutError) as error:
-            raise UserError(
-                f"no Dask scheduler answers ({error})",
-                where=f"machine.dask_address: {self.machine.dask_address}",
-                remedy="start it (`dask scheduler`, `dask worker --nthreads 1`), or set it to null",
-            ) from error
+        with scheduler_of(named):
+            address: str = self.enter_context(runner).client.scheduler.address
         return address

@@ -1,6 +1,6 @@
 """The Prefect server: the configured one, or one that lives as long as this process.
 
-Also what a killed run leaves behind on it: runs that would say "Running" for ever.
+It also marks the runs that a killed process left as "Running".
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def _own_server() -> Iterator[str]:
                 yield address
             finally:
                 if not RECORDING.gone.is_set():
-                    # what is still queued has nowhere to go once the server is gone
+                    # queued events are lost once the server is gone
                     APILogWorker.drain_all(timeout=10)
                     EventsWorker.drain_all(timeout=10)
     finally:
@@ -104,9 +104,9 @@ def _own_server() -> Iterator[str]:
             process.stdin.close()
 
 
-def free_port(wanted: int = 0) -> int:
+def free_port(preferred: int = 0) -> int:
     """The wanted port of the loopback interface, or any when it is taken."""
-    for port in (wanted, 0):
+    for port in (preferred, 0):
         with socket.socket() as probe:
             # as the server does: a port of which only closed connections are left is free
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -148,12 +148,12 @@ def _wait(process: subprocess.Popen[str], address: str, seconds: float, log: Pat
 
 
 def workspace_tag(root: Path) -> str:
-    """The tag that tells runs of this workspace from others on a shared server."""
+    """The tag of this workspace's runs on a shared server."""
     return f"workspace {socket.gethostname()}:{root}"
 
 
 def mark_crashed(root: Path, current: UUID) -> int:
-    """Tag this run, and mark Crashed what earlier runs in this workspace left unfinished.
+    """Tag this run, and mark unfinished earlier runs of this workspace Crashed.
 
     The caller holds the workspace's lock: whatever else claims to run here was killed.
 

@@ -1,6 +1,6 @@
 """Workspaces beside this one: the same stages under other parameters, with one cache for all.
 
-What two of them have in common (the model of a seed, its proxy data, a database) is computed once:
+Shared outputs (the model of a seed, its proxy data, a database) are computed once:
 DVC finds it by its content.
 """
 
@@ -27,7 +27,7 @@ PATHS = ("model.source", "proxy.text", "proxy.pairs_source")
 def changed(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """The content of params.yaml with some parameters changed.
 
-    What the file leaves out stays left out and has its default, as in the pipeline itself.
+    Parameters that the file leaves out have their defaults, as in the pipeline.
 
     Args:
         values: of params.yaml.
@@ -40,8 +40,8 @@ def changed(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
     for name, value in changes.items():
         *sections, last = name.split(".")
         section = result
-        for each in sections:
-            section = section.setdefault(each, {})
+        for part in sections:
+            section = section.setdefault(part, {})
         section[last] = value
     parse_parameters(result)
     return result
@@ -50,7 +50,7 @@ def changed(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
 def make_workspace(root: Path, folder: Path, values: dict[str, Any]) -> None:
     """Make `folder` a workspace with the code of `root` as it is now and with these parameters.
 
-    What its stages have made before stays.
+    Earlier outputs of its stages stay.
     """
     folder.mkdir(parents=True, exist_ok=True)
     ignored = shutil.ignore_patterns("__pycache__")
@@ -74,9 +74,9 @@ def make_workspace(root: Path, folder: Path, values: dict[str, Any]) -> None:
 
 def _absolute(values: dict[str, Any], root: Path, names: Iterable[str]) -> None:
     pairs = (name.partition(".") for name in names)
-    places = [(values.get(section, {}), last) for section, _, last in pairs]
+    targets = [(values.get(section, {}), last) for section, _, last in pairs]
     data = values.get("evaluation", {}).get("data", {})
-    for section, name in [*places, *((data, benchmark) for benchmark in data)]:
+    for section, name in [*targets, *((data, benchmark) for benchmark in data)]:
         value = section.get(name, "demo")
         if value != "demo" and (root / value).exists():
             section[name] = str((root / value).resolve())

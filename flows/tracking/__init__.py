@@ -1,1 +1,1 @@
-"""MLflow: what is logged of each model, runs, versions and the champion."""
+"""MLflow: records of each model, runs, versions and the champion."""

@@ -1,4 +1,4 @@
-"""Which of the pruned models is the champion: a rule, apart from whoever keeps the alias."""
+"""The rule that chooses the champion among the pruned models."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def champion_rule(ratio: str) -> str:
 
 @dataclass(frozen=True)
 class Standing:
-    """What a model is compared by.
+    """The values by which a model is compared.
 
     Attributes:
         questions: digest of the questions it was asked; None when that is not known.

@@ -1,4 +1,4 @@
-"""What is logged of each model: derived from what dvc.yaml declares and dvc.lock pins."""
+"""The record of each model for MLflow, derived from dvc.yaml and dvc.lock."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from flows.runner.graph import Node, flatten, open_repo
 DENSE = "dense"
 WEIGHTS, DENSE_WEIGHTS = "prune", "model"  # the stages that make a pruned and the dense model
 TIMED = "export"  # the stage whose outputs hold times, other ones whenever it runs
-# what says in a line of predictions which question was asked
+# the key of the question in a line of predictions
 ASKED = ("id", "question_id", "prompt")
 READABLE = {".png", ".json", ".jsonl", ".csv", ".md", ".html", ".txt"}
 LARGEST_ARTIFACT = 5_000_000
@@ -55,7 +55,7 @@ class Pinned:
 
 @dataclass
 class ModelRecord:
-    """Everything that MLflow is told of one model.
+    """Everything that is logged of one model.
 
     Attributes:
         cell: `METHOD-RATIO` or `dense`: the name of its run.
@@ -65,7 +65,7 @@ class ModelRecord:
         metrics: `STAGE/dotted.name` -> number, from its own stages' metrics files.
         rounds: number of the round -> name -> number, from its search history.
         artifacts: (file, folder in the run) of its plots and readable records.
-        checkpoint: the folder with its weights: what stage `prune` wrote.
+        checkpoint: the folder with its weights, an output of stage `prune`.
         asked: which questions it was evaluated on: what is shared of the evaluation's inputs, as
             (path, digest), and the questions that its predictions name.
     """
@@ -86,7 +86,7 @@ class ModelRecord:
     def digest(self) -> str:
         """Key of the record: parameters, inputs and outputs decide it, not where, when or how fast.
 
-        Times differ whenever they are taken: what holds them does not count.
+        Outputs with times differ in every run and do not count.
         """
         pinned = [
             [item.path, item.digest] for item in (*self.inputs, *self.outputs) if not item.is_timed
@@ -106,8 +106,8 @@ class ModelRecord:
 
 def metric_of(metrics: Mapping[str, float], name: str) -> float | None:
     """The value of `STAGE/name`, whichever the stage."""
-    found = [value for key, value in metrics.items() if key.partition("/")[2] == name]
-    return found[0] if found else None
+    values = [value for key, value in metrics.items() if key.partition("/")[2] == name]
+    return values[0] if values else None
 
 
 def split_cell(cell: str) -> tuple[str, float]:
@@ -119,18 +119,18 @@ def split_cell(cell: str) -> tuple[str, float]:
 
 
 def read_record(root: Path, nodes: list[Node], cell: str) -> ModelRecord:
-    """Collect what the workspace holds of a model whose stages have all run."""
+    """Collect the record of a model whose stages have all run."""
     method, ratio = split_cell(cell)
     record = ModelRecord(cell, method, ratio)
     own = {node.name for node in nodes if cell_of(node) == cell}
     made_by = set(own)
-    for node in reversed(nodes):  # whoever is depended on comes earlier
+    for node in reversed(nodes):  # dependencies come earlier
         if node.name in made_by:
             made_by.update(node.depends_on)
     with open_repo(root) as repo:
-        parameter_files: set[str] = set()  # logged as parameters: of a file only what a stage uses
-        found = {stage.addressing: stage for stage in repo.index.stages}  # dvc.lock is read once
-        stages = {node: found[node.name] for node in nodes if node.name in made_by}
+        parameter_files: set[str] = set()  # logged as parameters: only those that a stage uses
+        by_name = {stage.addressing: stage for stage in repo.index.stages}  # dvc.lock is read once
+        stages = {node: by_name[node.name] for node in nodes if node.name in made_by}
         for stage in stages.values():
             for dependency in stage.deps:
                 if isinstance(dependency, ParamsDependency):
@@ -205,7 +205,7 @@ def _read_output(record: ModelRecord, base: str, path: Path) -> None:
 
 
 def _rounds(file: Path) -> dict[int, dict[str, float]]:
-    """What the search told at the end of each round, again from its history."""
+    """The values of each round of the search, from its history."""
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line]
     if not rows or not {"round", "risk", "policy"} <= rows[0].keys():
         return {}

@@ -27,8 +27,8 @@ class Registry:
 
     def _version_of(self, run: str) -> Any:
         """The version that points at a run; None when there is none."""
-        found = self.client.search_model_versions(f"name = '{self.name}' and run_id = '{run}'")
-        return found[0] if found else None
+        versions = self.client.search_model_versions(f"name = '{self.name}' and run_id = '{run}'")
+        return versions[0] if versions else None
 
     def holds(self, run: str) -> bool:
         """Whether a version points at a run."""
@@ -64,7 +64,7 @@ class Registry:
             ratio: the target ratio.
 
         Returns:
-            What was decided, in words.
+            The decision in words.
         """
         best = champion(records, ratio)
         if best is None:
@@ -72,13 +72,13 @@ class Registry:
         version = self._version_of(runs[best.cell]).version
         holder = self.client.get_registered_model(self.name).aliases.get(CHAMPION)
         if holder is not None and str(holder) != str(version):
-            held = self.client.get_model_version(self.name, holder)
-            if reason := obstacle(Standing.of(best), self._standing(held)):
+            current = self.client.get_model_version(self.name, holder)
+            if reason := obstacle(Standing.of(best), self._standing(current)):
                 return (
                     f"{CHAMPION} stays version {holder}: {best.cell} is the best of this run at "
                     f"ratio {ratio:g}, but {reason}; to choose anew, delete the alias in MLflow"
                 )
-            for tag in held.tags:
+            for tag in current.tags:
                 if tag.startswith(f"{CHAMPION}."):
                     self.client.delete_model_version_tag(self.name, holder, tag)
         rule = champion_rule(f"ratio {ratio:g}")
@@ -88,7 +88,7 @@ class Registry:
         return f"{CHAMPION}: version {version}, {best.cell} ({rule})"
 
     def _standing(self, version: Any) -> Standing:
-        """What a registered version is compared by."""
+        """The values by which a registered version is compared."""
         from mlflow.exceptions import MlflowException
 
         try:

@@ -20,7 +20,7 @@ EXPERIMENTS = {"experiments", "_alembic_tmp_experiments"}  # the second while a 
 FILLED = {"alembic_version", "workspaces"}
 NO_LOCKS = {errno.ENOTSUP, errno.ENOLCK, errno.EBADF, errno.ENOSYS}
 QUIET_SECONDS = 2.0
-"""Without a change for so long, nobody is making the file any more."""
+"""Seconds without a change after which no process is taken to make the file."""
 
 
 def make_whole(uri: str) -> Path | None:
@@ -63,7 +63,7 @@ def _file_of(uri: str) -> Path | None:
     try:
         name = make_url(uri).database
     except ArgumentError:
-        return None  # MLflow says what is wrong with it
+        return None  # MLflow reports the error
     if not name or name == ":memory:" or name.startswith("file:"):
         return None
     return Path(name).resolve()
@@ -120,7 +120,7 @@ def _newest_version() -> str:
 
 
 def _is_left_alone(path: Path) -> bool:
-    """Whether nobody goes on making the file."""
+    """Whether no process makes the file any more."""
     changed = path.stat().st_mtime
     while time.time() - changed < QUIET_SECONDS:
         time.sleep(QUIET_SECONDS)

@@ -1,6 +1,6 @@
 """MLflow: one run per model, one version per run, and the champion.
 
-A run is keyed by the digest of what was logged in it, so that logging the same model again does
+A run is keyed by the digest of its content, so that logging the same model again does
 nothing, and logging it to an empty server writes it anew.
 """
 
@@ -77,10 +77,10 @@ class Tracking:
             ) from error
 
     def _experiment(self, name: str) -> str:
-        found = self.client.get_experiment_by_name(name)
-        if found is not None:
-            number = str(found.experiment_id)
-            if found.lifecycle_stage != "active":
+        experiment = self.client.get_experiment_by_name(name)
+        if experiment is not None:
+            number = str(experiment.experiment_id)
+            if experiment.lifecycle_stage != "active":
                 raise UserError(
                     "the experiment was deleted, and MLflow keeps its name",
                     where=f"MLflow, experiment {name} ({number})",
@@ -101,7 +101,7 @@ class Tracking:
         return list(self.client.search_runs([self.experiment], query, max_results=50))
 
     def begin(self, cell: str) -> None:
-        """Open the run of a model that is being made, for what is measured on the way."""
+        """Open the run of a model that is being made, for live metrics."""
         if cell not in self._open:
             run = self.client.create_run(self.experiment, run_name=cell, tags=self._tags(cell))
             self._open[cell] = run.info.run_id
@@ -110,7 +110,7 @@ class Tracking:
         return {CELL: cell, WORKSPACE: str(self.root), **self.tags}
 
     def log_round(self, cell: str, number: int, values: Mapping[str, Any]) -> None:
-        """Log what a round of the model's search ended with."""
+        """Log the values of a finished round of the model's search."""
         if run := self._open.get(cell):
             self._log_metrics(run, _round_metrics(values), step=number)
 
@@ -266,7 +266,7 @@ def _round_metrics(values: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _datasets(record: ModelRecord) -> list[Any]:
-    """What the model was made from: names and digests of DVC outputs, no data."""
+    """The inputs of the model: names and digests of DVC outputs, no data."""
     from mlflow.data.http_dataset_source import HTTPDatasetSource
     from mlflow.data.meta_dataset import MetaDataset
     from mlflow.entities import DatasetInput, InputTag

@@ -1,1 +1,1 @@
-"""What all stages share: parameters, workspace lock, devices, executors, progress."""
+"""Shared by all stages: parameters, workspace lock, devices, executors, progress."""

@@ -1,4 +1,4 @@
-"""Checks that need no model: what cannot work is told before any work is done."""
+"""Checks that need no model, made before any work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every process of the pipeline finds in its environment, set before anything heavy starts.
+"""The environment of every process of the pipeline, set before anything heavy starts.
 
 Nothing here overrides what the user has set.
 """

@@ -1,4 +1,4 @@
-"""What all stages share: read params.yaml, check it, hold the workspace, tell errors."""
+"""The frame of all stages: read and check params.yaml, lock the workspace, report errors."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ EFFECTIVE = ARTIFACTS / "parameters.json"
 
 @dataclass(frozen=True)
 class Stage:
-    """What a stage's function is given.
+    """The argument of a stage's function.
 
     Attributes:
         parameters: all of params.yaml.
@@ -53,11 +53,11 @@ class Stage:
         return f"{self.method}-{self.ratio:g}"
 
     def folder(self, stage: str) -> Path:
-        """Where a stage of this pruned model writes: artifacts/STAGE/METHOD-RATIO."""
+        """The output folder of a stage of this pruned model: artifacts/STAGE/METHOD-RATIO."""
         return ARTIFACTS / stage / self.cell
 
     def context(self) -> Context:
-        """What this pruned model's method works with."""
+        """The inputs of this pruned model's method."""
         from efficientllava.allocation.context import Context
 
         return Context(
@@ -75,7 +75,7 @@ def read_parameters(path: Path = PARAMETERS) -> Parameters:
     """Read and check params.yaml.
 
     Raises:
-        UserError: as `read_values`, or it says something that cannot work.
+        UserError: as `read_values`, or a parameter cannot work.
     """
     values = read_values(path)
     parameters = parse_parameters(values, where=str(path))
@@ -85,7 +85,7 @@ def read_parameters(path: Path = PARAMETERS) -> Parameters:
 
 
 def read_values(path: Path = PARAMETERS) -> Any:
-    """What params.yaml holds, read as DVC reads it (1e-3 is a number).
+    """The content of params.yaml, read as DVC reads it (1e-3 is a number).
 
     Raises:
         UserError: the file is missing or is no YAML.
@@ -116,10 +116,10 @@ def _plain(value: Any) -> Any:
 
 
 def run_stage(work: Callable[[Stage], None], per_model: bool = False) -> None:
-    """Run a stage as this process: exit 0, or 2 with a message for what the user can mend.
+    """Run a stage as this process: exit 0, or 2 with a message for an error that the user can fix.
 
     Args:
-        work: the stage; imports whatever is heavy itself, so that bad parameters are told at once.
+        work: the stage; imports heavy modules itself, so that bad parameters are reported at once.
         per_model: the stage is for one model: that of `--method` and `--ratio`, or the cell of
             the matrix that DVC runs.
     """
@@ -162,14 +162,14 @@ def _model(parameters: Parameters, arguments: argparse.Namespace) -> dict[str, A
             if cell == f"{method}-{ratio:g}":
                 return {"method": method, "ratio": ratio}
     raise UserError(
-        f"{cell!r} is no model of params.yaml" if cell else "which model is not said",
+        f"{cell!r} is no model of params.yaml" if cell else "the model is not named",
         where="params.yaml, methods and ratios",
         remedy="give --method and --ratio, or start the stage by `dvc repro STAGE@METHOD-RATIO`",
     )
 
 
 def _check_effective(parameters: Parameters, stage: str) -> None:
-    """Under DVC, params.yaml must say what DVC compares and writes down in dvc.lock.
+    """Under DVC, params.yaml must agree with the parameters that DVC records in dvc.lock.
 
     Raises:
         UserError: params.yaml has been changed since the stage `parameters` ran.
@@ -188,7 +188,7 @@ def guarded(run: Callable[[], None]) -> int:
     """Run; whatever fails, the last finished outputs are there again afterwards.
 
     Returns:
-        The exit code: 0; 2 with a message on stderr for what the user can mend; 130 when
+        The exit code: 0; 2 with a message on stderr for an error that the user can fix; 130 when
         interrupted. Anything else is a defect and is raised.
     """
     try:
@@ -205,11 +205,11 @@ def guarded(run: Callable[[], None]) -> int:
 
 
 def _told(error: BaseException) -> str | None:
-    """What to tell the user; None for a defect of ours."""
+    """The message for the user; None for a defect of this program."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted\n  -> start again: it goes on from here"
+        return "interrupted\n  -> start again: it resumes"
     # a library that writes past efficientllava.files
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"the disk is full ({error})\n  -> free some space and start again"

@@ -1,4 +1,4 @@
-"""One run at a time in a workspace; a stage that lost whoever started it ends itself."""
+"""One run at a time in a workspace; a stage whose parent has ended ends itself."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def workspace_lock(who: str, root: Path | None = None) -> Iterator[None]:
     kernel drops the lock when its holder ends, however it ends.
 
     Args:
-        who: what the message to a second run calls this one, e.g. "stage search".
+        who: this run's name in the message to a second run, e.g. "stage search".
         root: the workspace; the current folder when not given.
 
     Raises:
@@ -59,7 +59,7 @@ def workspace_lock(who: str, root: Path | None = None) -> Iterator[None]:
 def end_with_starter() -> None:
     """End this stage when the DVC process or the run that started it is gone (kill -9).
 
-    Left alone it would go on computing, with nobody to collect its outputs, beside the next run.
+    Otherwise it would compute beside the next run, and its outputs would be lost.
     """
     parent = os.getppid() if "DVC_STAGE" in os.environ else None
     holder = int(os.environ.get(HOLDER, 0))

@@ -43,7 +43,7 @@ def test_another_name_is_refused_with_the_nearest() -> None:
 
 
 def test_the_pages_name_benches_and_options_that_exist(capsys: pytest.CaptureFixture[str]) -> None:
-    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
     text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
     assert not re.findall(r"python -m bench\.", text)
     commands = re.findall(r"python -m bench ([a-z_]+)([^`|\n]*)", text)

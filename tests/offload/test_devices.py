@@ -15,8 +15,8 @@ from efficientllava.calibration.opened import OpenModel
 from efficientllava.calibration.working_set import Tokens, search_bytes
 from efficientllava.database import storage
 from efficientllava.database.build import build_database
-from efficientllava.database.placed import Machine, placed
-from efficientllava.database.residency import resident
+from efficientllava.database.offload import offload_database
+from efficientllava.database.offloaded import Machine, offloaded
 from efficientllava.database.solutions import open_database
 from efficientllava.errors import UserError
 from efficientllava.models.checkpoint import load_model
@@ -114,7 +114,7 @@ def chain(folder: Path, device: torch.device | None, memory: float | None, stora
         watch(kept)
         build_database(adapter, proxy, LEVELS, pruning, folder / "db", folder / "w", {})
     machine = Machine(device or torch.device("cpu"), memory)
-    with placed(checkpoint, [folder / "db"], proxy, machine, folder / "p", 4) as found:
+    with offloaded(checkpoint, [folder / "db"], proxy, machine, folder / "p", 4) as found:
         watch(found.blocks)
         result = Search(
             SearchInputs(found.adapter, proxy, found.database, found.blocks),
@@ -243,8 +243,8 @@ def test_a_database_in_host_memory_is_the_same(tmp_path: Path, adapter: Any) -> 
     parameters = PruningParameters(storage="compact")
     build_database(adapter, random_proxy(), LEVELS, parameters, tmp_path / "d", tmp_path / "w", {})
     opened = open_database(tmp_path / "d")
-    assert resident(opened, "disk", torch.device("cpu")) is opened
+    assert offload_database(opened, "disk", torch.device("cpu")) is opened
     for where in ("host", "device"):
-        copied = resident(opened, where, torch.device("cpu"))  # type: ignore[arg-type]
+        copied = offload_database(opened, where, torch.device("cpu"))  # type: ignore[arg-type]
         assert copied.tensors.keys() == opened.tensors.keys()
         assert all(torch.equal(copied.tensors[k], t) for k, t in opened.tensors.items())

@@ -12,7 +12,13 @@ from efficientllava.database.build import build_database
 from efficientllava.database.solutions import open_database
 from efficientllava.errors import UserError
 from efficientllava.models.families import adapter_for
-from efficientllava.offload.placement import DecoderShape, Needs, needs_of, place, shape_of
+from efficientllava.offload.placement import (
+    DecoderShape,
+    Needs,
+    choose_placement,
+    needs_of,
+    shape_of,
+)
 from efficientllava.parameters import PruningParameters
 from tests.conftest import random_llava, random_proxy
 
@@ -61,22 +67,22 @@ def needs(size: str, working: float, compact: bool) -> Needs:
 def test_the_fastest_that_fits(
     size: str, working: float, compact: bool, card: int, blocks: str, database: str
 ) -> None:
-    found = place(needs(size, working, compact), card * GIB, host=100 * GIB)
+    found = choose_placement(needs(size, working, compact), card * GIB, host=100 * GIB)
     assert (found.blocks, found.database) == (blocks, database)
     assert found.device_bytes <= card * GIB
 
 
 def test_what_is_missing_is_told() -> None:
     with pytest.raises(UserError, match=r"40\.8 GiB .* 24\.0 may be used: 16\.8 GiB are missing"):
-        place(needs("34B", 35.0, True), 24 * GIB, 100 * GIB)
+        choose_placement(needs("34B", 35.0, True), 24 * GIB, 100 * GIB)
 
 
 def test_without_checkpointing_blocks_are_streamed_rather() -> None:
     """Streamed blocks are always computed again, so that less is kept."""
     wanted = needs("7B", 14.0, True)
-    assert place(wanted, 79 * GIB, 100 * GIB).blocks == "device"
+    assert choose_placement(wanted, 79 * GIB, 100 * GIB).blocks == "device"
     kept = Needs(**{**vars(wanted), "kept": 160 * GIB})
-    assert place(kept, 79 * GIB, 100 * GIB).blocks == "streamed"
+    assert choose_placement(kept, 79 * GIB, 100 * GIB).blocks == "streamed"
 
 
 def test_working_set_of_7b_by_hand() -> None:

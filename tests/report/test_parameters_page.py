@@ -15,16 +15,16 @@ def test_page_is_up_to_date() -> None:
     )
 
 
-def test_bounds_and_choices_are_told() -> None:
+def test_bounds_and_choices_are_shown() -> None:
     page = parameters_page()
     row = next(line for line in page.splitlines() if "`pruning.damping`" in line)
-    assert "number, above 0, at most 1" in row and "`0.01`" in row
+    assert "number, >0, ≤1" in row and "`0.01`" in row
     row = next(line for line in page.splitlines() if "`search.patience`" in line)
-    assert "whole number, at least 1 or null" in row and "`null`" in row
+    assert "integer, ≥1 or null" in row and "`null`" in row
     assert "`text`, `text_and_pairs`" in page
 
 
-def test_candidates_of_later_rounds_are_told() -> None:
+def test_candidates_of_later_rounds_are_explained() -> None:
     """From round 2 on the survivors take their places among the candidates of a round."""
     row = next(line for line in parameters_page().splitlines() if "`search.candidates`" in line)
     assert "from round 2 on `candidates - survivors` new policies are evaluated" in row

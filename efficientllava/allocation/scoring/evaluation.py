@@ -81,10 +81,10 @@ class StreamedModel(StitchedModel):
         return tuple(self._levels[name] for name in self._of_block[block])
 
     @torch.no_grad()
-    def put(self, block: int, places: Mapping[str, torch.Tensor]) -> None:
-        """Copy a block's solutions into their places on the device."""
+    def put(self, block: int, slots: Mapping[str, torch.Tensor]) -> None:
+        """Copy a block's solutions into their slots on the device."""
         for name in self._of_block[block]:
-            self.database.put(name, self._levels[name], places[f"{name}.weight"])
+            self.database.put(name, self._levels[name], slots[f"{name}.weight"])
 
 
 def swap_order(policies: Sequence[Sequence[float]], sizes: Sequence[int]) -> list[int]:

@@ -7,8 +7,9 @@ schedules anything.
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import contextmanager
 from multiprocessing import get_context
 from typing import Any
 
@@ -66,6 +67,23 @@ def _begin(queue: Any) -> None:
     take_device(queue)
 
 
+@contextmanager
+def scheduler_of(address: str | None) -> Iterator[None]:
+    """Report a Dask scheduler that does not answer.
+
+    Raises:
+        UserError: no connection to `address`, or to the cluster of this machine when None.
+    """
+    try:
+        yield
+    except (OSError, TimeoutError) as error:
+        raise UserError(
+            f"no Dask scheduler answers ({error})",
+            where=f"machine.dask_address: {address}",
+            remedy="start it (`dask scheduler`, `dask worker --nthreads 1`), or set it to null",
+        ) from error
+
+
 def dask_executor(machine: MachineParameters, scheduler: str | None = None) -> Executor:
     """A Dask client as an executor: of a scheduler's address, or of processes on this machine."""
     try:
@@ -84,14 +102,8 @@ def dask_executor(machine: MachineParameters, scheduler: str | None = None) -> E
         dashboard_address=None,
         memory_limit=0,
     )
-    try:
+    with scheduler_of(address):
         client = Client(cluster)
-    except (OSError, TimeoutError) as error:
-        raise UserError(
-            f"no Dask scheduler answers ({error})",
-            where=f"machine.dask_address: {address}",
-            remedy="start it (`dask scheduler`, `dask worker --nthreads 1`), or set it to null",
-        ) from error
     # candidates are pure: equal ones may share a result, dead ones are tried again elsewhere
     executor: Executor = client.get_executor(retries=2)
     return executor

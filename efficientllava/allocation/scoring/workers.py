@@ -22,7 +22,7 @@ import torch
 from efficientllava.allocation.scoring.evaluation import StitchedModel, stitched_models, swap_order
 from efficientllava.calibration.proxy_loss import Fitness, ProxyLoss
 from efficientllava.data.proxy import load_proxy
-from efficientllava.database.placed import Machine, placed
+from efficientllava.database.offloaded import Machine, offloaded
 from efficientllava.errors import UserError
 from efficientllava.files import load_tensors, save_tensors
 from efficientllava.models.families import Adapter
@@ -111,13 +111,13 @@ def _open(work: Work) -> _Opened:
         resources = ExitStack()
         folder = Path(resources.enter_context(TemporaryDirectory(prefix="efficientllava-")))
         database = [Path(part) for part in work.database]
-        model = placed(Path(work.model), database, proxy, machine, folder, 0, work.kl_tokens)
+        model = offloaded(Path(work.model), database, proxy, machine, folder, 0, work.kl_tokens)
         with resources:
-            found = resources.enter_context(model)
-            adapter = found.adapter
+            opened = resources.enter_context(model)
+            adapter = opened.adapter
             # the dense model's targets come first, before anything is stitched
             loss = ProxyLoss(adapter, proxy, work.fitness, work.fitness_data, work.kl_tokens)
-            (stitched,) = stitched_models(adapter, found.database, 1, found.blocks)
+            (stitched,) = stitched_models(adapter, opened.database, 1, opened.blocks)
             _opened[work] = _Opened(adapter, loss, stitched, resources.pop_all())
         atexit.register(_close_all)
     return _opened[work]

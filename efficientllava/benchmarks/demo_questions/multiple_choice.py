@@ -17,7 +17,7 @@ from efficientllava.progress import Progress
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model chose.
+    """The choice of a model for one question.
 
     Attributes:
         predicted, answer: indices into the question's choices.
@@ -52,10 +52,14 @@ def answer_questions(
 
 def scores(questions: Sequence[Question], predictions: Sequence[Prediction]) -> dict[str, Any]:
     """Accuracy with standard error, in all and by ScienceQA's classes, and the answers' NLL."""
-    right = [each.predicted == each.answer for each in predictions]
+    right = [prediction.predicted == prediction.answer for prediction in predictions]
     breakdowns = {
-        name: share([hit for hit, each in zip(right, questions, strict=True) if belongs(each)])
+        name: share([hit for hit, asked in zip(right, questions, strict=True) if belongs(asked)])
         for name, belongs in BREAKDOWNS.items()
     }
-    nll = sum(each.answer_nll for each in predictions) / len(predictions) if predictions else None
+    nll = (
+        sum(question.answer_nll for question in predictions) / len(predictions)
+        if predictions
+        else None
+    )
     return {**share(right), "answer_nll": nll, "breakdowns": breakdowns}

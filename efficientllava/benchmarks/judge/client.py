@@ -58,7 +58,7 @@ class JudgeSettings:
 
 @dataclass(frozen=True)
 class Reply:
-    """What the judge said, and the model that said it by its own account."""
+    """The judge's reply, and the model that the reply names."""
 
     content: str | None
     model: str
@@ -66,9 +66,9 @@ class Reply:
 
 @dataclass(frozen=True)
 class _Refusal:
-    """What a server says that will not answer, however often it is asked."""
+    """An error of a server that no further try can help."""
 
-    told: str
+    reason: str
 
 
 def require_key() -> str:
@@ -163,16 +163,16 @@ class Judge:
                     break
             with self._lock:
                 self.requests += 1
-            found = self._try(request)
-            if isinstance(found, Reply):
-                return found
-            if isinstance(found, _Refusal):
+            outcome = self._try(request)
+            if isinstance(outcome, Reply):
+                return outcome
+            if isinstance(outcome, _Refusal):
                 raise UserError(
-                    f"the judge refuses the request: {found.told}",
+                    f"the judge refuses the request: {outcome.reason}",
                     where=self._place(),
                     remedy=f"check {KEY_VARIABLE}, the judge's model and its address",
                 )
-            problem = found
+            problem = outcome
         raise UserError(
             f"the judge gave no usable reply in {self.settings.attempts} attempts: {problem}",
             where=self._place(),
@@ -197,10 +197,10 @@ class Judge:
         except openai.APIConnectionError as error:
             return f"no connection ({self._told(error.__cause__ or error)})"
         except openai.APIStatusError as error:
-            told = f"status {error.status_code} ({self._told(error.message)})"
+            reason = f"status {error.status_code} ({self._told(error.message)})"
             if error.status_code in (408, 409, 429) or error.status_code >= 500:
-                return told
-            return _Refusal(told)
+                return reason
+            return _Refusal(reason)
         except Exception as error:  # of the client, which may quote what it sends
             return _Refusal(f"{type(error).__name__} ({self._told(error)})")
 
@@ -208,15 +208,15 @@ class Judge:
         with self._lock:
             if self._client is None:
                 self._key = require_key()
-                found = self._opened()
-                if isinstance(found, str):
+                opened = self._opened()
+                if isinstance(opened, str):
                     raise UserError(
-                        f"the judge's address cannot be used: {found}",
+                        f"the judge's address cannot be used: {opened}",
                         where=self._place(),
                         remedy="write it as http(s)://HOST:PORT/v1, a password percent-encoded",
                     )
                 guard_loggers(self._secrets())
-                self._client = found
+                self._client = opened
             return self._client
 
     def _opened(self) -> Any:

@@ -30,15 +30,17 @@ _LETTER = re.compile(
 
 
 def secrets_of(key: str, address: str) -> tuple[str, ...]:
-    """What must not be shown of a key and a server's address: the key, and the address' password.
+    """The secrets of a key and a server's address: the key, and the password in the address.
 
-    An address may also hold a user name alone, which then is the secret.
+    Where an address holds a user name alone, that name is the secret.
     """
     user = user_of(address)
     if not user:
         return (key,) if key else ()
     basic = base64.b64encode(unquote(user).encode()).decode().rstrip("=")
-    return tuple(each for each in (key, user.partition(":")[2] or user.rstrip(":"), basic) if each)
+    return tuple(
+        secret for secret in (key, user.partition(":")[2] or user.rstrip(":"), basic) if secret
+    )
 
 
 def user_of(address: str) -> str:
@@ -66,7 +68,7 @@ def without_secrets(text: str, secrets: Sequence[str], shortest: int = SHORTEST)
     Args:
         shortest: secrets of fewer letters are left.
     """
-    letters, places = _decoded(text)
+    letters, spans = _decoded(text)
     hidden = [False] * len(letters)
     for secret in _spellings(secrets):
         if len(secret) < shortest:
@@ -77,7 +79,7 @@ def without_secrets(text: str, secrets: Sequence[str], shortest: int = SHORTEST)
             if letters[start : start + size] in pieces:
                 hidden[start : start + size] = [True] * size
     parts, shown_until = [], 0
-    for index, (start, end) in enumerate(places):
+    for index, (start, end) in enumerate(spans):
         if hidden[index]:
             if not (index and hidden[index - 1]):
                 parts += [text[shown_until:start], MARK]
@@ -88,19 +90,21 @@ def without_secrets(text: str, secrets: Sequence[str], shortest: int = SHORTEST)
 def _spellings(secrets: Sequence[str]) -> set[str]:
     """Secrets as they may read when decoded: without blanks, which a text may lose or add."""
     plain = {"".join(secret.split()) for secret in secrets}
-    return plain | {_decoded(each)[0] for each in secrets} | {"+".join(s.split()) for s in secrets}
+    return (
+        plain | {_decoded(secret)[0] for secret in secrets} | {"+".join(s.split()) for s in secrets}
+    )
 
 
 def _decoded(text: str) -> tuple[str, list[tuple[int, int]]]:
     """The letters of a text without blanks and line breaks, and where each of them stands."""
-    letters, places = [], []
-    for found in _LETTER.finditer(text):
-        code, escaped, plain = found["code"], found["escaped"], found["plain"]
+    letters, spans = [], []
+    for match in _LETTER.finditer(text):
+        code, escaped, plain = match["code"], match["escaped"], match["plain"]
         letter = chr(int(code, 16)) if code else escaped or plain or ""
         if letter and not letter.isspace():
             letters.append(letter)
-            places.append(found.span())
-    return "".join(letters), places
+            spans.append(match.span())
+    return "".join(letters), spans
 
 
 @dataclass(frozen=True)

@@ -68,14 +68,17 @@ class LLaVABench(Benchmark["Scene"]):
         from efficientllava.benchmarks.predictions import require_all, require_known
 
         identifiers = [record.id for record in records]
-        for each in predictions:
-            require_known(each.rows, identifiers, str(each.source))
-            require_all(identifiers, each.rows, str(each.source))
+        for prediction in predictions:
+            require_known(prediction.rows, identifiers, str(prediction.source))
+            require_all(identifiers, prediction.rows, str(prediction.source))
         evaluations = [
-            {key: pair_of(row) for key, row in each.rows.items()} for each in predictions
+            {key: pair_of(row) for key, row in prediction.rows.items()}
+            for prediction in predictions
         ]
         names = models_of(
-            str(row.values.get("model", "")) for each in predictions for row in each.rows.values()
+            str(row.values.get("model", ""))
+            for prediction in predictions
+            for row in prediction.rows.values()
         )
         judge = {"models": names or [f"{UNNAMED} (published: {self.judge})"]}
         return self.outcome(score_reviews(records, evaluations), judge)

@@ -44,7 +44,7 @@ def read_rules(folder: Path) -> dict[str, dict[str, str]]:
 
 
 def request_text(scene: Scene, answer: str, rules: Mapping[str, Mapping[str, str]]) -> str:
-    """What the judge reads about one answer.
+    """The judge's prompt for one answer.
 
     Raises:
         UserError: there is no rule for the scene's category.

@@ -72,7 +72,9 @@ def score_reviews(
         for name, members in groups.items()
     }
     parts = {name: _part(members, evaluations) for name, members in groups.items()}
-    malformed = sum(tuple(pair) == (-1.0, -1.0) for each in evaluations for pair in each.values())
+    malformed = sum(
+        tuple(pair) == (-1.0, -1.0) for evaluation in evaluations for pair in evaluation.values()
+    )
     return {
         **parts.pop("all"),
         "breakdowns": parts,

@@ -59,9 +59,9 @@ class MMVet(Benchmark["Sample"]):
         judging = self.require_judge(judging, predictions)
         model, runs = judging.judge.settings.model, judging.runs
         grades = grade(records, texts, judging.judge, runs, progress)
-        scores = score_grades(records, {key: each["score"] for key, each in grades.items()})
-        malformed = sum(sum(each["malformed"]) for each in grades.values())
-        names = models_of(name for each in grades.values() for name in each["model"])
+        scores = score_grades(records, {key: graded["score"] for key, graded in grades.items()})
+        malformed = sum(sum(graded["malformed"]) for graded in grades.values())
+        names = models_of(name for graded in grades.values() for name in graded["model"])
         return self.outcome(
             {**scores, "malformed": malformed},
             {"asked": model, "models": names, "runs": runs},

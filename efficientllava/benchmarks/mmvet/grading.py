@@ -50,7 +50,7 @@ EXAMPLES = (
 
 
 def request_text(sample: Sample, prediction: str) -> str:
-    """What the judge reads about one answer."""
+    """The judge's prompt for one answer."""
     truth = sample.answer.replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")
     return EXAMPLES + "\n" + " | ".join([sample.text, truth, prediction, ""])
 
@@ -88,9 +88,9 @@ def grade(
     graded = judge.map(work, progress)
     grades: dict[str, dict[str, list[Any]]] = {}
     for sample in samples:
-        found = [graded[f"{sample.id} {run}"] for run in range(runs)]
+        gradings = [graded[f"{sample.id} {run}"] for run in range(runs)]
         grades[sample.id] = {
-            name: [each[name] for each in found]
+            name: [grading[name] for grading in gradings]
             for name in ("model", "content", "score", "malformed")
         }
     return grades

@@ -39,13 +39,15 @@ def read_samples(source: str | Path, split: str = "test") -> list[Sample]:
         return [_sample(row.identity("question_id"), row, None) for row in rows]
     folder = Path(source).expanduser()
     values = read_json(folder / "mm-vet.json")
-    if not isinstance(values, dict) or not all(isinstance(each, dict) for each in values.values()):
+    if not isinstance(values, dict) or not all(
+        isinstance(value, dict) for value in values.values()
+    ):
         raise UserError("is no mapping from id to record", where=str(folder / "mm-vet.json"))
-    wanted = read_json(folder / "bard_set.json") if split == "bard" else values
+    chosen = read_json(folder / "bard_set.json") if split == "bard" else values
     return [
         _sample(key, Row(value, f"{folder / 'mm-vet.json'}, {key}"), folder / "images")
         for key, value in values.items()
-        if key in wanted
+        if key in chosen
     ]
 
 

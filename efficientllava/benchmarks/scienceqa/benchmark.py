@@ -33,7 +33,7 @@ class ScienceQA(Benchmark["Problem"]):
         from efficientllava.benchmarks.scienceqa.reading import read_problems
 
         problems = read_problems(source, split, style)
-        return [each for each in problems if each.has_image or not self.images_only]
+        return [problem for problem in problems if problem.has_image or not self.images_only]
 
     def message(self, record: Problem, style: str) -> str:
         """See `Benchmark`.

@@ -98,20 +98,20 @@ def all_identifiers(source: str | Path) -> set[str]:
     path = Path(source).expanduser() / SPLITS
     splits = read_json(path) if path.is_file() else {}
     lists = splits.values() if isinstance(splits, dict) else ()
-    return {str(each) for ids in lists if isinstance(ids, list) for each in ids}
+    return {str(identifier) for ids in lists if isinstance(ids, list) for identifier in ids}
 
 
 def _records(folder: Path) -> dict[str, tuple[Path, Any]]:
     """problems.json, or else the parts problems.*.json that are there."""
     whole = folder / PROBLEMS
     files = [whole] if whole.is_file() else sorted(folder.glob("problems.*.json"))
-    found: dict[str, tuple[Path, Any]] = {}
+    records: dict[str, tuple[Path, Any]] = {}
     for file in files:
         part = read_json(file)
         if not isinstance(part, dict):
             raise UserError("is no mapping from id to question", where=str(file))
-        found |= {identifier: (file, record) for identifier, record in part.items()}
-    return found
+        records |= {identifier: (file, record) for identifier, record in part.items()}
+    return records
 
 
 def _asked(path: Path) -> dict[str, Row]:
@@ -165,7 +165,7 @@ def _problem(question: Question, image: Picture, text: str) -> Problem:
 def _turns(row: Row) -> tuple[str, str]:
     """The human turn and the answer's letter of a question in the question file."""
     try:
-        text, letter = (turn["value"] for turn in row.value("conversations"))
+        text, letter = (message["value"] for message in row.value("conversations"))
     except (TypeError, KeyError, ValueError) as error:
         raise UserError("has no conversation of two turns", where=row.where) from error
     if not isinstance(text, str) or not isinstance(letter, str):
@@ -175,7 +175,7 @@ def _turns(row: Row) -> tuple[str, str]:
 
 def _from_question_file(identifier: str, row: Row, folder: Path, split: str, style: str) -> Problem:
     text, letter = _turns(row)
-    choices = sum(f"\n{each}. " in text for each in LETTERS)
+    choices = sum(f"\n{choice}. " in text for choice in LETTERS)
     if letter not in LETTERS[:choices]:
         raise UserError(f"answer {letter!r} is none of its {choices} choices", where=row.where)
     image = row.values.get("image")

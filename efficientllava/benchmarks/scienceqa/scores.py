@@ -1,4 +1,4 @@
-"""ScienceQA: what an answer's text chooses, and the scores.
+"""ScienceQA: the choice in an answer's text, and the scores.
 
 Sources: llava/eval/eval_science_qa.py at haotian-liu/LLaVA c121f04 (extraction, total, IMG);
 tools/evaluate_acc.py of lupantech/ScienceQA (the eight classes). No answer is ever guessed.
@@ -66,7 +66,7 @@ def score_answers(
     answered = {**predictions.indices, **predictions.texts}
     require_known(answered, asked | all_identifiers(source), where)
     notes = []
-    if beyond := [each for each in answered if each not in asked]:
+    if beyond := [identifier for identifier in answered if identifier not in asked]:
         notes.append(f"{len(beyond)} answers to questions of other splits or without image unused")
     if predictions.indices:
         require_all(identifiers, predictions.indices, where)  # as evaluate_acc.py does
@@ -83,7 +83,7 @@ def score_answers(
                 "answers are read from `outputs`, nothing guessed; the file's own `results` have "
                 f"{own} right ({100 * own / len(problems):.2f} %)"
             )
-    missing = [each for each in identifiers if each not in chosen]
+    missing = [identifier for identifier in identifiers if identifier not in chosen]
     if missing:
         notes.append(
             f"{len(missing)} questions without an answer count as wrong, as in "
@@ -109,7 +109,7 @@ def score_indices(problems: Sequence[Problem], chosen: Mapping[str, int]) -> dic
     right = [chosen.get(problem.id, -1) == problem.answer for problem in problems]
 
     def part(belongs: Callable[[Problem], bool]) -> dict[str, Any]:
-        return share([hit for hit, each in zip(right, problems, strict=True) if belongs(each)])
+        return share([hit for hit, asked in zip(right, problems, strict=True) if belongs(asked)])
 
     classes: dict[str, Callable[[Problem], bool]] = {
         "TXT": lambda problem: problem.has_hint,

@@ -58,13 +58,13 @@ def read_photos(source: str | Path, split: str = "val") -> list[Photo]:
         return _from_hub(str(source), split)
     folder = Path(source).expanduser()
     files = [folder / f"{split}.json", *sorted(folder.glob(f"{split}_*.json"))]
-    found = [file for file in files if file.is_file()]
+    existing = [file for file in files if file.is_file()]
     asked = folder / f"llava_{split}.jsonl"
-    if found:
-        values = read_json(found[0])
-        if not isinstance(values, list) or not all(isinstance(each, dict) for each in values):
-            raise UserError("is no list of annotations", where=str(found[0]))
-        rows = [Row(each, f"{found[0]}, entry {n}") for n, each in enumerate(values, start=1)]
+    if existing:
+        values = read_json(existing[0])
+        if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
+            raise UserError("is no list of annotations", where=str(existing[0]))
+        rows = [Row(value, f"{existing[0]}, entry {n}") for n, value in enumerate(values, start=1)]
         photos = [_annotated(n, row, folder / split) for n, row in enumerate(rows)]
     elif asked.is_file():
         photos = [
@@ -91,7 +91,7 @@ def _annotated(number: int, row: Row, images: Path) -> Photo:
         if not isinstance(answers, list) or len(answers) != ANSWERS:
             raise UserError(f"answers must be a list of {ANSWERS}", where=row.where)
         if not all(
-            isinstance(each, dict) and isinstance(each.get("answer"), str) for each in answers
+            isinstance(answer, dict) and isinstance(answer.get("answer"), str) for answer in answers
         ):
             raise UserError("an answer has no text", where=row.where)
     return Photo(
@@ -109,7 +109,7 @@ def _answers(row: Row) -> tuple[str, ...]:
     answers = row.values.get("answers") or []
     if not isinstance(answers, list) or len(answers) not in (0, ANSWERS):
         raise UserError(f"answers must be a list of {ANSWERS}", where=row.where)
-    texts = [each.get("answer") if isinstance(each, dict) else each for each in answers]
+    texts = [answer.get("answer") if isinstance(answer, dict) else answer for answer in answers]
     if not all(isinstance(text, str) for text in texts):
         raise UserError("an answer has no text", where=row.where)
     return tuple(map(str, texts))

@@ -43,8 +43,8 @@ def answer_accuracy(prediction: str, answers: Sequence[str]) -> float:
     """Agreement with the annotators in [0, 1]: the mean of min(matches / 3, 1) over the sets that
     leave one annotator out (by place, not by value). All texts are normalised first.
     """
-    wanted = normalise(prediction)
-    matches = [normalise(answer) == wanted for answer in answers]
+    normalised = normalise(prediction)
+    matches = [normalise(answer) == normalised for answer in answers]
     others = (sum(matches) - match for match in matches)
     # the official script sums in this order
     return sum(min(1.0, other / 3) for other in others) / len(matches)

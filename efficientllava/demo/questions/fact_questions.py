@@ -46,9 +46,9 @@ def _fact_item(
 
 
 def _nearest(order: Sequence[str], answer: str, reach: int = 4) -> list[str]:
-    """What stands around an answer: wrong choices that are not easily told from it."""
-    place = order.index(answer)
-    return list(order[max(0, place - reach) : place + reach + 1])
+    """The neighbours of an answer: wrong choices that look like it."""
+    index = order.index(answer)
+    return list(order[max(0, index - reach) : index + reach + 1])
 
 
 def arithmetic_ground(draw: random.Random) -> Ask:

@@ -1,7 +1,7 @@
-"""What the demo questions ask about: relations between single words.
+"""The facts of the demo questions: relations between single words.
 
-Every name is one lower-case word, so that one token is one answer; what has a name of several
-words is left out.
+Every name is one lower-case word, so that one token is one answer; names of several words are left
+out.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ class Item:
 
     @property
     def key(self) -> str:
-        """What decides the split. The order of choices or of a text's words does not matter."""
+        """The key of the split. The order of choices or of a text's words does not matter."""
         if self.picture is not None:
             return self.picture.key
         if self.hint:

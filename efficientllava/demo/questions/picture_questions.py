@@ -68,7 +68,7 @@ class _Scene:
         )  # fmt: skip
 
     def colour_shown(self, draw: random.Random) -> Item:
-        """Which of some colours is there."""
+        """Ask for the colour, of several, that is in the picture."""
         colour = draw.choice([str(self.colours[cell]) for cell in self.cells])
         absent = [other for other in COLOURS if other not in self.colours]
         return Item(
@@ -78,7 +78,7 @@ class _Scene:
         )  # fmt: skip
 
     def shape_shown(self, draw: random.Random) -> Item:
-        """Which of some shapes is there."""
+        """Ask for the shape, of several, that is in the picture."""
         shape = draw.choice([str(self.shapes[cell]) for cell in self.cells])
         absent = [other for other in SHAPES if other not in self.shapes]
         return Item(

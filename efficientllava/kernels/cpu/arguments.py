@@ -17,7 +17,7 @@ class TileRows(NamedTuple):
 
 
 class Block(NamedTuple):
-    """A block of columns, and what its errors are spread with.
+    """A block of columns, and the parts of U that spread its errors.
 
     Attributes:
         start: its first column.
@@ -35,7 +35,7 @@ class Block(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """Which weights of a block are pruned.
+    """The choice of the weights of a block to prune.
 
     Attributes:
         keys: [rows, columns], unused in groups.

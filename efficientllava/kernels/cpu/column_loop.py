@@ -93,7 +93,7 @@ def _transpose_errors(errors, lost, low):  # type: ignore[no-untyped-def]
 
 @compiled
 def _take(source, top, many, width, target):  # type: ignore[no-untyped-def]
-    """Rows of [rows, columns], turned so that they lie side by side; past them what there was."""
+    """Rows of [rows, columns], transposed; entries past them stay unchanged."""
     if many == STRIP and width % LANES == 0:
         columns, strip = source[top:].view(np.float32), target.view(np.float32)
         for column in range(0, width, LANES):
@@ -109,7 +109,7 @@ def _take(source, top, many, width, target):  # type: ignore[no-untyped-def]
 
 @compiled
 def _take_weights(stack, start, top, many, width, target):  # type: ignore[no-untyped-def]
-    """Columns from `start` of the rows from `top`, turned; zeros where there are no rows."""
+    """Columns from `start` of the rows from `top`, transposed; zeros past the last row."""
     if many < STRIP:
         target[:] = np.float32(0.0)
     if many == STRIP and width % LANES == 0 and start % LANES == 0:

@@ -1,4 +1,4 @@
-"""Errors of a tile as lists of what is not zero, and their way to the columns on the right."""
+"""Lists of a tile's nonzero errors, and their spread to the columns on the right."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ def list_errors(lost, members, rows, wide, lists):  # type: ignore[no-untyped-de
     """
     index, value, begins = lists.columns, lists.errors, lists.begins
     gap, apart = lost.shape[1] * lost.shape[2], value.shape[1]
-    found = 0
+    count = 0
     for row in range(rows):
         error = lost[0, row]
         if members == 3:
-            found = list_three_rows(
-                error.ctypes, gap, found, wide, index.ctypes, value.ctypes, apart
+            count = list_three_rows(
+                error.ctypes, gap, count, wide, index.ctypes, value.ctypes, apart
             )
         elif members == 2:
-            found = list_two_rows(error.ctypes, gap, found, wide, index.ctypes, value.ctypes, apart)
+            count = list_two_rows(error.ctypes, gap, count, wide, index.ctypes, value.ctypes, apart)
         else:
-            found = list_row(error.ctypes, gap, found, wide, index.ctypes, value.ctypes, apart)
-        begins[row + 1] = found
+            count = list_row(error.ctypes, gap, count, wide, index.ctypes, value.ctypes, apart)
+        begins[row + 1] = count
 
 
 @compiled

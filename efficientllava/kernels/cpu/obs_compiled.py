@@ -1,6 +1,6 @@
 """The column loop of OBS on a CPU, compiled: masks, the inside of a block, errors to the right.
 
-What the eager path of `obs` computes, in the same order of additions. Strips of rows go through a
+It computes the eager path of `obs`, in the same order of additions. Strips of rows go through a
 block of columns within the first-level cache, rows side by side, so that a vector register holds
 one column of many rows; their errors are then listed and spread to the columns on the right, which
 lie in panels of 64 so that memory is read in order.
@@ -45,7 +45,7 @@ def prune_sections(
     group_size: int | None,
     threads: int,
 ) -> list[torch.Tensor]:
-    """Prune sections that share a factor; what `obs.prune_levels` describes.
+    """Prune sections that share a factor: see `obs.prune_levels`.
 
     Args:
         upper, dead: of the factor.
@@ -66,8 +66,8 @@ def prune_sections(
     finally:
         loop.close()
     order = [index for bundle in bundles for index in bundle]
-    found = dict(zip(order, solutions, strict=True))
-    return [found[index] for index in range(len(sections))]
+    by_section = dict(zip(order, solutions, strict=True))
+    return [by_section[index] for index in range(len(sections))]
 
 
 def _vectors(*shape: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Which weights of a block of columns are pruned: radix selection of the smallest, compiled.
+"""Radix selection of the weights to prune in a block of columns, compiled.
 
 The digits of a score's bits are counted from the highest on until the quota falls on one value.
 """
@@ -39,11 +39,11 @@ def first_digits(  # type: ignore[no-untyped-def]
                     many = min(PANEL - left, width - column)
                     weight, key = stack[panel, row, left:], keys[row, column:]
                     scale, used = diagonal[column:], live[column:]
-                    for place in range(many):
-                        quotient = weight[place] / scale[place]
-                        score[place] = quotient * quotient
-                    for place in range(many):
-                        key[place] = (bits[place] + np.uint32(1)) & used[place]
+                    for index in range(many):
+                        quotient = weight[index] / scale[index]
+                        score[index] = quotient * quotient
+                    for index in range(many):
+                        key[index] = (bits[index] + np.uint32(1)) & used[index]
                     column += many
                 key = keys[row]
                 for column in range(width):

@@ -63,7 +63,7 @@ def bundles_of(sections: Sequence[Section], most: int = MEMBERS) -> list[list[in
 
 @cache
 def _sizes(densities: tuple[float, ...], most: int) -> tuple[float, list[int]]:
-    """The cheapest way to cut levels into bundles, and what it costs."""
+    """The cheapest way to cut levels into bundles, and its cost."""
     if not densities:
         return 0.0, []
     ways = []
@@ -78,7 +78,7 @@ def batches_of(bundles: Sequence[list[Section]]) -> Iterator[list[list[Section]]
     batch: list[list[Section]] = []
     for bundle in bundles:
         batch.append(bundle)
-        if sum(len(each.weight) for bundle in batch for each in bundle) >= ROWS:
+        if sum(len(section.weight) for bundle in batch for section in bundle) >= ROWS:
             yield batch
             batch = []
     if batch:

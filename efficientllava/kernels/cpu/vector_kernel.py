@@ -68,22 +68,22 @@ def _spread_rows(members: int) -> Callable[..., Any]:
             for part in parts:
                 _fetch(builder, _at(builder, coming, part), write=False, level=2)
             sums = [[cgutils.alloca_once(builder, _vector) for _ in parts] for _ in rows]
-            for each in (each for of_row in sums for each in of_row):
-                builder.store(ir.Constant(_vector, [0.0] * LANES), each)
+            for total in (total for of_row in sums for total in of_row):
+                builder.store(ir.Constant(_vector, [0.0] * LANES), total)
             with cgutils.for_range(builder, count) as loop:
                 column = builder.zext(builder.load(_at(builder, index, loop.index)), _int64)
                 line = _at(builder, panel, _times(builder, column, PANEL))
                 factors = [_load(builder, _at(builder, line, part)) for part in parts]
-                for each, of_row in zip(values, sums, strict=True):
-                    error = _everywhere(builder, builder.load(_at(builder, each, loop.index)))
+                for value, of_row in zip(values, sums, strict=True):
+                    error = _everywhere(builder, builder.load(_at(builder, value, loop.index)))
                     for factor, total in zip(factors, of_row, strict=True):
                         added = _fused(builder, error, factor, builder.load(total))
                         builder.store(added, total)
             for row, of_row in zip(rows, sums, strict=True):
                 for part, total in zip(parts, of_row, strict=True):
-                    place = _at(builder, row, part)
-                    changed = builder.fsub(_load(builder, place), builder.load(total))
-                    _store(builder, changed, place)
+                    pointer = _at(builder, row, part)
+                    changed = builder.fsub(_load(builder, pointer), builder.load(total))
+                    _store(builder, changed, pointer)
             return context.get_dummy_value()
 
         return signature, codegen
@@ -114,14 +114,14 @@ def _spread_columns(errors: int) -> Callable[..., Any]:
                     for number in range(errors)
                 ]
                 with cgutils.for_range(builder, count) as loop:
-                    place = _at(builder, weight, _times(builder, loop.index, STRIP), part)
+                    pointer = _at(builder, weight, _times(builder, loop.index, STRIP), part)
                     factors = _at(builder, factor, builder.mul(loop.index, step))
-                    value = _load(builder, place)
-                    for number, each in enumerate(lost):
+                    value = _load(builder, pointer)
+                    for number, vector in enumerate(lost):
                         single = builder.load(_at(builder, factors, number))
-                        product = builder.fmul(each, _everywhere(builder, single))
+                        product = builder.fmul(vector, _everywhere(builder, single))
                         value = builder.fsub(value, product)
-                    _store(builder, value, place)
+                    _store(builder, value, pointer)
             return context.get_dummy_value()
 
         return signature, codegen
@@ -149,31 +149,31 @@ def _list_columns(members: int) -> Callable[..., Any]:
 
         def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             error, gap, first, width, index, value, apart = arguments
-            found = cgutils.alloca_once_value(builder, first)
+            count = cgutils.alloca_once_value(builder, first)
             columns = cgutils.alloca_once_value(builder, ir.Constant(_integers, list(range(LANES))))
             with cgutils.for_range(builder, builder.lshr(width, ir.Constant(_int64, 4))) as loop:
-                left, place = _times(builder, loop.index, LANES), builder.load(found)
+                left, pointer = _times(builder, loop.index, LANES), builder.load(count)
                 lost = [
                     _load(builder, _at(builder, error, _times(builder, gap, m), left))
                     for m in range(members)
                 ]
                 zero = ir.Constant(_vector, [0.0] * LANES)
-                kept = [builder.fcmp_unordered("!=", each, zero) for each in lost]
+                kept = [builder.fcmp_unordered("!=", vector, zero) for vector in lost]
                 taken = kept[0]
-                for each in kept[1:]:
-                    taken = builder.or_(taken, each)
-                for number, each in enumerate(lost):
-                    target = _at(builder, value, _times(builder, apart, number), place)
-                    _store(builder, _compress(builder, _vector, each, taken), target)
+                for vector in kept[1:]:
+                    taken = builder.or_(taken, vector)
+                for number, vector in enumerate(lost):
+                    target = _at(builder, value, _times(builder, apart, number), pointer)
+                    _store(builder, _compress(builder, _vector, vector, taken), target)
                 now = builder.load(columns)
                 short = ir.VectorType(_int16, LANES)
                 packed = builder.trunc(_compress(builder, _integers, now, taken), short)
-                target = builder.bitcast(_at(builder, index, place), short.as_pointer())
+                target = builder.bitcast(_at(builder, index, pointer), short.as_pointer())
                 builder.store(packed, target).align = 2
                 builder.store(builder.add(now, ir.Constant(_integers, [LANES] * LANES)), columns)
                 number = builder.ctpop(builder.bitcast(taken, _int16))
-                builder.store(builder.add(place, builder.zext(number, _int64)), found)
-            return builder.load(found)
+                builder.store(builder.add(pointer, builder.zext(number, _int64)), count)
+            return builder.load(count)
 
         return signature, codegen
 
@@ -192,15 +192,15 @@ def transpose_square(typing_context, source, step, target, target_step):  # type
             for number in range(LANES)
         ]
         half = LANES // 2
-        low = [place for lane in range(half) for place in (lane, LANES + lane)]
+        low = [index for lane in range(half) for index in (lane, LANES + lane)]
         for _ in range(4):  # riffling the rows four times turns the square
             square = [
                 _shuffle(builder, first, second, [half * upper + lane for lane in low])
                 for first, second in zip(square[:half], square[half:], strict=True)
                 for upper in (0, 1)
             ]
-        for number, each in enumerate(square):
-            _store(builder, each, _at(builder, target, _times(builder, target_step, number)))
+        for number, vector in enumerate(square):
+            _store(builder, vector, _at(builder, target, _times(builder, target_step, number)))
         return context.get_dummy_value()
 
     return signature, codegen
@@ -222,14 +222,14 @@ def _times(builder: Any, value: Any, factor: int) -> Any:
     return builder.mul(value, ir.Constant(_int64, factor))
 
 
-def _load(builder: Any, place: Any) -> Any:
-    loaded = builder.load(builder.bitcast(place, _vector.as_pointer()))
+def _load(builder: Any, pointer: Any) -> Any:
+    loaded = builder.load(builder.bitcast(pointer, _vector.as_pointer()))
     loaded.align = 4
     return loaded
 
 
-def _store(builder: Any, value: Any, place: Any) -> None:
-    builder.store(value, builder.bitcast(place, _vector.as_pointer())).align = 4
+def _store(builder: Any, value: Any, pointer: Any) -> None:
+    builder.store(value, builder.bitcast(pointer, _vector.as_pointer())).align = 4
 
 
 def _everywhere(builder: Any, single: Any) -> Any:
@@ -253,11 +253,13 @@ def _compress(builder: Any, kind: Any, values: Any, taken: Any) -> Any:
     return builder.call(function, [values, taken, ir.Constant(kind, ir.Undefined)])
 
 
-def _fetch(builder: Any, place: Any, write: bool, level: int) -> None:
+def _fetch(builder: Any, pointer: Any, write: bool, level: int) -> None:
     """Ask for a line of the cache in advance; level 3 is the first, 2 the second."""
     kinds = [_float.as_pointer(), _int32, _int32, _int32]
     fetch = _declare(builder, "llvm.prefetch.p0", ir.VoidType(), kinds)
-    builder.call(fetch, [place, *(ir.Constant(_int32, each) for each in (int(write), level, 1))])
+    builder.call(
+        fetch, [pointer, *(ir.Constant(_int32, vector) for vector in (int(write), level, 1))]
+    )
 
 
 def _declare(builder: Any, name: str, result: Any, arguments: list[Any]) -> Any:

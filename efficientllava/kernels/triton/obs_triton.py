@@ -27,7 +27,7 @@ from efficientllava.kernels.triton.triton_kernels import (
 ROWS = 32
 """Rows of the part of a tile that goes through the column loop, 32 weights a lane of one warp."""
 TALL = 128
-"""Rows of a tile: what one program counts."""
+"""Rows of a tile, which one program counts."""
 COUNTED = 4096
 """Weights that a program counts at a time, 32 in the registers of each of 128 threads."""
 _ROUNDING = {"enable_fp_fusion": False}
@@ -60,7 +60,7 @@ class Blocks:
         widest = max(end - start for start, end in pairwise(starts))
         self.width = max(16, triton.next_power_of_2(widest))
         self.part = max(1, min(TALL, COUNTED // self.width))
-        # [columns, rows]: what one column has to spread is contiguous, every line aligned
+        # [columns, rows]: the errors of one column are contiguous, every line aligned
         padded = triton.cdiv(rows[-1], TALL) * TALL
         self.errors = torch.empty(widest, padded, device=device)
         cut = [
@@ -107,7 +107,7 @@ class Blocks:
             )
 
     def select(self, number: int) -> None:
-        """Find what each section prunes in a block: `limits`, and what `allowed` says of equals."""
+        """Find each section's `limits` in a block, and how many equal scores are `allowed`."""
         start, end = self.starts[number], self.starts[number + 1]
         pointers, shape = self._pointers(start), (self.starts[-1], end - start)
         tile = {"ROWS": self.part, "WIDTH": self.width}

@@ -97,7 +97,7 @@ def count_digits(  # type: ignore[no-untyped-def]  # noqa: PLR0913 Triton passes
     prefix = 0
     if not FIRST:
         prefix = tl.load(prefixes + section)
-    found = tl.zeros([BINS], tl.int32)
+    counts = tl.zeros([BINS], tl.int32)
     for first in range(top, bottom, ROWS):
         _, exists, _, key = _tile(stack, upper, dead, first, bottom, columns, width, ROWS, WIDTH)
         among = exists
@@ -105,10 +105,10 @@ def count_digits(  # type: ignore[no-untyped-def]  # noqa: PLR0913 Triton passes
             among = exists & ((key >> (SHIFT + 8)) == prefix)
         digit = (key >> SHIFT) & 255
         size: tl.constexpr = ROWS * WIDTH
-        found += tl.histogram(tl.reshape(digit, [size]), BINS, tl.reshape(among, [size]))
+        counts += tl.histogram(tl.reshape(digit, [size]), BINS, tl.reshape(among, [size]))
     bins = tl.arange(0, BINS)
     into = histograms + section * BINS + bins
-    tl.atomic_add(into, found, mask=found > 0, sem="relaxed")
+    tl.atomic_add(into, counts, mask=counts > 0, sem="relaxed")
 
 
 @triton.jit
@@ -131,14 +131,14 @@ def narrow(  # type: ignore[no-untyped-def]
     counted = tl.load(histograms + section * BINS + bins)
     upto = tl.cumsum(counted, 0)
     if FIRST:
-        wanted = tl.load(quotas + section)
-        prefix = wanted * 0
+        quota = tl.load(quotas + section)
+        prefix = quota * 0
     else:
-        wanted = tl.load(rest + section)
+        quota = tl.load(rest + section)
         prefix = tl.load(prefixes + section)
-    digit = tl.sum((upto < wanted).to(tl.int32), 0)
+    digit = tl.sum((upto < quota).to(tl.int32), 0)
     below = tl.sum(tl.where(bins < digit, counted, 0), 0)
-    tl.store(rest + section, wanted - below)
+    tl.store(rest + section, quota - below)
     tl.store(prefixes + section, prefix * BINS + digit)
     tl.store(histograms + section * BINS + bins, tl.zeros([BINS], tl.int32))
 
@@ -164,9 +164,9 @@ def count_equal(  # type: ignore[no-untyped-def]  # noqa: PLR0913 Triton passes 
     limit = tl.load(limits + tl.load(sections + tile))
     for first in range(top, bottom, ROWS):
         _, exists, _, key = _tile(stack, upper, dead, first, bottom, columns, width, ROWS, WIDTH)
-        found = tl.sum((exists & (key == limit)).to(tl.int32), 1)
+        count = tl.sum((exists & (key == limit)).to(tl.int32), 1)
         row = first + tl.arange(0, ROWS)
-        tl.store(equal + row, found, mask=row < bottom)
+        tl.store(equal + row, count, mask=row < bottom)
 
 
 @triton.jit
@@ -182,9 +182,9 @@ def share_out(equal, rest, bounds, allowed, STEP: tl.constexpr):  # type: ignore
     left = tl.load(rest + section)
     for first in range(top, bottom, STEP):
         row = first + tl.arange(0, STEP)
-        found = tl.load(equal + row, mask=row < bottom, other=0)
-        tl.store(allowed + row, left - (tl.cumsum(found, 0) - found), mask=row < bottom)
-        left -= tl.sum(found, 0)
+        count = tl.load(equal + row, mask=row < bottom, other=0)
+        tl.store(allowed + row, left - (tl.cumsum(count, 0) - count), mask=row < bottom)
+        left -= tl.sum(count, 0)
 
 
 @triton.jit
@@ -276,7 +276,7 @@ def prune_tile(  # type: ignore[no-untyped-def]  # noqa: PLR0913 Triton passes e
             goes = _bits(exists & ((key < limit) | (equal & first_ones)), column)
         else:
             goes = row * 0
-        # what the panels before this one have to spread, column by column
+        # spread the errors of the earlier panels, column by column
         line, error_line = upper + first, errors
         for _ in range(first):
             factor = tl.load(line + column, mask=column < width - first, other=0.0)

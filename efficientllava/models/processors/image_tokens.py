@@ -1,4 +1,4 @@
-"""The number of image tokens in a prompt of LLaVA, made to fit what its vision tower gives."""
+"""The number of image tokens in a prompt of LLaVA, made to fit its vision tower."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ def fit_image_tokens(processor: ProcessorMixin, config: Any, where: str) -> None
     """
     if not _has_clip_tower(config):
         return
-    wanted = {
+    settings = {
         "patch_size": config.vision_config.patch_size,
         "vision_feature_select_strategy": config.vision_feature_select_strategy,
         "num_additional_image_tokens": CLASS_TOKEN,
     }
-    for name, value in wanted.items():
-        if (found := getattr(processor, name)) != value:
-            logger.warning("%s: %s %s does not fit the model: %s", where, name, found, value)
+    for name, value in settings.items():
+        if (current := getattr(processor, name)) != value:
+            logger.warning("%s: %s %s does not fit the model: %s", where, name, current, value)
             setattr(processor, name, value)
 
 
 def check_image_size(processor: ProcessorMixin, config: Any, where: str) -> None:
-    """Check that the image processor gives what the vision tower of a LLaVA takes.
+    """Check that the image processor fits the vision tower of a LLaVA.
 
     Raises:
         UserError: images of another size.

@@ -100,7 +100,7 @@ def pads_images(config: Any, style: str | None) -> bool:
 
     Args:
         config: of the checkpoint.
-        style: `evaluation.style`, or None where nobody knows it.
+        style: `evaluation.style`, or None where it is unknown.
     """
     if hasattr(config, "image_aspect_ratio"):
         return bool(config.image_aspect_ratio == "pad")

@@ -59,7 +59,7 @@ def processor_class(folder: Path) -> type[ProcessorMixin] | None:
     if is_torchvision_available():
         return None
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    found = PROCESSOR_MAPPING.get(type(config), None)
-    if found is None or "video_processor" not in found.get_attributes():
+    known = PROCESSOR_MAPPING.get(type(config), None)
+    if known is None or "video_processor" not in known.get_attributes():
         return None
-    return still_image_class(found)
+    return still_image_class(known)

@@ -12,7 +12,7 @@ from efficientllava.errors import UserError
 
 
 class TextProcessor:
-    """What the library asks of a processor, by a tokenizer alone.
+    """A processor made of a tokenizer alone.
 
     Args:
         tokenizer: given a pad token where it has none (its end token): padding is masked.

@@ -79,10 +79,10 @@ class BlockList:
         """Make the model consist of these of its original blocks, in ascending order."""
         blocks = [self.adapter.blocks[index] for index in kept]
         setattr(self._parent, self._name, nn.ModuleList(blocks))
-        for place, block in enumerate(blocks):
+        for index, block in enumerate(blocks):
             for module in block.modules():
                 if isinstance(getattr(module, "layer_idx", None), int):
-                    setattr(module, "layer_idx", place)  # noqa: B010  modules are untyped
+                    setattr(module, "layer_idx", index)  # noqa: B010  modules are untyped
         for config in self._configs:
             config.num_hidden_layers = len(blocks)
             if self._layer_types is not None:
@@ -123,11 +123,11 @@ def mean_cosines(
             block's own attention on image-text pairs (Short-LVLM); None: over all tokens of the
             calibration data, which is 1 - block influence (ShortGPT, Men et al. 2024).
     """
-    with ExitStack() as held:
+    with ExitStack() as stack:
         if important is None:
             walk = BlockWalk(adapter, calibration_inputs(adapter, proxy, calibration))
         else:
-            held.enter_context(visible_attention(adapter))
+            stack.enter_context(visible_attention(adapter))
             walk = BlockWalk(adapter, image_text_inputs(adapter, proxy, calibration))
         result, total = [], len(adapter.blocks)
         for block, module in enumerate(adapter.blocks):

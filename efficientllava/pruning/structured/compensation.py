@@ -1,6 +1,6 @@
-"""What removed blocks did, folded into the `down_proj` of the block before them.
+"""Compensation for removed blocks, folded into the `down_proj` of the block before them.
 
-For a removed run [a, b): D = x_b - x_a is what it added to the residual stream, H the input of
+For a removed run [a, b): D = x_b - x_a is its sum in the residual stream, H the input of
 `down_proj` of block a - 1, W its weight [d, m], Y = H W^T. Only such an update folds exactly: a map
 of the whole residual stream does not, the skip path bypasses every weight.
 """
@@ -110,7 +110,7 @@ def choose_penalty(weight: torch.Tensor, fitted: Grams, held_out: Grams) -> floa
 
 @dataclass
 class _Run:
-    """What is gathered for one removed run [start, end)."""
+    """The sums of one removed run [start, end)."""
 
     start: int
     end: int
@@ -128,7 +128,7 @@ def compensate(
     kind: str,
     components: int,
 ) -> list[dict[str, Any]]:
-    """Fold what runs of blocks did into the blocks before them, in place; blocks stay for now.
+    """Fold runs of blocks into the blocks before them, in place; the blocks stay for now.
 
     Sums are taken on the dense model, over all tokens but padding and the first of each sample,
     whose activations are massive and would drown the rest.
@@ -194,13 +194,13 @@ def _gather(
         )
         sums = Grams.empty(matrix), Grams.empty(matrix)
         gathered.append(_Run(start, end, matrix, *sums, means))
-    wanted = {block for start, end in runs for block in (start - 1, end - 1)}
+    boundaries = {block for start, end in runs for block in (start - 1, end - 1)}
     samples = 0
     for batch in batches:
         inputs: dict[int, torch.Tensor] = {}
         streams: dict[int, torch.Tensor] = {}
         with ExitStack() as hooks:
-            for block in sorted(wanted):
+            for block in sorted(boundaries):
                 hooks.callback(
                     adapter.blocks[block].register_forward_hook(_keep_output(streams, block)).remove
                 )
@@ -212,11 +212,11 @@ def _gather(
             adapter.language_model(**{**batch.arguments, "use_cache": False})
         rows = batch.tokens & ~first_tokens(batch.tokens)
         numbers = torch.arange(samples, samples + rows.shape[0], device=rows.device)
-        held = (numbers % HELD_OUT == 1)[:, None]
+        validation = (numbers % HELD_OUT == 1)[:, None]
         samples += rows.shape[0]
         for run in gathered:
             change = streams[run.end - 1] - streams[run.start - 1]
-            for gram, part in ((run.fitted, rows & ~held), (run.held_out, rows & held)):
+            for gram, part in ((run.fitted, rows & ~validation), (run.held_out, rows & validation)):
                 gram.add(inputs[run.start][part], change[part])
             mask = rows[:, :, None].double()
             means = (change.double() * mask).sum(1) / mask.sum(1).clamp(min=1.0)

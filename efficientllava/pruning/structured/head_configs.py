@@ -24,7 +24,7 @@ SAME_AS_LLAMA = (
 
 @dataclass(frozen=True)
 class Shape:
-    """What every block keeps: counts are the same in all, as configurations demand."""
+    """The counts that every block keeps: equal in all, as configurations demand."""
 
     units: int
     channels: int
@@ -43,14 +43,14 @@ def configured(
         the configuration, or None when no class takes these counts (Qwen2.5-VL derives the width
         of a head from their number).
     """
-    wanted = copy.deepcopy(config)
-    wanted.num_attention_heads, wanted.num_key_value_heads = query_heads, key_heads
-    wanted.head_dim = head_width
+    changed = copy.deepcopy(config)
+    changed.num_attention_heads, changed.num_key_value_heads = query_heads, key_heads
+    changed.head_dim = head_width
     rows = (query_heads * head_width, key_heads * head_width)
-    if _builds(type(attention), wanted, rows):
-        return wanted
+    if _builds(type(attention), changed, rows):
+        return changed
     if config.model_type == "llama" and not (config.attention_bias or config.mlp_bias):
-        values = {name: getattr(wanted, name) for name in SAME_AS_LLAMA if hasattr(wanted, name)}
+        values = {name: getattr(changed, name) for name in SAME_AS_LLAMA if hasattr(changed, name)}
         renamed = MistralConfig(**values, sliding_window=None)
         if _builds(MistralAttention, renamed, rows):
             return renamed

@@ -1,6 +1,6 @@
 """Removing attention heads and MLP channels by Taylor importance (LLM-Pruner, Ma et al. 2023).
 
-What is coupled goes together: a head's rows of q, k, v with its columns of o, a channel's rows of
+Coupled parts go together: a head's rows of q, k, v with its columns of o, a channel's rows of
 gate and up with its column of down. The importance of a group is the sum over its weights of
 |w * dL/dw| (LLM-Pruner's `param_first`).
 """
@@ -129,19 +129,19 @@ def taylor_salience(adapter: Adapter, proxy: ProxyData, calibration: str) -> lis
     finally:
         for weight in weights:
             weight.grad = None
-        for parameter, wanted in zip(parameters, before, strict=True):
-            parameter.requires_grad_(wanted)
+        for parameter, required in zip(parameters, before, strict=True):
+            parameter.requires_grad_(required)
 
 
 def _accumulate_gradients(
     adapter: Adapter, head: Head, batches: Sequence[LossBatch], share: float
 ) -> None:
-    count = sum(int((batch.wanted != IGNORED).sum()) for batch in batches)
+    count = sum(int((batch.targets != IGNORED).sum()) for batch in batches)
     for batch in batches:
         with torch.enable_grad():
             hidden = hidden_states(adapter.language_model, batch.inputs)[batch.positions]
             losses = [
-                negative_log_likelihood(logits.log_softmax(dim=-1), batch.wanted[rows]).sum()
+                negative_log_likelihood(logits.log_softmax(dim=-1), batch.targets[rows]).sum()
                 for rows, logits in chunked_logits(head, hidden)
             ]
             (torch.stack(losses).sum() * (share / max(count, 1))).backward()
@@ -208,11 +208,11 @@ def cut_out(parts: Coupled, units: torch.Tensor, channels: torch.Tensor) -> None
             setattr(attention, name, value)
 
 
-def _take(linear: nn.Linear, places: torch.Tensor, dimension: int) -> None:
-    kept = linear.weight.data.index_select(dimension, places).contiguous()
+def _take(linear: nn.Linear, indices: torch.Tensor, dimension: int) -> None:
+    kept = linear.weight.data.index_select(dimension, indices).contiguous()
     linear.weight = nn.Parameter(kept, requires_grad=linear.weight.requires_grad)
     if linear.bias is not None and dimension == 0:
-        linear.bias = nn.Parameter(linear.bias.data[places].contiguous())
+        linear.bias = nn.Parameter(linear.bias.data[indices].contiguous())
     linear.out_features, linear.in_features = kept.shape
 
 

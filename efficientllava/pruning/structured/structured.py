@@ -1,6 +1,6 @@
 """Methods that remove parts of a model: heads and channels, or whole decoder blocks.
 
-What is left is an ordinary transformers checkpoint of smaller counts; the record says what is gone.
+The result is an ordinary, smaller transformers checkpoint; the record lists the removed parts.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from efficientllava.pruning.structured.heads_channels import (
 )
 
 Structure = dict[str, Any]
-"""What a smaller model kept, for pruning.json: see `remove_parts`."""
+"""The structure of the pruned model, for pruning.json: see `remove_parts`."""
 
 
 @torch.no_grad()
@@ -53,7 +53,7 @@ def prune_structure(
     parameters: Parameters,
     progress: Progress = silent,
 ) -> dict[str, Any]:
-    """Remove parts of a dense model in place until `ratio` of it is gone, and verify what is left.
+    """Remove parts of a dense model in place until `ratio` of it is gone, and verify the result.
 
     The adapter no longer fits the model afterwards.
 
@@ -101,7 +101,7 @@ def remove_parts(
         loss: of a language model, on the proxy data; decides for "blocks_by_loss".
 
     Returns:
-        the adapter of what is left; one row per matrix that is left (as `prune_model`); and the
+        the adapter of the smaller model; one row per remaining matrix (as `prune_model`); and the
         structure: dense_weights (prunable weights of the dense model), removed (by matrix name
         in the dense model, the share of its weights that is gone), calibration_digest, and
         kept_blocks, removed_blocks, runs, order, compensation or heads and channels per block.
@@ -205,7 +205,7 @@ def _remove_heads_and_channels(
     total = len(adapter.blocks)
     parts = [coupled(adapter, block) for block in range(total)]
     first = parts[0]
-    counts = {(each.units, each.unit_size, each.channels) for each in parts}
+    counts = {(part.units, part.unit_size, part.channels) for part in parts}
     if len(counts) > 1:
         raise UserError("its blocks differ in their counts of heads or channels", "llm_pruner")
     whole = prune.protect_first + prune.protect_last
@@ -229,19 +229,19 @@ def _remove_heads_and_channels(
         target, first.units, first.unit_size, first.channels, first.channel_size, usable
     )
     salience = taylor_salience(adapter, proxy, pruning.calibration)
-    by_name = {m.name: each for m, each in zip(adapter.matrices, salience, strict=True)}
+    by_name = {m.name: values for m, values in zip(adapter.matrices, salience, strict=True)}
     kept: list[dict[str, Any]] = []
     zeroed: dict[str, int] = {}
-    for block, each in enumerate(parts):
-        units, channels = torch.arange(each.units), torch.arange(each.channels)
+    for block, part in enumerate(parts):
+        units, channels = torch.arange(part.units), torch.arange(part.channels)
         if block in pruned:
-            by_unit, by_channel = group_importance(each, by_name)
+            by_unit, by_channel = group_importance(part, by_name)
             units = most_important(by_unit, shape.units)
             channels = most_important(by_channel, shape.channels)
             if whole:
-                zeroed |= blank_out(each, units, channels)
+                zeroed |= blank_out(part, units, channels)
             else:
-                cut_out(each, units, channels)
+                cut_out(part, units, channels)
         kept.append({"heads": units.tolist(), "channels": channels.tolist()})
     if not whole:
         _configure(adapter, coupled(adapter, 0), configs[shape.units], shape)
@@ -295,7 +295,7 @@ def verify_structure(
     """Check a smaller model against its record: sizes, zeros, numbers of blocks, cache slots.
 
     Raises:
-        UserError: naming what differs.
+        UserError: with the difference.
     """
     verify(adapter, rows)
     sizes = {row["name"]: row["size"] for row in rows}
@@ -322,7 +322,7 @@ def verify_structure(
             f"has {blocks} decoder blocks; its record keeps {len(structure['kept_blocks'])}",
             where="pruned model",
         )
-    for place, block in enumerate(adapter.blocks):
+    for index, block in enumerate(adapter.blocks):
         slots = {module.layer_idx for module in block.modules() if hasattr(module, "layer_idx")}
-        if slots - {place}:
-            raise UserError(f"block {place} writes to cache slot {slots}", where="pruned model")
+        if slots - {index}:
+            raise UserError(f"block {index} writes to cache slot {slots}", where="pruned model")

@@ -1,7 +1,7 @@
-"""Which tokens matter to a block, and how much the block changes them (Short-LVLM, ShortGPT).
+"""The importance of tokens to a block, and how much the block changes them (Short-LVLM, ShortGPT).
 
 Short-LVLM's authors published figures, no code of the method: the formulas are re-implemented
-from those (docs/methods.md says what is read and what is inferred).
+from those (docs/methods.md lists the inferred parts).
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def token_importance(
         s_v and s_t, [B, T] each; of use at visual and text positions only.
     """
     t, v = text.to(attention.dtype), visual.to(attention.dtype)
-    places = attention.shape[-1]
-    seen = torch.ones(places, places, dtype=attention.dtype, device=attention.device).tril()
+    length = attention.shape[-1]
+    seen = torch.ones(length, length, dtype=attention.dtype, device=attention.device).tril()
 
     def by_queries(queries: torch.Tensor) -> torch.Tensor:
         given = torch.einsum("bij,bi->bj", attention * seen, queries)

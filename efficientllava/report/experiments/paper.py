@@ -1,7 +1,7 @@
-"""The paper's own numbers (tables 1 to 4), shown beside what is measured here, never mixed with it.
+"""The paper's own numbers (tables 1 to 4), shown beside our measurements, never mixed with them.
 
-EfficientLLaVA, CVPR 2025. Accuracies in per cent, as printed. `MISPRINTS` names the four cells of
-table 3 that look like misprints; docs/method.md, section 9, names all slips.
+EfficientLLaVA, CVPR 2025. Accuracies in per cent, as printed; docs/method.md, section 9, names the
+slips.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 SQA_7B, V15_7B = "LLaVA-SQA-7B", "LLaVA-v1.5-7B"
 PARTS = ("NAT", "SOC", "LAN", "TXT", "IMG", "NO", "G1-6", "G7-12")
-AVERAGE = "Average"
 
 
 @dataclass(frozen=True)
@@ -34,39 +33,6 @@ class PaperRow:
     parts: tuple[float, ...] = ()
 
 
-@dataclass(frozen=True)
-class Misprint:
-    """A cell of table 3 that does not add up with the rest of its row.
-
-    Subjects and grades each cut ScienceQA's 4,241 test questions into parts, and a cell is the
-    share of right answers in its part: whole numbers of right answers must add up.
-
-    Attributes:
-        model, method, ratio: as in `PaperRow`.
-        column: one of PARTS, or AVERAGE.
-        as_printed: the cell in the paper's digits, per cent.
-        likely: the value with which the row adds up, per cent.
-    """
-
-    model: str
-    method: str
-    ratio: float
-    column: str
-    as_printed: str
-    likely: float
-
-    @property
-    def printed(self) -> float:
-        """The printed value, per cent."""
-        return float(self.as_printed)
-
-
-MISPRINTS = (
-    Misprint(SQA_7B, "dense", 0.0, AVERAGE, "89.91", 89.81),
-    Misprint(SQA_7B, "efficientllava", 0.4, "LAN", "85.37", 85.73),
-    Misprint(V15_7B, "efficientllava", 0.3, "NO", "68.9", 68.92),
-    Misprint(V15_7B, "sparsegpt", 0.4, "G7-12", "63.13", 53.13),
-)
 TABLE1 = (
     PaperRow(SQA_7B, "sparsegpt", 0.5, 80.45, 0.50),
     PaperRow(SQA_7B, "auto_without_generalization", 0.5, 81.34, 0.49),

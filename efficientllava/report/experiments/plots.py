@@ -34,18 +34,18 @@ def accuracy_by_method_plot(
     with figure(path, theme, 7.5, 4.2, title) as made:
         axes = made.subplots()
         quiet(axes, theme)
-        place = 0
+        position = 0
         styles: dict[str, int] = {}
         for method in dict.fromkeys(method for method, _ in accuracies):
             points = {ratio: value for (name, ratio), value in accuracies.items() if name == method}
             if method == "dense":
                 axes.axhline(points[0.0].value, color=theme.ink, linewidth=1, label="dense")
                 continue
-            place += 1
+            position += 1
             name = method.partition(" ")[0]
             styles[name] = style = styles.get(name, -1) + 1
             axes.errorbar(
-                list(points) if len(ratios) > 1 else [place],
+                list(points) if len(ratios) > 1 else [position],
                 [value.value for value in points.values()],
                 yerr=[value.error or 0.0 for value in points.values()],
                 color=theme.colour(name),
@@ -60,7 +60,7 @@ def accuracy_by_method_plot(
             axes.set_xlabel("target ratio")
         else:
             axes.set_xticks([])
-            axes.set_xlim(0.3, place + 0.7)
+            axes.set_xlim(0.3, position + 0.7)
             axes.set_xlabel(f"target ratio {', '.join(f'{ratio:g}' for ratio in ratios)}")
         axes.set_ylabel("accuracy %")
         made.legend(loc="outside lower center", ncols=3, fontsize=8.5)
@@ -148,7 +148,7 @@ def grid_plot(
                     axes.text(
                         across,
                         down,
-                        mean.told(1),
+                        mean.formatted(1),
                         ha="center",
                         va="center",
                         fontsize=8.5,

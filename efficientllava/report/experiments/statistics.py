@@ -18,7 +18,7 @@ class Mean:
     error: float | None
     n: int
 
-    def told(self, decimals: int) -> str:
+    def formatted(self, decimals: int) -> str:
         """As "81.4 ± 0.3"."""
         text = f"{self.value:.{decimals}f}"
         return text if self.error is None else f"{text} ± {self.error:.{decimals}f}"
@@ -33,9 +33,9 @@ def mean(values: Iterable[float]) -> Mean | None:
     return Mean(fmean(known), error, len(known))
 
 
-def told(value: Mean | None, decimals: int) -> str:
+def formatted(value: Mean | None, decimals: int) -> str:
     """The mean as text, a dash for None."""
-    return "–" if value is None else value.told(decimals)
+    return "–" if value is None else value.formatted(decimals)
 
 
 Setting = tuple[tuple[str, int | str], ...]
@@ -48,8 +48,8 @@ class Measured:
 
     Attributes:
         seed: of the model (demo), the proxy data and the search.
-        row: what the pipeline's stages recorded of it.
-        setting: what else the experiment varies.
+        row: its record of the pipeline's stages.
+        setting: other parameters that the experiment varies.
     """
 
     seed: int
@@ -70,11 +70,11 @@ def accuracy_of(rows: Sequence[Measured], part: str = "") -> Mean | None:
     """
     scores = [
         score
-        for each in rows
+        for model in rows
         if (
-            score := (each.row.breakdowns | each.row.benchmarks).get(part)
+            score := (model.row.breakdowns | model.row.benchmarks).get(part)
             if part
-            else each.row.score
+            else model.row.score
         )
         is not None
     ]
@@ -90,10 +90,10 @@ def _mean_score(scores: Sequence[Score]) -> Mean | None:
 
 def models_of(measured: Sequence[Measured]) -> dict[tuple[str, float], list[Measured]]:
     """The models by label and ratio, one a seed, dense first, in the order of measurement."""
-    found: dict[tuple[str, float], list[Measured]] = {}
-    for each in measured:
-        rows = found.setdefault((each.label, each.row.ratio), [])
+    groups: dict[tuple[str, float], list[Measured]] = {}
+    for model in measured:
+        rows = groups.setdefault((model.label, model.row.ratio), [])
         # every setting measures the same dense model
-        if all(row.seed != each.seed for row in rows):
-            rows.append(each)
-    return dict(sorted(found.items(), key=lambda item: item[0][1]))
+        if all(row.seed != model.seed for row in rows):
+            rows.append(model)
+    return dict(sorted(groups.items(), key=lambda item: item[0][1]))

@@ -1,4 +1,4 @@
-"""The paper's tables and figures from what was measured here, in the paper's layout."""
+"""The paper's tables and figures from our measurements, in the paper's layout."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from efficientllava.report.experiments.plots import (
 from efficientllava.report.experiments.statistics import (
     Measured,
     accuracy_of,
+    formatted,
     mean,
     models_of,
-    told,
 )
 from efficientllava.report.speedup import PHASES, Speedup, combined
 
@@ -44,7 +44,7 @@ def ablation_table(measured: Sequence[Measured], paper: Sequence[PaperRow]) -> s
                 method,
                 f"{ratio:g}" if ratio else DASH,
                 _achieved(rows),
-                told(accuracy_of(rows), 2),
+                formatted(accuracy_of(rows), 2),
                 str(len(rows)),
                 *(
                     [f"{number(same[0].achieved, '.2f')}", f"{same[0].accuracy:.2f}"]
@@ -61,7 +61,7 @@ def ablation_table(measured: Sequence[Measured], paper: Sequence[PaperRow]) -> s
 
 
 def _achieved(rows: Sequence[Measured]) -> str:
-    return told(
+    return formatted(
         mean(e.row.achieved_sparsity for e in rows if e.row.achieved_sparsity is not None), 4
     )
 
@@ -78,8 +78,8 @@ def domain_table(measured: Sequence[Measured], paper: Sequence[PaperRow]) -> str
             [
                 f"{ratio:.1f}",
                 method,
-                *(told(accuracy_of(rows, part), 1) for part in PARTS),
-                told(accuracy_of(rows), 2),
+                *(formatted(accuracy_of(rows, part), 1) for part in PARTS),
+                formatted(accuracy_of(rows), 2),
                 str(len(rows)),
                 *(number(theirs.get(model), ".2f") for model in models),
             ]
@@ -111,9 +111,9 @@ def benchmark_table(
 
     headings = ["method", *(f"{ratio:g}" for ratio in ratios)]
     text = "Accuracy or score in per cent.\n"
-    further = dict.fromkeys(name for each in measured for name in each.row.benchmarks)
+    further = dict.fromkeys(name for model in measured for name in model.row.benchmarks)
     for part, name in [("", benchmark), *((name, name) for name in further)]:
-        ours = {key: told(accuracy_of(rows, part), 2) for key, rows in groups.items()}
+        ours = {key: formatted(accuracy_of(rows, part), 2) for key, rows in groups.items()}
         text += f"\nMeasured here, benchmark `{name}`:\n\n"
         text += markdown_table(headings, [line(method, ours) for method in methods])
     for name, rows in paper.items():
@@ -127,12 +127,12 @@ def trade_off_table(measured: Sequence[Measured], paper: str) -> str:
     """Figure 1: accuracy, latency and speed-up of every model."""
     body = []
     for (method, ratio), rows in models_of(measured).items():
-        cells = [method, f"{ratio:g}" if ratio else DASH, told(accuracy_of(rows), 2)]
+        cells = [method, f"{ratio:g}" if ratio else DASH, formatted(accuracy_of(rows), 2)]
         for runtime in RUNTIMES:
             timings = [e.row.latencies[runtime] for e in rows if runtime in e.row.latencies]
             for phase in PHASES:
                 milliseconds = mean(getattr(timing, f"{phase}_ms") for timing in timings)
-                cells += [told(milliseconds, 2), _told_speedup(rows, runtime, phase)]
+                cells += [formatted(milliseconds, 2), _formatted_speedup(rows, runtime, phase)]
         body.append([*cells, str(len(rows))])
     headings = ["method", "ratio", "accuracy %"]
     for runtime in RUNTIMES:
@@ -144,10 +144,10 @@ def trade_off_table(measured: Sequence[Measured], paper: str) -> str:
 def _speedup(rows: Sequence[Measured], runtime: str, phase: str) -> Speedup | None:
     """Of one model over the seeds; None where none was measured."""
     timings = [e.row.latencies[runtime] for e in rows if runtime in e.row.latencies]
-    return combined([each for t in timings if (each := t.speedup(phase)) is not None])
+    return combined([gain for t in timings if (gain := t.speedup(phase)) is not None])
 
 
-def _told_speedup(rows: Sequence[Measured], runtime: str, phase: str) -> str:
+def _formatted_speedup(rows: Sequence[Measured], runtime: str, phase: str) -> str:
     speedup = _speedup(rows, runtime, phase)
     return DASH if speedup is None else str(speedup)
 
@@ -157,7 +157,7 @@ def grid_table(measured: Sequence[Measured]) -> str:
     cells = grid_of(measured)
     lengths = sorted({length for _, length in cells})
     body = [
-        [f"n = {n:g}", *(told(accuracy_of(cells[n, s]), 2) for s in lengths)]
+        [f"n = {n:g}", *(formatted(accuracy_of(cells[n, s]), 2) for s in lengths)]
         for n in sorted({n for n, _ in cells})
     ]
     return markdown_table(["segments", *(f"s = {length:g}" for length in lengths)], body)
@@ -166,11 +166,11 @@ def grid_table(measured: Sequence[Measured]) -> str:
 def grid_of(measured: Sequence[Measured]) -> dict[tuple[float, float], list[Measured]]:
     """The pruned models by (segments, tokens in a segment)."""
     cells: dict[tuple[float, float], list[Measured]] = {}
-    for each in measured:
-        if each.row.method != "dense":
-            setting = dict(each.setting)
+    for model in measured:
+        if model.row.method != "dense":
+            setting = dict(model.setting)
             key = float(setting["proxy.segments"]), float(setting["proxy.segment_length"])
-            cells.setdefault(key, []).append(each)
+            cells.setdefault(key, []).append(model)
     return cells
 
 
@@ -186,13 +186,13 @@ def overview_table(measured: Sequence[Measured]) -> str:
         ]
         count = mean(e.row.parameters for e in rows if e.row.parameters is not None)
         cells += [
-            told(size, 3),
-            told(count, 0),
-            *(told(loss, 3) for loss in losses),
-            told(accuracy_of(rows), 2),
+            formatted(size, 3),
+            formatted(count, 0),
+            *(formatted(loss, 3) for loss in losses),
+            formatted(accuracy_of(rows), 2),
         ]
         for runtime in RUNTIMES:
-            cells += [_told_speedup(rows, runtime, phase) for phase in PHASES]
+            cells += [_formatted_speedup(rows, runtime, phase) for phase in PHASES]
         body.append([*cells, str(len(rows))])
     headings = ["method", "ratio", "zeros or removed", "MB on disk", "parameters"]
     headings += ["text loss", "answer loss", "accuracy %"]
@@ -208,23 +208,23 @@ def search_table(measured: Sequence[Measured]) -> str:
     """
     body = []
     for (method, ratio), rows in models_of(measured).items():
-        found = [each.row.search for each in rows if each.row.search is not None]
-        if not found:
+        searches = [search.row.search for search in rows if search.row.search is not None]
+        if not searches:
             continue
-        pairs = [(one["uniform_risk_final_projector"], one["best_risk"]) for one in found]
+        pairs = [(one["uniform_risk_final_projector"], one["best_risk"]) for one in searches]
         wins = [best < uniform for uniform, best in pairs if uniform is not None]
         body.append(
             [
                 method,
                 f"{ratio:g}",
-                told(mean(uniform for uniform, _ in pairs if uniform is not None), 4),
-                told(mean(best for _, best in pairs), 4),
+                formatted(mean(uniform for uniform, _ in pairs if uniform is not None), 4),
+                formatted(mean(best for _, best in pairs), 4),
                 f"{sum(wins)} of {len(wins)}",
-                told(mean(one["candidates"] for one in found), 1),
-                f"{min(one['lowest_mean_sparsity'] for one in found):.4f}",
-                f"{max(one['highest_mean_sparsity'] for one in found):.4f}",
-                told(mean(one["projector_rounds_kept"] for one in found), 1),
-                str(len(found)),
+                formatted(mean(one["candidates"] for one in searches), 1),
+                f"{min(one['lowest_mean_sparsity'] for one in searches):.4f}",
+                f"{max(one['highest_mean_sparsity'] for one in searches):.4f}",
+                formatted(mean(one["projector_rounds_kept"] for one in searches), 1),
+                str(len(searches)),
             ]
         )
     headings = ["method", "ratio", "risk of uniform", "risk of best", "search wins", "evaluations"]
@@ -259,7 +259,7 @@ def write_experiment(
     Args:
         folder: is replaced.
         name: a key of LAYOUTS.
-        lead: what was run, on which model, by which command.
+        lead: the experiment, model and command.
         benchmark: on which the accuracy was measured.
     """
     table = LAYOUTS[name](measured, benchmark)
@@ -278,7 +278,7 @@ def _plot(name: str, path: Path, title: str, measured: Sequence[Measured]) -> No
     groups = models_of(measured)
     accuracies = {key: value for key, rows in groups.items() if (value := accuracy_of(rows))}
     if name == "figure1":
-        runtime = headline_runtime([each.row for each in measured])
+        runtime = headline_runtime([model.row for model in measured])
         times = {
             key: milliseconds.value
             for key, rows in groups.items()
@@ -304,12 +304,12 @@ def _csv(measured: Sequence[Measured]) -> str:
     lines = list(csv.DictReader(io.StringIO(comma_separated([e.row for e in measured]))))
     whole = [
         {
-            "seed": each.seed,
-            **dict(each.setting),
+            "seed": model.seed,
+            **dict(model.setting),
             **line,
-            **{f"search_{name}": value for name, value in (each.row.search or {}).items()},
+            **{f"search_{name}": value for name, value in (model.row.search or {}).items()},
         }
-        for each, line in zip(measured, lines, strict=True)
+        for model, line in zip(measured, lines, strict=True)
     ]
     names = dict.fromkeys(name for line in whole for name in line)
     buffer = io.StringIO()

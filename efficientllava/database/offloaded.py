@@ -11,18 +11,18 @@ import torch
 
 from efficientllava.calibration.working_set import Tokens, search_bytes
 from efficientllava.data.proxy import ProxyData
-from efficientllava.database.residency import resident
+from efficientllava.database.offload import offload_database
 from efficientllava.database.solutions import Database, open_database
 from efficientllava.models.checkpoint import load_model
 from efficientllava.models.families import Adapter, adapter_for
 from efficientllava.offload.blocks_on_disk import BlocksOnDisk, blocks_on_disk
 from efficientllava.offload.devices import host_memory, usable_memory
-from efficientllava.offload.placement import Placement, needs_of, place, shape_of
+from efficientllava.offload.placement import Placement, choose_placement, needs_of, shape_of
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What a search may use.
+    """The device of a search and its memory.
 
     Attributes:
         device: where it computes.
@@ -36,11 +36,11 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Placed:
-    """What a search computes with.
+class Offloaded:
+    """A dense model and its database, where a search uses them.
 
     Attributes:
-        blocks: what brings decoder blocks to the device; None where all of them are there.
+        blocks: streams decoder blocks to the device; None where all of them are there.
         placement: None on a CPU without a limit: all is mapped from its files.
     """
 
@@ -51,7 +51,7 @@ class Placed:
 
 
 @contextmanager
-def placed(
+def offloaded(
     model: Path,
     database: Database | Sequence[Path],
     proxy: ProxyData,
@@ -59,8 +59,8 @@ def placed(
     work: Path,
     projector_pairs: int = 0,
     kl_tokens: int | None = None,
-    checkpointing: bool = False,
-) -> Iterator[Placed]:
+    gradient_checkpointing: bool = False,
+) -> Iterator[Offloaded]:
     """Load a dense model and bring it and its database where they fit.
 
     Args:
@@ -68,31 +68,31 @@ def placed(
         database: opened, or its folders.
         work: made here and removed at the end.
         projector_pairs: image-text pairs in a step of the projector; 0 without evolution.
-        checkpointing: whether such a step computes blocks again; streamed blocks always do.
+        gradient_checkpointing: whether such a step recomputes blocks; streamed ones always do.
 
     Raises:
-        UserError: see `models.placement.place` and what is read from files.
+        UserError: see `offload.placement.choose_placement`; a file cannot be read.
     """
     adapter = adapter_for(load_model(model))
     opened = database if isinstance(database, Database) else open_database(database)
     if machine.device.type == "cpu" and machine.memory is None:
-        yield Placed(adapter, opened, None, None)
+        yield Offloaded(adapter, opened, None, None)
         return
     shape, tokens = shape_of(adapter), Tokens.of(proxy, projector_pairs)
     working, kept = (
         search_bytes(shape, tokens, kl_tokens, again, machine.device.type)
-        for again in (True, checkpointing)
+        for again in (True, gradient_checkpointing)
     )
     size = sum(tensor.nbytes for tensor in opened.tensors.values())
-    placement = place(
+    placement = choose_placement(
         needs_of(adapter, working, size, kept - working),
         usable_memory(machine.device, machine.memory) // machine.sharing,
         host_memory() // machine.sharing,
     )
-    solutions = resident(opened, placement.database, machine.device)
+    solutions = offload_database(opened, placement.database, machine.device)
     if placement.blocks == "device":
         adapter.model.to(machine.device)
-        yield Placed(adapter, solutions, None, placement)
+        yield Offloaded(adapter, solutions, None, placement)
     else:
         with blocks_on_disk(adapter, model, work, machine.device) as blocks:
-            yield Placed(adapter, solutions, blocks, placement)
+            yield Offloaded(adapter, solutions, blocks, placement)

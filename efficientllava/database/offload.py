@@ -16,14 +16,14 @@ ARENA = 2**30
 """Bytes of host memory that are taken and locked at a time; larger tensors have one alone."""
 ALIGNMENT = 64
 
-Residence = Literal["device", "host", "disk"]
+Location = Literal["device", "host", "disk"]
 
 
-def resident(database: Database, where: Residence, device: torch.device) -> Database:
+def offload_database(database: Database, where: Location, device: torch.device) -> Database:
     """The same database somewhere else.
 
     Args:
-        where: "device", "host" (page-locked for a GPU: its copies wait for nobody) or "disk", as
+        where: "device", "host" (page-locked for a GPU: copies do not block) or "disk", as
             it was opened: mapped from its files and read when used.
         device: that it is used on.
     """
@@ -52,7 +52,7 @@ def in_arenas(
 ) -> tuple[dict[str, torch.Tensor], list[torch.Tensor]]:
     """Copies of tensors in few large pieces of host memory, and these pieces.
 
-    torch's own page-locked memory comes in powers of two: up to twice what is needed.
+    torch rounds page-locked memory up to powers of two: up to twice the need.
     """
     pieces: list[list[str]] = [[]]
     used = 0
