@@ -39,9 +39,11 @@ class Leader(Protocol):
     """A process that leads a group of its own."""
 
     @property
-    def pid(self) -> int: ...
+    def pid(self) -> int:
+        """Its number, and that of its group."""
 
-    def wait(self, timeout: float | None = None) -> int: ...
+    def wait(self, timeout: float | None = None) -> int:
+        """Its exit status, when it has ended."""
 
 
 def stop(process: Leader, patience: float = 5.0) -> None:
