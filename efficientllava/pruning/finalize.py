@@ -50,7 +50,9 @@ def finalize(
         write = None if opened.blocks is None else opened.blocks.save_weights
         save_checkpoint(model, context.model, folder, {"pruning.json": record}, write)
         reloaded = load_model(folder)
-        require_kept_weights(load_model(context.model), reloaded, method, allocation.projector)
+        require_kept_weights(
+            load_model(context.model, checked=True), reloaded, method, allocation.projector
+        )
         used = None if device.type == "cpu" else device
         with blocks_on_disk(adapter_for(reloaded), folder, context.work / "reloaded", used):
             require_same_logits(model, reloaded, context.proxy)
