@@ -25,6 +25,9 @@ MODULES = (
     "transformers.models.llava.modeling_llava",
     "transformers.models.clip.modeling_clip",
     "transformers.models.llama.modeling_llama",
+    "matplotlib.backends.backend_agg",
+    "matplotlib.figure",
+    "numba",
 )
 """What stages that work with models import and what takes long; none of it touches a GPU."""
 
