@@ -82,7 +82,10 @@ def check_checkpoint(folder: Path) -> Family:
 
 @quiet_transformers()
 def load_model(
-    folder: Path, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+    folder: Path,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    checked: bool = False,
 ) -> PreTrainedModel:
     """Load a vision-language or a text-only language model in evaluation mode, packed or not.
 
@@ -92,6 +95,7 @@ def load_model(
     Args:
         dtype: of the weights; the checkpoint's own when None.
         device: where all of it goes; `offload.blocks_on_disk` brings a part of it there.
+        checked: this process has loaded it before: its weights are not read once more for NaN.
 
     Raises:
         UserError: as `check_checkpoint`; weights missing or of another shape than the
@@ -126,7 +130,8 @@ def load_model(
                 where=str(folder),
                 remedy="weights and config.json do not belong together",
             )
-    check_finite(folder)
+    if not checked:
+        check_finite(folder)
     loaded: PreTrainedModel = model.eval().to(device)
     if hasattr(loaded.config, FOUND):
         require_head(adapter_for(loaded))

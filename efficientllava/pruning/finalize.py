@@ -54,7 +54,9 @@ def finalize(
         context.progress(Event("saving", 1, 1))
         context.progress(Event("checking", 0, 2))
         reloaded = load_model(folder)
-        require_kept_weights(load_model(context.model), reloaded, method, allocation.projector)
+        require_kept_weights(
+            load_model(context.model, checked=True), reloaded, method, allocation.projector
+        )
         context.progress(Event("checking", 1, 2))
         used = None if device.type == "cpu" else device
         with blocks_on_disk(adapter_for(reloaded), folder, context.work / "reloaded", used):
