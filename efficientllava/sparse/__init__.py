@@ -1,0 +1,1 @@
+"""Pruned matrices as bitmasks and packed values: format, checkpoints, layers, their kernels."""
