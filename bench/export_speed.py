@@ -17,15 +17,17 @@ import torch
 
 from bench import options_of, say_conditions
 from bench.random_models import DecoderSize, random_llava, size_of, size_options
-from efficientllava.export.graphs import export_graphs
-from efficientllava.export.runtimes import open_graph, unavailable, version
+from efficientllava.export.graphs.writing import export_graphs
+from efficientllava.export.measure import timed_calls
+from efficientllava.export.runtimes import open_graph, takes_graphs, unavailable, version
 from efficientllava.export.speed import (
+    clock_of,
     interleaved,
     load_average,
     machine,
     milliseconds,
     ratio_interval,
-    timing_inputs,
+    seconds_of,
     warn_of_load,
 )
 from efficientllava.models.families import adapter_for
@@ -59,7 +61,7 @@ def main() -> None:
         print("| runtime | graph | ratio | ms | fastest ms | dense / this | share |")
         print("|---|---|---|---|---|---|---|")
         load = 0.0
-        for runtime in RUNTIMES:
+        for runtime in filter(takes_graphs, RUNTIMES):
             if (reason := unavailable(runtime)) is not None:
                 print(f"| {runtime} | cannot be used here: {reason} |")
                 continue
@@ -68,8 +70,9 @@ def main() -> None:
                     str(ratio): open_graph(runtime, folder / f"{name}.onnx", wanted.threads)
                     for ratio, folder in folders.items()
                 }
-                inputs = {ratio: timing_inputs(name, graph) for ratio, graph in graphs.items()}
-                seconds = interleaved(graphs, inputs, wanted.repetitions)
+                clock = clock_of(wanted.threads)
+                runs = interleaved(timed_calls(name, graphs), wanted.repetitions)
+                seconds = {ratio: seconds_of(times, clock) for ratio, times in runs.items()}
                 dense = milliseconds(seconds["0.0"])["ms"]
                 for ratio, times in seconds.items():
                     row, share = milliseconds(times), graphs[ratio].engine_share

@@ -14,8 +14,9 @@ from transformers import AutoProcessor
 from efficientllava.data.images import read_rgb
 from efficientllava.errors import UserError
 from efficientllava.export.decoding import ExportedModel, Inputs, Prompt
-from efficientllava.export.runtimes import unavailable
+from efficientllava.export.runtimes import takes_graphs, unavailable
 from efficientllava.registry import RUNTIMES
+
 
 def read_image(path: Path) -> Image.Image:
     """An image file as RGB.
@@ -113,9 +114,14 @@ def _recorded_runtimes(folder: Path) -> dict[str, Any]:
         return {}
 
 
+def _is_of_graphs(runtime: str) -> bool:
+    """Whether a recorded runtime takes graphs; also one whose package is not installed any more."""
+    return runtime not in RUNTIMES or takes_graphs(runtime)
+
+
 def _reason_not_exported(folder: Path) -> str | None:
     """Why the export wrote no graphs; None where it did, or did not say."""
-    rows = _recorded_runtimes(folder).values()
+    rows = [row for name, row in _recorded_runtimes(folder).items() if _is_of_graphs(name)]
     if not rows or any(row.get("available", True) for row in rows):
         return None
     return next((str(row["reason"]) for row in rows if "reason" in row), None)
@@ -128,9 +134,13 @@ def usable_runtime(folder: Path) -> str:
     """
     recorded = _recorded_runtimes(folder)
     # DeepSparse crashes on some models: then the export says that it is not available
-    worked = [name for name in RUNTIMES if recorded.get(name, {}).get("available", True)]
+    worked = [
+        name
+        for name in RUNTIMES
+        if takes_graphs(name) and recorded.get(name, {}).get("available", True)
+    ]
     usable = (name for name in worked if unavailable(name) is None)
-    return next(usable, [*RUNTIMES, *worked][-1])
+    return next(usable, ["onnxruntime", *worked][-1])
 
 
 def answer(

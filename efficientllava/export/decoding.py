@@ -6,7 +6,6 @@ right end of the decode graph's cache, which rolls left by one with every token.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -194,7 +193,7 @@ class ExportedModel:
         return np.concatenate([part["image_features"][0] for part in parts])
 
     def read(self, inputs: Inputs) -> np.ndarray:
-        """A prompt's embeddings [tokens, width]: image tokens replaced by features in their order."""
+        """A prompt's embeddings [tokens, width], its image features merged in."""
         ids = np.asarray(inputs.input_ids)
         embedded = self._table[ids].astype(np.float32)
         if inputs.pixel_values is not None:

@@ -54,9 +54,7 @@ def parity(
         inputs = reference.inputs
         assert inputs is not None, "graphs are written of families with inputs alone"
         if reference.features is not None and inputs.pixel_values is not None:
-            differences.compare(
-                "features", model.features(inputs.pixel_values), reference.features
-            )
+            differences.compare("features", model.features(inputs.pixel_values), reference.features)
         decoding = model.decoding()
         logits = decoding.start(model.read(inputs))
         differences.compare("prefill_logits", logits, reference.logits[0])

@@ -195,9 +195,7 @@ def time_in_turns(
     measured["load_average"] = max(load_average(), measured.get("load_average", 0.0))
 
 
-def _compare(
-    phase: str, variant: str, runs: Runs, clock: str, measured: dict[str, Any]
-) -> None:
+def _compare(phase: str, variant: str, runs: Runs, clock: str, measured: dict[str, Any]) -> None:
     """Add the ratio variant / pruned; above 1 the pruned model is faster, below 1 slower."""
     key = f"{phase}_speedup" if variant == "dense" else f"{phase}_speedup_over_{variant}"
     one, other = (seconds_of(runs[name], clock) for name in (variant, "pruned"))

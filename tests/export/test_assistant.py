@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 from efficientllava.errors import UserError
-from efficientllava.export.assistant import Assistant, Prompt, answer
+from efficientllava.export.assistant import Assistant, answer
+from efficientllava.export.decoding import Prompt
 from efficientllava.models.checkpoint import load_model, load_processor
 from tests.export.conftest import NEW_TOKENS, PROMPT_TOKENS, Assistants, each_runtime
 

@@ -11,9 +11,9 @@ import torch
 from onnx import numpy_helper
 
 from efficientllava.errors import UserError
-from efficientllava.export.assistant import Decoding, prefill_inputs
-from efficientllava.export.graphs import export_graphs
-from efficientllava.export.parity import graph_zeros, sparsity
+from efficientllava.export.decoding import Decoding, prefill_inputs
+from efficientllava.export.graphs.writing import export_graphs
+from efficientllava.export.graphs.zeros import graph_zeros, sparsity
 from efficientllava.export.runtimes import open_graph
 from efficientllava.models.checkpoint import load_model
 from efficientllava.models.families import adapter_for

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from efficientllava.export import speed
-from efficientllava.export.assistant import Prompt
+from efficientllava.export.decoding import Prompt
 from efficientllava.export.model import export_model
 from efficientllava.export.speed import COVERAGE, milliseconds_interval, ratio_interval
 from tests.export.conftest import PARAMETERS

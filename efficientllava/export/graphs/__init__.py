@@ -1,1 +1,1 @@
-"""ONNX graphs of a checkpoint: tracing, matrices written one by one, padded heads, counted zeros."""
+"""ONNX graphs of a checkpoint: traced, their matrices written one by one, zeros counted."""
