@@ -9,12 +9,29 @@ import torch
 from torch import nn
 
 from efficientllava.errors import UserError
-from efficientllava.sparse import operators
 from efficientllava.sparse.format import PackedMatrix, pack, unpack
 from efficientllava.sparse.layout import dtype_name, layout_of
 
 PIECES = ("masks", "values", "offsets", "scales")
 """Tensors of a packed matrix, by their names in a module and in a checkpoint."""
+
+
+class _WithoutBackward(torch.autograd.Function):
+    """A product whose backward pass raises, where autograd would leave the layer out in silence."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        context: Any, x: torch.Tensor, product: Callable[[torch.Tensor], torch.Tensor]
+    ) -> torch.Tensor:
+        return product(x)
+
+    @staticmethod
+    def backward(context: Any, *gradients: torch.Tensor) -> Any:
+        raise UserError(
+            "a packed layer has no backward pass",
+            where="SparseLinear",
+            remedy="train the dense checkpoint: efficientllava unpack FOLDER OUT",
+        )
 
 
 class SparseLinear(nn.Module):
@@ -36,6 +53,9 @@ class SparseLinear(nn.Module):
 
     def __init__(self, packed: PackedMatrix, bias: torch.Tensor | None = None) -> None:
         super().__init__()
+        # registers the operator; a layer may be the first that needs numba
+        import efficientllava.sparse.operators  # noqa: F401
+
         self.out_features, self.in_features = packed.rows, packed.columns
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
         marker = torch.empty(0, dtype=packed.dtype, device=packed.values.device)
@@ -68,6 +88,12 @@ class SparseLinear(nn.Module):
         return unpack(self.packed)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if torch.is_grad_enabled() and x.requires_grad:
+            product: torch.Tensor = _WithoutBackward.apply(x, self._product)
+            return product
+        return self._product(x)
+
+    def _product(self, x: torch.Tensor) -> torch.Tensor:
         product: torch.Tensor = torch.ops.efficientllava.sparse_linear(
             x,
             self.masks,
@@ -120,6 +146,3 @@ class SparseLinear(nn.Module):
             f"bias={self.bias is not None}, {dtype_name(self.values.dtype)}, "
             f"sparsity={sparsity:.3f}"
         )
-
-
-assert operators.sparse_linear is not None  # its import registers the operator

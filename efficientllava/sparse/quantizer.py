@@ -153,7 +153,7 @@ def _put_sparse(
     """
     name = places.get(f"{module}.weight", "").removesuffix(".weight")
     try:
-        linear = model.get_submodule(name)
+        linear: nn.Module | None = model.get_submodule(name)
     except AttributeError:
         linear = None
     if not name or not isinstance(linear, nn.Linear):
