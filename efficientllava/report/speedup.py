@@ -39,10 +39,10 @@ class Speedup:
 
     @property
     def told(self) -> str:
-        """As "×1.25 faster", "×0.80 slower" or "no difference measured"."""
+        """As "faster ×1.25", "slower ×0.80" or "no difference measured"."""
         if self.factor is None:
             return NO_DIFFERENCE
-        return f"×{self.factor:.2f} {'faster' if self.factor > 1 else 'slower'}"
+        return f"{'faster' if self.factor > 1 else 'slower'} ×{self.factor:.2f}"
 
     @property
     def interval(self) -> str:

@@ -60,7 +60,8 @@ def test_the_record_tells_what_was_measured(
         for name in GRAPHS:
             dense, pruned = row["dense"][f"{name}_ms"], row["pruned"][f"{name}_ms"]
             assert dense > 0 and pruned > 0
-            assert row[f"{name}_speedup"] == pytest.approx(dense / pruned, abs=1e-3)
+            # milliseconds are rounded to a microsecond
+            assert row[f"{name}_speedup"] == pytest.approx(dense / pruned, rel=0.05)
             lower, upper = row["pruned"][f"{name}_quartiles_ms"]
             assert lower <= pruned <= upper
         assert ("engine_share" in row["pruned"]) == (runtime == "deepsparse")
@@ -71,7 +72,7 @@ def test_the_record_tells_what_was_measured(
     )
     row = record["runtimes"]["onnxruntime"]
     assert row["prefill_speedup_over_best_dense"] == pytest.approx(
-        best / row["pruned"]["prefill_ms"], abs=1e-3
+        best / row["pruned"]["prefill_ms"], rel=0.05
     )
 
 
@@ -117,7 +118,7 @@ def test_a_failure_leaves_the_finished_export(
     long = Prompt(" ".join(["w1"] * (PROMPT_TOKENS + 1)), None)
     with pytest.raises(UserError, match="the prefill graph takes"):
         export_model(*arguments, [long], folder, quick)
-    monkeypatch.setattr("efficientllava.export.model.TOLERANCE", 0.0)
+    monkeypatch.setattr("efficientllava.export.parity.TOLERANCE", 0.0)
     with pytest.raises(UserError, match="the exported model differs from PyTorch: .*logits by"):
         export_model(*arguments, prompts, folder, quick)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 ALIGNMENT = 4096
 """Bytes: runtimes map the data file, and maps begin at pages."""
+PLACEHOLDER = "ConstantOfShape"
 ROWS_AT_ONCE = 1024
 """Rows that are transposed at a time: the only copy of weights that is made."""
 
@@ -28,18 +29,16 @@ class _Product(torch.autograd.Function):
     """x @ W.T in the graph, zeros when it is run: a trace asks for shapes alone."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, index: int, rows: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, index: int, columns: int, rows: int) -> Tensor:
         """Zeros [..., rows]."""
         return x.new_zeros(*x.shape[:-1], rows)
 
     @staticmethod
-    def symbolic(graph: Any, x: Any, index: int, rows: int) -> Any:
-        """MatMul with a constant that holds the index of the matrix."""
-        placeholder = graph.op("Constant", value_t=torch.tensor([index], dtype=torch.int64))
-        product = graph.op("MatMul", x, placeholder)
-        sizes = x.type().sizes()
-        product.setType(x.type().with_sizes([*sizes[:-1], rows]) if sizes else x.type())
-        return product
+    def symbolic(graph: Any, x: Any, index: int, columns: int, rows: int) -> Any:
+        """MatMul with a node of the matrix's shape, which holds its index."""
+        shape = graph.op("Constant", value_t=torch.tensor([columns, rows]))
+        value = torch.tensor([index], dtype=torch.float32)
+        return graph.op("MatMul", x, graph.op(PLACEHOLDER, shape, value_t=value))
 
 
 @contextmanager
@@ -53,7 +52,7 @@ def placeholders(module: nn.Module) -> Iterator[list[nn.Linear]]:
 
     def forward_of(index: int, layer: nn.Linear) -> Any:
         def forward(x: Tensor) -> Tensor:
-            product: Tensor = _Product.apply(x, index, layer.out_features)
+            product: Tensor = _Product.apply(x, index, layer.in_features, layer.out_features)
             return product if layer.bias is None else product + layer.bias
 
         return forward
@@ -69,14 +68,17 @@ def placeholders(module: nn.Module) -> Iterator[list[nn.Linear]]:
 
 def used_layers(model: onnx.ModelProto, layers: Sequence[nn.Linear]) -> dict[str, nn.Linear]:
     """The layers by the names of their placeholders, whose nodes are taken out of the graph."""
-    constants = {node.output[0]: node for node in model.graph.node if node.op_type == "Constant"}
+    nodes = {node.output[0]: node for node in model.graph.node if node.op_type == PLACEHOLDER}
     found: dict[str, nn.Linear] = {}
+    shapes = set()
     for node in model.graph.node:
         name = node.input[1] if node.op_type == "MatMul" else ""
-        if name in constants and constants[name].attribute[0].t.data_type == onnx.TensorProto.INT64:
-            index = int(numpy_helper.to_array(constants[name].attribute[0].t)[0])
-            found[name] = layers[index]
-    kept = [node for node in model.graph.node if node.output[0] not in found]
+        if name in nodes:
+            value = numpy_helper.to_array(nodes[name].attribute[0].t)
+            found[name] = layers[int(value.item())]
+            shapes.add(nodes[name].input[0])
+    gone = shapes | found.keys()
+    kept = [node for node in model.graph.node if node.output[0] not in gone]
     del model.graph.node[:]
     model.graph.node.extend(kept)
     return found
