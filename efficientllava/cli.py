@@ -130,6 +130,7 @@ def verify(folder: Folder) -> None:
     from efficientllava.models.families import adapter_for
     from efficientllava.pruning import sequential
     from efficientllava.pruning.structured import structured
+    from efficientllava.sparse.record import packed_settings
 
     record = read_json(folder / "pruning.json")
     try:
@@ -150,12 +151,38 @@ def verify(folder: Folder) -> None:
             "all weights finite"
         )
         return
-    sequential.verify(adapter, rows)
+    packed = packed_settings(folder)
+    sequential.verify(adapter, rows, rounded=packed is not None and bool(packed.errors))
     share = sequential.achieved_sparsity(rows)
     typer.echo(
         f"{folder}: {told}, {len(rows)} matrices with the zeros of their policy "
         f"({share:.4%} of the weights), all weights finite"
     )
+
+
+@commands.command()
+def pack(
+    folder: Annotated[Path, typer.Argument(help="a pruned checkpoint")],
+    out: Annotated[Path, typer.Argument(help="a folder that is not there yet")],
+    dtype: Annotated[
+        str | None, typer.Option(help="int8 rounds packed weights; lossless if left out")
+    ] = None,
+) -> None:
+    """Make a pruned checkpoint smaller: its pruned matrices without their zeros."""
+    from efficientllava.commands.pack import pack as run
+
+    typer.echo(run(folder, out, dtype))
+
+
+@commands.command()
+def unpack(
+    folder: Annotated[Path, typer.Argument(help="a packed checkpoint")],
+    out: Annotated[Path, typer.Argument(help="a folder that is not there yet")],
+) -> None:
+    """Write the checkpoint that a packed one was made from, bit by bit."""
+    from efficientllava.commands.pack import unpack as run
+
+    typer.echo(run(folder, out))
 
 
 Data = Annotated[str, typer.Option(help="the benchmark's folder of official files, or a hub id")]

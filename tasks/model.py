@@ -42,15 +42,17 @@ def take(given: Path, folder: Path) -> None:
     A copy and no hard link: DVC makes what it caches read-only, and the user's files are not ours.
 
     Raises:
-        UserError: see `checkpoint_files`, `require_room` and `load_model`.
+        UserError: see `checkpoint_files`, `require_unpacked`, `require_room` and `load_model`.
     """
     from efficientllava.files import replacing, write_json
     from efficientllava.models.checkpoint import check_tokenizer, load_model, load_processor
     from efficientllava.models.families import adapter_for
     from efficientllava.models.own_files import checkpoint_files, require_room
     from efficientllava.models.source import MATRICES
+    from efficientllava.models.weight_files import require_unpacked
 
     files = checkpoint_files(given)
+    require_unpacked(given)
     require_room(files, folder)
     loaded = load_model(given)  # every weight is read: truncated, NaN or unknown is told here
     check_tokenizer(load_processor(given), loaded, str(given))

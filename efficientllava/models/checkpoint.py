@@ -29,6 +29,7 @@ from efficientllava.models.processors.text_processor import TextProcessor
 from efficientllava.models.weight_files import (
     INDEX,
     check_finite,
+    is_packed,
     stored_names,
     weight_files,
 )
@@ -85,7 +86,7 @@ def check_checkpoint(folder: Path) -> Family:
 def load_model(
     folder: Path, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
 ) -> PreTrainedModel:
-    """Load a vision-language or a text-only language model in evaluation mode.
+    """Load a vision-language or a text-only language model in evaluation mode, packed or not.
 
     On the CPU, weights in their own dtype are mapped from the files: they take no memory before
     they are used, and no more than the files after that.
@@ -96,7 +97,8 @@ def load_model(
 
     Raises:
         UserError: as `check_checkpoint`; weights missing or of another shape than the
-            configuration says; NaN or inf in a weight (named).
+            configuration says; NaN or inf in a weight (named); a packed checkpoint that is not
+            as it was written.
     """
     folder = Path(folder)
     family = check_checkpoint(folder)
@@ -148,6 +150,8 @@ def _check_size(folder: Path, family: Family) -> None:
                 raise UserError(
                     f"{layers} is {count}; the files hold {names} tensors", where, remedy
                 )
+    if is_packed(folder):
+        return  # the checksum of config.json is compared before any weight is allocated
     described = _without_weights(folder, family).num_parameters()
     share, number = MISSING
     if described - held > max(share * held, number):

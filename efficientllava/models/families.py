@@ -100,24 +100,33 @@ class Matrix:
         name: its path from the model's root, as in the checkpoint without `.weight`.
         block: index of its decoder block.
         group: index of its input group inside the block.
+        module: its layer; of a packed checkpoint a `sparse.SparseLinear`, which is only read.
     """
 
     name: str
     block: int
     group: int
-    module: nn.Linear
+    module: Any
 
     @property
     def weight(self) -> torch.Tensor:
-        """The weight [out, in], outside autograd."""
-        return self.module.weight.data
+        """The weight [out, in], outside autograd; a packed one is unpacked every time."""
+        weight: torch.Tensor = self.module.dense() if self.packed else self.module.weight.data
+        return weight
+
+    @property
+    def packed(self) -> bool:
+        """Whether the layer holds no plain weight."""
+        return not isinstance(self.module, nn.Linear)
 
     def replace(self, weight: torch.Tensor) -> None:
         """Put another weight [out, in] in place of the old one, which stays as it was.
 
         Raises:
-            ValueError: it has another shape.
+            ValueError: it has another shape, or the layer is packed.
         """
+        if self.packed:
+            raise ValueError(f"{self.name} is packed")
         if weight.shape != self.weight.shape:
             raise ValueError(f"{self.name}: {tuple(weight.shape)} for {tuple(self.weight.shape)}")
         self.module.weight.data = weight.to(self.weight.device, self.weight.dtype)
@@ -125,7 +134,8 @@ class Matrix:
     @property
     def size(self) -> int:
         """Number of weights."""
-        return self.module.weight.numel()
+        size: int = self.module.in_features * self.module.out_features
+        return size if self.packed else int(self.module.weight.numel())
 
 
 @dataclass(frozen=True)
@@ -244,8 +254,8 @@ def require_family(model_type: str) -> Family:
     return family
 
 
-def _linear(block: nn.Module, path: str) -> nn.Linear:
+def _linear(block: nn.Module, path: str) -> nn.Module:
     module = block.get_submodule(path)
-    if not isinstance(module, nn.Linear):
+    if not isinstance(module, nn.Linear) and not hasattr(module, "dense"):
         raise AttributeError(f"{path} is a {type(module).__name__}, not a Linear")
     return module

@@ -17,6 +17,7 @@ from efficientllava.files import file_digest, value_digest
 from efficientllava.models.checkpoint import check_checkpoint, load_processor, save_checkpoint
 from efficientllava.models.families import Family, require_family
 from efficientllava.models.source import CHECKPOINT_FILES, hub_snapshot, require_source
+from efficientllava.models.weight_files import require_unpacked
 
 WHERE = "load"
 
@@ -85,15 +86,18 @@ def load(
         revision: the commit of a hub id. What the hub's cache holds is not fetched again.
 
     Raises:
-        UserError: no such folder, no safetensors, an unknown model type, a hub id without a
-            commit, or the hub does not give it.
+        UserError: no such folder, no safetensors, packed matrices, an unknown model type, a hub id
+            without a commit, or the hub does not give it.
     """
     if isinstance(model, (str, Path)):
         folder = require_source(model, revision, WHERE, "`revision`")
         if folder is None:
             folder = hub_snapshot(str(model), revision, WHERE)
+            require_unpacked(folder)
             return VisionLanguageModel(check_checkpoint(folder), f"{model} at {revision}", folder)
-        return VisionLanguageModel(check_checkpoint(folder), str(folder), folder.resolve())
+        family = check_checkpoint(folder)
+        require_unpacked(folder)
+        return VisionLanguageModel(family, str(folder), folder.resolve())
     if not (isinstance(model, tuple) and len(model) == 2):
         raise UserError(
             f"{type(model).__name__} is no model that can be pruned",
@@ -106,5 +110,11 @@ def load(
             f"({type(loaded).__name__}, {type(processor).__name__}) is no model with its processor",
             where=WHERE,
             remedy="give a transformers model and the processor or tokenizer that belongs to it",
+        )
+    if getattr(loaded, "is_quantized", False):
+        raise UserError(
+            "the model is packed or quantized and cannot be pruned",
+            where=WHERE,
+            remedy="give the dense model; model.dequantize() makes it of a packed one",
         )
     return _InMemory(require_family(loaded.config.model_type), loaded, processor)

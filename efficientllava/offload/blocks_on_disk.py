@@ -29,6 +29,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
+from efficientllava.errors import UserError
 from efficientllava.files import save_tensors
 from efficientllava.models.families import Adapter, Matrix
 from efficientllava.models.weight_files import INDEX, WHOLE, weight_files
@@ -288,7 +289,16 @@ def blocks_on_disk(
             have another dtype in memory than in the folder.
         device: where blocks run and the rest of the model lies; None: where the model is. Blocks
             are on the CPU again afterwards.
+
+    Raises:
+        UserError: the model is packed.
     """
+    if any(matrix.packed for matrix in adapter.matrices):
+        raise UserError(
+            "the blocks of a packed checkpoint cannot be brought to a device one by one",
+            where=str(folder),
+            remedy="use a device that holds all of it, the CPU, or efficientllava unpack",
+        )
     place = Path(work) / "blocks"
     shutil.rmtree(place, ignore_errors=True)  # of a run that was killed
     place.mkdir(parents=True)

@@ -13,7 +13,13 @@ import torch
 
 from efficientllava.errors import UserError
 from efficientllava.files import read_json, replacing
-from efficientllava.models.weight_files import PICKLES, weight_files, weights_entry
+from efficientllava.models.weight_files import (
+    PICKLES,
+    SECTION,
+    is_packed,
+    weight_files,
+    weights_entry,
+)
 from efficientllava.sparse.layout import dtype_name
 from efficientllava.sparse.pruned import (
     Packing,
@@ -25,7 +31,6 @@ from efficientllava.sparse.pruned import (
 )
 from efficientllava.sparse.record import (
     PIECES,
-    SECTION,
     Settings,
     metadata,
     packed_settings,
@@ -69,11 +74,26 @@ def pack_checkpoint(folder: str | Path, out: str | Path, dtype: str | None = Non
     packings = find_pruned(folder, weight_files(folder), dtype)
     settings = settings_for(packings)
     config[SECTION] = settings.section()
+    contents = {file: _packed_entries(file, packings) for file in weight_files(folder)}
+    total = sum(map(len, contents.values()))
+
+    def write(file: Path, place: Path) -> TensorFile:
+        source = metadata_of(file)
+
+        def make(name: str) -> dict[str, torch.Tensor]:
+            tensor, packing = read_tensor(file, name), packings.get(module_of(name))
+            return {name: tensor} if packing is None else packing.tensors(tensor)
+
+        return _write(
+            TensorFile(place, contents[file]),
+            entries_of(file),
+            make,
+            lambda sums: metadata(sums, config, source, total),
+        )
+
     with replacing(out) as temporary:
         _copy_rest(folder, temporary, config)
-        _write_weights(
-            folder, temporary, lambda file, place: _pack_file(file, place, packings, config)
-        )
+        _write_weights(folder, temporary, write)
     return settings
 
 
@@ -114,7 +134,7 @@ def _require_new(folder: Path, out: Path) -> None:
 def _unquantized_config(folder: Path) -> dict[str, Any]:
     weights_entry(folder)  # raises where there is no config.json, or one that is no object
     config: dict[str, Any] = read_json(folder / "config.json")
-    if packed_settings(folder) is not None:
+    if is_packed(folder):
         raise UserError("is packed already", str(folder), "efficientllava unpack FOLDER OUT")
     if config.get(SECTION) is not None:
         raise UserError(
@@ -125,22 +145,13 @@ def _unquantized_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _pack_file(
-    file: Path, place: Path, packings: dict[str, Packing], config: dict[str, Any]
-) -> TensorFile:
-    stored, source = entries_of(file), metadata_of(file)
-    entries = [entry for name, entry in stored.items() if module_of(name) not in packings]
-    for name in stored:
-        if (packing := packings.get(module_of(name))) is not None:
-            entries += packing.entries()
-
-    def make(name: str) -> dict[str, torch.Tensor]:
-        tensor, packing = read_tensor(file, name), packings.get(module_of(name))
-        return {name: tensor} if packing is None else packing.tensors(tensor)
-
-    return _write(
-        TensorFile(place, entries), stored, make, lambda sums: metadata(sums, config, source)
-    )
+def _packed_entries(file: Path, packings: dict[str, Packing]) -> list[Entry]:
+    """What the packed file in the place of another one holds."""
+    entries = []
+    for name, entry in entries_of(file).items():
+        packing = packings.get(module_of(name))
+        entries += [entry] if packing is None else packing.entries()
+    return entries
 
 
 def _unpack_file(file: Path, place: Path, settings: Settings) -> TensorFile:

@@ -20,14 +20,13 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from efficientllava.errors import UserError
+from efficientllava.models.weight_files import PACKED, SECTION
 from efficientllava.sparse.format import PackedMatrix
 from efficientllava.sparse.linear import SparseLinear
 from efficientllava.sparse.names import names_in_model
 from efficientllava.sparse.record import (
     DAMAGED,
-    METHOD,
     PIECES,
-    SECTION,
     Settings,
     metadata,
     settings_of,
@@ -36,11 +35,11 @@ from efficientllava.sparse.record import (
 from efficientllava.sparse.tensor_file import ORDER, Entry, checksum, entries_of
 
 
-@register_quantization_config(METHOD)
+@register_quantization_config(PACKED)
 class SparseConfig(QuantizationConfigMixin):
     """The section `quantization_config` of a packed checkpoint."""
 
-    quant_method = METHOD
+    quant_method = PACKED
 
     def __init__(self, **section: Any) -> None:
         self.settings = settings_of(section, SECTION)
@@ -53,7 +52,7 @@ class SparseConfig(QuantizationConfigMixin):
         return iter(self.to_dict().items())
 
 
-@register_quantizer(METHOD)
+@register_quantizer(PACKED)
 class SparseQuantizer(HfQuantizer):
     """Puts `SparseLinear` in the place of each packed layer, and checks files before they load."""
 
@@ -98,7 +97,7 @@ class SparseQuantizer(HfQuantizer):
     def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | None = None) -> Any:
         for name, module in list(model.named_modules()):
             if isinstance(module, SparseLinear):
-                linear = nn.Linear(
+                linear: Any = nn.Linear(
                     module.in_features, module.out_features, bias=False, device="meta"
                 )
                 linear.weight = nn.Parameter(module.dense().to(dtype), requires_grad=False)
@@ -122,7 +121,7 @@ class SparseQuantizer(HfQuantizer):
         model.config.dtype = str(model.dtype).removeprefix("torch.")
         config = json.loads(model.config.to_json_string())
         checksums = {name: checksum(tensor) for name, tensor in written.items()}
-        return state, metadata(checksums, config, {"format": "pt"})
+        return state, metadata(checksums, config, {"format": "pt"}, len(checksums))
 
     def is_serializable(self) -> bool:
         """It can be saved."""

@@ -18,15 +18,13 @@ from safetensors import SafetensorError, safe_open
 
 from efficientllava.errors import UserError
 from efficientllava.files import read_json
+from efficientllava.models.weight_files import PACKED, SECTION, is_packed
 from efficientllava.sparse.format import PackedMatrix, check
 from efficientllava.sparse.layout import LAYOUTS, ROWS, dtype_name
 from efficientllava.sparse.tensor_file import checksum, metadata_of
 from efficientllava.sparse.threads import in_threads
 
-METHOD = "efficientllava_sparse"
-"""`quant_method` in config.json, and the key of the checksums in a file's metadata."""
 VERSION = 1
-SECTION = "quantization_config"
 DAMAGED = "the checkpoint is damaged: get it again, or pack the model again"
 VOLATILE = ("transformers_version", "architectures", "_name_or_path")
 """Entries of config.json that transformers changes by itself; no answer depends on them."""
@@ -55,7 +53,7 @@ class Settings:
         layouts = {dtype_name(dtype): layout for dtype, layout in LAYOUTS.items()}
         columns = layouts[self.dtype].columns if self.dtype in layouts else None
         return {
-            "quant_method": METHOD,
+            "quant_method": PACKED,
             "version": VERSION,
             "group": {"rows": ROWS, "columns": columns},
             "lossy": bool(self.errors),
@@ -104,11 +102,7 @@ def packed_settings(folder: Path) -> Settings | None:
         UserError: as `settings_of`; no readable config.json.
     """
     file = Path(folder) / "config.json"
-    config = read_json(file)
-    section = config.get(SECTION) if isinstance(config, dict) else None
-    if not isinstance(section, dict) or section.get("quant_method") != METHOD:
-        return None
-    return settings_of(section, str(file))
+    return settings_of(read_json(file)[SECTION], str(file)) if is_packed(folder) else None
 
 
 def config_checksum(config: Mapping[str, Any]) -> str:
@@ -118,13 +112,14 @@ def config_checksum(config: Mapping[str, Any]) -> str:
 
 
 def metadata(
-    checksums: Mapping[str, str], config: Mapping[str, Any], source: Mapping[str, str]
+    checksums: Mapping[str, str], config: Mapping[str, Any], source: Mapping[str, str], total: int
 ) -> dict[str, str]:
     """A file's metadata.
 
     Args:
         checksums: by tensor.
         config: the content of config.json.
+        total: how many tensors all files hold together.
         source: metadata of the file before it was packed.
     """
     record = {
@@ -132,21 +127,22 @@ def metadata(
         "config": config_checksum(config),
         "tensors": dict(checksums),
         "source": dict(source),
+        "total": total,
     }
-    return {"format": "pt", METHOD: json.dumps(record, sort_keys=True)}
+    return {"format": "pt", PACKED: json.dumps(record, sort_keys=True)}
 
 
 def record_of(file: Path) -> dict[str, Any]:
-    """The record in a file's metadata: version, config, tensors, source.
+    """The record in a file's metadata: version, config, tensors, source, total.
 
     Raises:
         UserError: there is none, or it is malformed.
     """
     try:
-        record = json.loads(metadata_of(file).get(METHOD, ""))
+        record = json.loads(metadata_of(file).get(PACKED, ""))
         tensors, source = record["tensors"], record["source"]
         sound = isinstance(tensors, dict) and isinstance(source, dict)
-        if not sound or not isinstance(record["config"], str):
+        if not sound or not isinstance(record["config"], str) or record["total"] < len(tensors):
             raise TypeError("of another type")
     except (json.JSONDecodeError, KeyError, TypeError, SafetensorError, OSError) as error:
         raise UserError(f"holds no checksums ({error})", str(file), DAMAGED) from error
@@ -165,6 +161,7 @@ def verify(
             packed matrix is no matrix in this format (`format.check`). It names which.
     """
     recorded: dict[str, str] = {}
+    totals = set()
     config = config_checksum(read_json(config_file))
     for file in files:
         record = record_of(file)
@@ -176,6 +173,13 @@ def verify(
                 "if you did not, it is damaged: get it again",
             )
         recorded |= record["tensors"]
+        totals.add(record["total"])
+    if totals != {len(recorded)}:
+        raise UserError(
+            f"the files hold {len(recorded)} tensors, {max(totals)} were written",
+            str(files[0].parent),
+            DAMAGED,
+        )
     held = {name: file for file in files for name in _names(file)}
     pieces = {f"{module}.{piece}" for module in settings.modules for piece in PIECES[:3]}
     if lacking := (recorded.keys() | pieces) - held.keys():
