@@ -1,32 +1,26 @@
 """Products with packed and dense matrices as torch's custom operators, by device.
 
-`torch.ops.efficientllava.sparse_linear` is x @ matrix.T + bias of a packed matrix, `sparse_linears`
-of several that share x, and `dense_linear` of a dense one. None of them has a gradient.
+`torch.ops.efficientllava.sparse_linear` is x @ matrix.T + bias of a packed matrix, `dense_linear`
+of a dense one. Neither has a gradient.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 
 from efficientllava.errors import UserError
 from efficientllava.sparse.cpu.linear import Packed, dense_product, sparse_products
-from efficientllava.sparse.layout import LAYOUTS, PADDING, ROWS, dtype_name
+from efficientllava.sparse.layout import LAYOUTS, PADDING, ROWS
 
 LIBRARY = torch.library.Library("efficientllava", "DEF")
 LIBRARY.define(
     "sparse_linear(Tensor x, Tensor masks, Tensor values, Tensor offsets, Tensor? scales, "
     "Tensor? bias, int rows, int columns) -> Tensor"
 )
-LIBRARY.define(
-    "sparse_linears(Tensor x, Tensor[] masks, Tensor[] values, Tensor[] offsets, "
-    "Tensor[] scales, Tensor?[] biases, int[] rows, int columns) -> Tensor[]"
-)
 LIBRARY.define("dense_linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor")
 
 
-def _sparse_linear(  # noqa: PLR0913 the operator's arguments
+def _sparse_linear(
     x: torch.Tensor,
     masks: torch.Tensor,
     values: torch.Tensor,
@@ -37,43 +31,17 @@ def _sparse_linear(  # noqa: PLR0913 the operator's arguments
     columns: int,
 ) -> torch.Tensor:
     matrix = Packed(masks, values, offsets, scales, bias, rows)
-    require_fit(x, matrix, columns)
+    require_fit(matrix, columns)
     return sparse_products(x, [matrix], columns)[0]
 
 
-def _sparse_linears(  # noqa: PLR0913 the operator's arguments
-    x: torch.Tensor,
-    masks: Sequence[torch.Tensor],
-    values: Sequence[torch.Tensor],
-    offsets: Sequence[torch.Tensor],
-    scales: Sequence[torch.Tensor],
-    biases: Sequence[torch.Tensor | None],
-    rows: Sequence[int],
-    columns: int,
-) -> list[torch.Tensor]:
-    all_scales = scales or [None] * len(masks)
-    parts = zip(masks, values, offsets, all_scales, biases, rows, strict=True)
-    matrices = [Packed(*part) for part in parts]
-    for matrix in matrices:
-        require_fit(x, matrix, columns)
-        if matrix.values.dtype != matrices[0].values.dtype:
-            raise UserError("matrices of one call have different dtypes", "sparse_linears")
-    return sparse_products(x, matrices, columns)
-
-
-def require_fit(x: torch.Tensor, matrix: Packed, columns: int) -> None:
+def require_fit(matrix: Packed, columns: int) -> None:
     """Check the sizes that a kernel relies on; `format.check` looks into the tensors.
 
     Raises:
-        UserError: they do not fit each other, or x.
+        UserError: they do not fit each other.
     """
     masks, values, offsets, scales, bias, rows = matrix
-    if x.shape[-1:] != (columns,) or not x.is_floating_point():
-        raise UserError(
-            f"the input is {dtype_name(x.dtype)} {list(x.shape)}, "
-            f"the matrix wants floating numbers [..., {columns}]",
-            where="sparse_linear",
-        )
     layout = LAYOUTS.get(values.dtype)
     groups = -(-rows // ROWS)
     fits = (
@@ -96,13 +64,8 @@ def require_fit(x: torch.Tensor, matrix: Packed, columns: int) -> None:
 
 
 @torch.library.register_fake("efficientllava::sparse_linear")
-def _fake_linear(x, masks, values, offsets, scales, bias, rows, columns):  # type: ignore[no-untyped-def]  # noqa: PLR0913 the operator's arguments
+def _fake_linear(x, masks, values, offsets, scales, bias, rows, columns):  # type: ignore[no-untyped-def]
     return x.new_empty((*x.shape[:-1], rows))
-
-
-@torch.library.register_fake("efficientllava::sparse_linears")
-def _fake_linears(x, masks, values, offsets, scales, biases, rows, columns):  # type: ignore[no-untyped-def]  # noqa: PLR0913 the operator's arguments
-    return [x.new_empty((*x.shape[:-1], each)) for each in rows]
 
 
 @torch.library.register_fake("efficientllava::dense_linear")
@@ -111,5 +74,4 @@ def _fake_dense(x, weight, bias):  # type: ignore[no-untyped-def]
 
 
 LIBRARY.impl("sparse_linear", _sparse_linear, "CPU")
-LIBRARY.impl("sparse_linears", _sparse_linears, "CPU")
 LIBRARY.impl("dense_linear", dense_product, "CPU")

@@ -1,1 +1,1 @@
-"""Sparse and dense products for decoding on a CPU, by LLVM: paths for AVX-512, AVX2 and the rest."""
+"""Products with packed and dense matrices on a CPU, by LLVM: AVX-512, AVX2 and any processor."""

@@ -1,8 +1,11 @@
-"""The arguments of a compiled kernel: 64-bit integers, one row for the call and one per matrix."""
+"""A packed matrix as the kernels take it, and their arguments: rows of 64-bit integers."""
 
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import NamedTuple
+
+import torch
 
 from efficientllava.sparse.layout import ROWS
 
@@ -10,8 +13,19 @@ GROUP = ROWS
 """Rows that lie side by side in a register."""
 
 
+class Packed(NamedTuple):
+    """The tensors of a packed matrix on a CPU; see `efficientllava.sparse.format`."""
+
+    masks: torch.Tensor
+    values: torch.Tensor
+    offsets: torch.Tensor
+    scales: torch.Tensor | None
+    bias: torch.Tensor | None
+    rows: int
+
+
 class Call(IntEnum):
-    """The first row.
+    """The first row of the arguments, one for the call.
 
     `NEXT` is the next block of rows that nobody has taken: threads count it up.
     """
@@ -22,11 +36,13 @@ class Call(IntEnum):
     X = 3
     STEPS = 4
     BFLOAT_Y = 5
-    SIZE = 6
+    TOKENS = 6
+    PANELS = 7
+    SIZE = 8
 
 
 class Matrix(IntEnum):
-    """A row per matrix. Addresses; `BIAS_*` and `SCALES` are 0 where there is none.
+    """The rows after it, one per matrix: addresses; a bias or scales that are not there are 0.
 
     `WEIGHT` holds the masks of a sparse matrix, the weights of a dense one.
     """

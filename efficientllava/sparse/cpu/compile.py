@@ -29,11 +29,9 @@ def address_of(build: Callable[[Any, Path], Any], kernel: Any, path: Path) -> in
         build: makes the module of (kernel, path), an `llvmlite.ir.Module` with a function `work`.
         kernel: hashable; its repr decides with the source and the path which code this is.
     """
-    if (found := _addresses.get((kernel, path))) is None:
-        with _lock:
-            if (found := _addresses.get((kernel, path))) is None:
-                code = _machine_code(build, kernel, path)
-                found = _addresses[kernel, path] = _load(code, path)
+    with _lock:
+        if (found := _addresses.get((kernel, path))) is None:
+            found = _addresses[kernel, path] = _load(_machine_code(build, kernel, path), path)
     return found
 
 
@@ -84,6 +82,7 @@ def _target_machine(path: Path) -> Any:
 
     binding.initialize_native_target()
     binding.initialize_native_asmprinter()
+    binding.initialize_native_asmparser()
     target = binding.Target.from_default_triple()
     return target.create_target_machine(
         cpu=path.cpu, features=path.features, opt=3, codemodel="jitdefault", jit=True

@@ -1,41 +1,63 @@
-"""Products on a CPU: a few tokens by kernels that expand in registers, more by torch on tiles."""
+"""Products on a CPU: which kernel computes them, and the tensors as it reads them."""
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
+from functools import cache
 from math import prod
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch.nn.functional import linear, pad
 
+from efficientllava.errors import UserError
 from efficientllava.sparse.cpu import dense_kernel, sparse_kernel
-from efficientllava.sparse.cpu.arguments import GROUP
+from efficientllava.sparse.cpu.arguments import GROUP, Packed
 from efficientllava.sparse.cpu.compile import address_of
 from efficientllava.sparse.cpu.dense_kernel import DenseProduct, dense_module
-from efficientllava.sparse.cpu.expand_kernel import Expansion, expand_module
-from efficientllava.sparse.cpu.processor import chosen_path
+from efficientllava.sparse.cpu.panel_kernel import PanelProduct, panel_module, widest
+from efficientllava.sparse.cpu.processor import Path, chosen_path
 from efficientllava.sparse.cpu.sparse_kernel import SparseProduct, sparse_module
 from efficientllava.sparse.cpu.threads import run_kernel
+from efficientllava.sparse.format import PackedMatrix, unpack
 from efficientllava.sparse.layout import LAYOUTS, dtype_name
 
-MOST_TOKENS = 8
-"""Tokens of one call of a kernel."""
-TILE_BYTES = 8 << 20
-"""Of a tile of rows that is expanded and multiplied before the next one: it stays in a cache."""
+FEW_TOKENS = 8
+"""Tokens for which weights are expanded in registers; more of them go in panels."""
+MANY_TOKENS = 1024
+"""Tokens of one call: their sums lie on a thread's stack, 64 bytes each."""
 SPARSE_ROWS = GROUP * sparse_kernel.BLOCK
 
 
-class Packed(NamedTuple):
-    """The tensors of a packed matrix on a CPU; see `efficientllava.sparse.format`."""
+class _Call(NamedTuple):
+    """What one call of a kernel has for all its matrices.
 
-    masks: torch.Tensor
-    values: torch.Tensor
-    offsets: torch.Tensor
-    scales: torch.Tensor | None
-    bias: torch.Tensor | None
+    Attributes:
+        address: of the kernel.
+        numbers: the tokens as the kernel reads them.
+        rows: of a block.
+    """
+
+    address: int
+    numbers: torch.Tensor
+    steps: int
     rows: int
+    panels: int = 0
+
+
+@cache
+def _sparse_kernel(dtype: torch.dtype, pairs: bool, tokens: int, path: Path) -> int:
+    return address_of(sparse_module, SparseProduct(dtype_name(dtype), pairs, tokens), path)
+
+
+@cache
+def _panel_kernel(dtype: torch.dtype, pairs: bool, width: int, path: Path) -> int:
+    return address_of(panel_module, PanelProduct(dtype_name(dtype), pairs, width), path)
+
+
+@cache
+def _dense_kernel(dtype: torch.dtype, pairs: bool, tokens: int, path: Path) -> int:
+    return address_of(dense_module, DenseProduct(dtype_name(dtype), pairs, tokens), path)
 
 
 def sparse_products(
@@ -48,132 +70,130 @@ def sparse_products(
 
     Returns:
         [..., rows] each, in x's dtype. Sums are made in float32, of float64 in float64.
+
+    Raises:
+        UserError: x does not fit.
     """
-    tokens = prod(x.shape[:-1])
-    if tokens > MOST_TOKENS or x.dtype == torch.float64:
-        return [_by_tiles(x, matrix, columns) for matrix in matrices]
-    dtype = matrices[0].values.dtype
-    pairs = _in_pairs(x, dtype)
+    if x.shape[-1:] != (columns,) or not x.is_floating_point():
+        raise UserError(
+            f"the input is {dtype_name(x.dtype)} {list(x.shape)}, "
+            f"the matrix wants floating numbers [..., {columns}]",
+            where="sparse_linear",
+        )
+    tokens, dtype = prod(x.shape[:-1]), matrices[0].values.dtype
+    if x.dtype == torch.float64:
+        return [_in_float64(x, matrix, columns) for matrix in matrices]
+    if not tokens:
+        return [x.new_empty((*x.shape[:-1], matrix.rows)) for matrix in matrices]
+    if tokens > MANY_TOKENS:
+        parts = x.reshape(tokens, columns).split(MANY_TOKENS)
+        products = zip(*(sparse_products(part, matrices, columns) for part in parts), strict=True)
+        return [torch.cat(each).view(*x.shape[:-1], each[0].shape[1]) for each in products]
+    path = chosen_path()
+    pairs = x.dtype == dtype == torch.bfloat16 and path.has_pairs
     numbers = _numbers(x, columns, LAYOUTS[dtype].columns, pairs)
-    kernel = SparseProduct(dtype_name(dtype), pairs, tokens)
     steps = matrices[0].masks.shape[1]
-    return _products(sparse_module, kernel, numbers, steps, x, matrices, SPARSE_ROWS)
+    if tokens <= FEW_TOKENS:
+        kernel = _sparse_kernel(dtype, pairs, tokens, path)
+        return _products(_Call(kernel, numbers, steps, SPARSE_ROWS), x, tokens, matrices)
+    panels = -(-tokens // widest(path))
+    width = -(-tokens // panels)
+    numbers = _in_panels(numbers, tokens, panels, width)
+    kernel = _panel_kernel(dtype, pairs, width, path)
+    return _products(_Call(kernel, numbers, steps, GROUP, panels), x, tokens, matrices)
 
 
 def dense_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """x @ weight.T + bias for a few tokens; as torch does it for many, or for odd columns.
+    """x @ weight.T + bias: for a few tokens by a kernel of ours, else as torch does it.
+
+    Torch multiplies more than 8 tokens, and columns that are no multiple of a vector.
 
     Args:
         x: [..., columns], a floating dtype.
-        weight: [rows, columns] of bfloat16, float16 or float32.
+        weight: [rows, columns].
     """
     rows, columns = weight.shape
     tokens, dtype = prod(x.shape[:-1]), weight.dtype
-    wide = LAYOUTS[dtype].columns if dtype in LAYOUTS else 0
+    wide = LAYOUTS[dtype].columns if dtype.is_floating_point and dtype in LAYOUTS else 0
     fits = wide and x.dtype == dtype and weight.is_contiguous() and rows and columns
-    if not fits or not 0 < tokens <= MOST_TOKENS or columns % (GROUP * wide):
+    if not fits or not 0 < tokens <= FEW_TOKENS or columns % (GROUP * wide):
         return linear(x, weight, bias)
-    pairs = _in_pairs(x, dtype)
+    path = chosen_path()
+    pairs = dtype == torch.bfloat16 and path.has_pairs
     numbers = _numbers(x, columns, wide, pairs)
     if not pairs and wide > 1:
         numbers = numbers.view(tokens, columns // wide, wide).transpose(1, 2).contiguous()
-    kernel = DenseProduct(dtype_name(dtype), pairs, tokens)
     matrix = Packed(weight, weight, weight, None, bias, rows)
-    steps = columns // wide
-    return _products(dense_module, kernel, numbers, steps, x, [matrix], dense_kernel.BLOCK)[0]
+    kernel = _dense_kernel(dtype, pairs, tokens, path)
+    call = _Call(kernel, numbers, columns // wide, dense_kernel.BLOCK)
+    return _products(call, x, tokens, [matrix])[0]
 
 
-def expand_rows(matrix: Packed, columns: int, first: int, last: int) -> torch.Tensor:
-    """Rows of the groups `first` to `last`, dense: [16 * groups, columns] in the matrix's dtype."""
-    dtype, steps = matrix.values.dtype, matrix.masks.shape[1]
-    groups, wide = last - first, LAYOUTS[dtype].columns
-    dense = torch.empty((GROUP * groups, steps * wide), dtype=dtype)
-    if dense.numel():
-        masks, offsets = matrix.masks, matrix.offsets
-        row = [
-            *(masks.data_ptr() + first * steps * masks.itemsize, matrix.values.data_ptr()),
-            *(offsets.data_ptr() + first * offsets.itemsize, dense.data_ptr()),
-            *(0, 0, 0, GROUP * groups, 0),
-        ]
-        address = address_of(expand_module, Expansion(dtype_name(dtype)), chosen_path())
-        _run(address, [0, groups, 1, 0, steps, 0, *row], groups)
-    return dense
-
-
-def _by_tiles(x: torch.Tensor, matrix: Packed, columns: int) -> torch.Tensor:
-    """Expand a tile of rows, let torch multiply it, and so on."""
-    wide = LAYOUTS[matrix.values.dtype].columns
-    flat = x.reshape(prod(x.shape[:-1]), columns)
-    if columns % wide:
-        flat = pad(flat, (0, -columns % wide))
-    result = x.new_empty((len(flat), matrix.rows))
-    groups = -(-matrix.rows // GROUP)
-    step = max(1, TILE_BYTES // max(1, GROUP * columns * matrix.values.itemsize))
-    for first in range(0, groups, step):
-        last = min(groups, first + step)
-        rows = slice(GROUP * first, min(GROUP * last, matrix.rows))
-        tile = expand_rows(matrix, columns, first, last)[: rows.stop - rows.start].to(x.dtype)
-        scales, bias = matrix.scales, matrix.bias
-        added = None if bias is None else bias[rows].to(x.dtype)
-        if scales is None:
-            result[:, rows] = linear(flat, tile, added)
-        else:
-            product = (
-                linear(flat, tile) * scales[rows]
-            )  # float32: bfloat16 scales would cost digits
-            result[:, rows] = product if added is None else product + added
-    return result.reshape(*x.shape[:-1], matrix.rows)
-
-
-def _in_pairs(x: torch.Tensor, dtype: torch.dtype) -> bool:
-    return x.dtype == dtype == torch.bfloat16 and "avx512bf16" in chosen_path().has
+def _in_float64(x: torch.Tensor, matrix: Packed, columns: int) -> torch.Tensor:
+    masks, values, offsets, scales, bias, rows = matrix
+    dense = unpack(PackedMatrix(rows, columns, masks, values, offsets, scales))
+    return linear(x, dense.double(), None if bias is None else bias.double())
 
 
 def _numbers(x: torch.Tensor, columns: int, wide: int, pairs: bool) -> torch.Tensor:
     """x as a kernel reads it: contiguous, zeros up to a whole step, float32 unless in pairs."""
     if columns % wide:
         x = pad(x, (0, -columns % wide))
-    return (x if pairs else x.to(torch.float32)).contiguous()
+    return (x if pairs else x.float()).contiguous()
 
 
-def _products(  # noqa: PLR0913 the operands of one call of a kernel
-    build: Any,
-    kernel: Any,
-    numbers: torch.Tensor,
-    steps: int,
-    x: torch.Tensor,
-    matrices: Sequence[Packed],
-    block_rows: int,
+def _in_panels(numbers: torch.Tensor, tokens: int, panels: int, width: int) -> torch.Tensor:
+    """Tokens in panels [panels, numbers of 4 bytes, width]; the last ones lack a token."""
+    if numbers.storage_offset() % 2:
+        numbers = numbers.clone()  # pairs begin at 4 bytes
+    units = numbers.view(-1).view(torch.int32)
+    units = units.view(tokens, len(units) // tokens)
+    longer = tokens - panels * (width - 1)
+    packed = units.new_empty((panels, units.shape[1], width))
+    first, rest = units[: longer * width], units[longer * width :]
+    packed[:longer] = first.unflatten(0, (longer, width)).transpose(1, 2)
+    if longer < panels:
+        short = rest.unflatten(0, (panels - longer, width - 1))
+        packed[longer:, :, : width - 1] = short.transpose(1, 2)
+    return packed
+
+
+def _products(
+    call: _Call, x: torch.Tensor, tokens: int, matrices: Sequence[Packed]
 ) -> list[torch.Tensor]:
-    short = x.dtype == torch.bfloat16
-    shape = x.shape[:-1]
-    results, table, blocks, kept = [], [], 0, []
-    for matrix in matrices:
-        masks, values, offsets, scales, bias, rows = matrix
-        y = x.new_empty((*shape, rows), dtype=torch.bfloat16 if short else torch.float32)
-        results.append(y)
-        bias_short = bias_long = 0
+    """Run a call for its matrices: rows of each in x's dtype. Written for speed."""
+    short, shape = x.dtype == torch.bfloat16, x.shape[:-1]
+    made = torch.bfloat16 if short else torch.float32
+    blocks, results, table, kept = 0, [], [], []
+    for masks, values, offsets, scales, bias, rows in matrices:
+        y = torch.empty((*shape, rows), dtype=made)
+        short_bias = long_bias = 0
         if bias is not None:
-            if bias.dtype not in (torch.bfloat16, torch.float32):
-                bias = bias.to(torch.float32)
-            bias = bias.contiguous()
-            kept.append(bias)
-            if bias.dtype == torch.bfloat16:
-                bias_short = bias.data_ptr()
-            else:
-                bias_long = bias.data_ptr()
-        table += [
-            *(masks.data_ptr(), values.data_ptr(), offsets.data_ptr(), y.data_ptr()),
-            *(bias_short, bias_long, 0 if scales is None else scales.data_ptr()),
-            *(rows, blocks),
-        ]
-        blocks += -(-rows // block_rows)
-    if kernel.tokens and blocks:
-        address = address_of(build, kernel, chosen_path())
-        head = [0, blocks, len(matrices), numbers.data_ptr(), steps, int(short)]
-        _run(address, head + table, blocks)
-    return results if short or x.dtype == torch.float32 else [y.to(x.dtype) for y in results]
+            bias, short_bias, long_bias = _bias(bias)
+            kept.append(bias)  # its memory must outlive the call
+        table += (
+            masks.data_ptr(),
+            values.data_ptr(),
+            offsets.data_ptr(),
+            y.data_ptr(),
+            short_bias,
+            long_bias,
+            0 if scales is None else scales.data_ptr(),
+            rows,
+            blocks,
+        )
+        results.append(y)
+        blocks += -(-rows // call.rows)
+    if blocks:
+        head = (0, blocks, len(results), call.numbers.data_ptr(), call.steps, short, tokens)
+        run_kernel(call.address, (*head, call.panels, *table), blocks)
+    return results if made == x.dtype else [y.to(x.dtype) for y in results]
 
 
-def _run(address: int, arguments: list[int], blocks: int) -> None:
-    run_kernel(address, (ctypes.c_int64 * len(arguments))(*arguments), blocks)
+def _bias(bias: torch.Tensor) -> tuple[torch.Tensor, int, int]:
+    """A bias that a kernel can read, and its address as bfloat16 or as float32."""
+    if bias.dtype == torch.bfloat16:
+        bias = bias.contiguous()
+        return bias, bias.data_ptr(), 0
+    bias = bias.to(torch.float32).contiguous()
+    return bias, 0, bias.data_ptr()

@@ -6,7 +6,7 @@ import logging
 import os
 import platform
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 
 from efficientllava.errors import UserError
 
@@ -20,9 +20,9 @@ OPTIONAL = ("avx512vbmi2", "avx512vnni", "avx512bf16")
 """What the AVX-512 paths use where it is there."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Path:
-    """How kernels are compiled.
+    """How kernels are compiled; equal to itself alone, which makes it quick to look up.
 
     Attributes:
         cpu, features: of LLVM's target machine.
@@ -33,6 +33,11 @@ class Path:
     cpu: str
     features: str
     has: frozenset[str]
+
+    @cached_property
+    def has_pairs(self) -> bool:
+        """Whether the processor multiplies pairs of bfloat16."""
+        return "avx512bf16" in self.has
 
     @property
     def wide(self) -> bool:

@@ -73,7 +73,7 @@ def _half(code: Code, weights: Any) -> Any:
     return code.bitcast(code.or_(number, sign), FLOATS)
 
 
-def add_product(  # noqa: PLR0913 the operands of one multiplication
+def add_product(
     code: Code, totals: list[Any], weights: Any, x: list[Any], dtype: str, pairs: bool
 ) -> None:
     """totals += weights * x, for a step of 16 rows; the vectors are added to one after the other.
@@ -84,16 +84,18 @@ def add_product(  # noqa: PLR0913 the operands of one multiplication
         x: of `token_step`.
     """
     if pairs:
-        operands = [code.bitcast(each, BFLOATS) for each in (weights, x[0])]
-        total = code.intrinsic(
-            "llvm.x86.avx512bf16.dpbf16ps.512", FLOATS, [code.get(totals[0]), *operands]
-        )
-        code.store(total, totals[0])
+        code.store(multiply_pairs(code, weights, x[0], code.get(totals[0])), totals[0])
         return
     for place, (column, number) in enumerate(zip(widened(code, weights, dtype), x, strict=True)):
         total = totals[place % len(totals)]
         number = code.bitcast(number, FLOATS)
         code.store(code.multiply_add(column, number, code.get(total)), total)
+
+
+def multiply_pairs(code: Code, weights: Any, x: Any, total: Any) -> Any:
+    """total + weights * x, where both are pairs of bfloat16 in 16 x int32."""
+    operands = [code.bitcast(each, BFLOATS) for each in (weights, x)]
+    return code.intrinsic("llvm.x86.avx512bf16.dpbf16ps.512", FLOATS, [total, *operands])
 
 
 def to_bfloat(code: Code, value: Any) -> Any:
@@ -114,44 +116,54 @@ def to_bfloat(code: Code, value: Any) -> Any:
 def finish_function(module: ir.Module, path: Path) -> Any:
     """finish(call, matrix, row, count, token, sums): scale, bias, round and store `count` rows.
 
-    `sums` points to as many float32. Out of the hot loop, so one row at a time.
+    `sums` points to as many float32; 16 at once where they are 16.
     """
     code = Code.of(module, "finish", VOID, [POINTER, POINTER, INT64, INT64, INT64, POINTER], path)
     code.function.attributes.add("noinline")
-    call, matrix, row, count, token, sums = code.arguments
-    zero = code.number(0)
-
-    def field(which: Matrix) -> Any:
-        return code.read(matrix, INT64, int(which))
-
-    scales, bias, bias_bfloat = (
-        field(each) for each in (Matrix.SCALES, Matrix.BIAS_FLOAT, Matrix.BIAS_BFLOAT)
-    )
-    rows, y = field(Matrix.ROWS), code.pointer(field(Matrix.Y))
-    short = code.read(call, INT64, int(Call.BFLOAT_Y))
-    left = code.sub(rows, row)
+    _, matrix, row, count, _, _ = code.arguments
+    left = code.sub(code.read(matrix, INT64, int(Matrix.ROWS)), row)
     count = code.select(code.icmp_signed("<", left, count), left, count)
-    with code.loop(zero, count) as each:
-        here = code.add(row, each)
-        value = code.variable(code.read(sums, FLOAT, each))
-        with code.if_then(code.icmp_signed("!=", scales, zero)):
-            scale = code.read(code.pointer(scales), FLOAT, here)
-            code.store(code.fmul(code.get(value), scale), value)
-        with code.if_then(code.icmp_signed("!=", bias, zero)):
-            added = code.read(code.pointer(bias), FLOAT, here)
-            code.store(code.fadd(code.get(value), added), value)
-        with code.if_then(code.icmp_signed("!=", bias_bfloat, zero)):
-            added = code.zext(code.read(code.pointer(bias_bfloat), INT16, here), INT32)
-            added = code.bitcast(code.shl(added, ir.Constant(INT32, 16)), FLOAT)
-            code.store(code.fadd(code.get(value), added), value)
-        place = code.add(code.mul(token, rows), here)
-        with code.if_else(code.icmp_signed("!=", short, zero)) as (then, otherwise):
-            with then:
-                code.write(code.trunc(to_bfloat(code, code.get(value)), INT16), y, place)
-            with otherwise:
-                code.write(code.get(value), y, place)
+    group = code.icmp_signed("==", count, code.number(GROUP))
+    with code.if_else(group) as (then, otherwise):
+        with then:
+            _finish_rows(code, code.number(0), FLOATS)
+        with otherwise, code.loop(code.number(0), count) as each:
+            _finish_rows(code, each, FLOAT)
     code.ret_void()
     return code.function
+
+
+def _finish_rows(code: Code, each: Any, kind: Any) -> None:
+    """Finish the row `each` after the first, or 16 where `kind` is a vector."""
+    call, matrix, row, _, token, sums = code.arguments
+    zero, here = code.number(0), code.add(row, each)
+    vector = isinstance(kind, ir.VectorType)
+    shorts, whole = (ir.VectorType(INT16, GROUP), INTEGERS) if vector else (INT16, INT32)
+    scales, bias, bias_bfloat, rows, y = (
+        code.read(matrix, INT64, int(which))
+        for which in (
+            *(Matrix.SCALES, Matrix.BIAS_FLOAT, Matrix.BIAS_BFLOAT, Matrix.ROWS, Matrix.Y),
+        )
+    )
+    value = code.variable(code.read(sums, kind, each))
+    with code.if_then(code.icmp_signed("!=", scales, zero)):
+        scale = code.read(code.pointer(scales), kind, here)
+        code.store(code.fmul(code.get(value), scale), value)
+    with code.if_then(code.icmp_signed("!=", bias, zero)):
+        added = code.read(code.pointer(bias), kind, here)
+        code.store(code.fadd(code.get(value), added), value)
+    with code.if_then(code.icmp_signed("!=", bias_bfloat, zero)):
+        added = code.zext(code.read(code.pointer(bias_bfloat), shorts, here), whole)
+        sixteen = integers(16) if vector else ir.Constant(INT32, 16)
+        added = code.bitcast(code.shl(added, sixteen), kind)
+        code.store(code.fadd(code.get(value), added), value)
+    place, y = code.add(code.mul(token, rows), here), code.pointer(y)
+    short = code.icmp_signed("!=", code.read(call, INT64, int(Call.BFLOAT_Y)), zero)
+    with code.if_else(short) as (then, otherwise):
+        with then:
+            code.write(code.trunc(to_bfloat(code, code.get(value)), shorts), y, place)
+        with otherwise:
+            code.write(code.get(value), y, place)
 
 
 def work_function(module: ir.Module, path: Path, block: Any) -> None:

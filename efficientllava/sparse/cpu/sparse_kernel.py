@@ -20,8 +20,8 @@ from efficientllava.sparse.cpu.products import (
 from efficientllava.sparse.cpu.vectors import (
     FLOAT,
     FLOATS,
-    INT64,
     INT8,
+    INT64,
     INTEGER,
     POINTER,
     VOID,
@@ -81,7 +81,7 @@ def sparse_module(kernel: SparseProduct, path: Path) -> ir.Module:
     return module
 
 
-def _sum_function(  # noqa: PLR0913 what one function is made of
+def _sum_function(
     module: ir.Module, kernel: SparseProduct, path: Path, many: int, finish: Any
 ) -> Any:
     """sum(call, matrix, group): y of `many` groups of 16 rows for all tokens."""
@@ -120,7 +120,7 @@ def _sum_function(  # noqa: PLR0913 what one function is made of
                 turned = sums[turn % chains :] + sums[: turn % chains]
                 add_product(code, turned, weights, number, kernel.dtype, kernel.pairs)
 
-    unrolled = 8 if path.wide else 2
+    unrolled = 4 if path.wide else 2
     whole = code.and_(steps, code.number(-unrolled))
     with code.loop(code.number(0), whole, unrolled) as index:
         for turn in range(unrolled):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -37,15 +38,16 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="efficientllava-sparse")
 
 
-def run_kernel(address: int, arguments: Any, blocks: int) -> None:
+def run_kernel(address: int, arguments: Sequence[int], blocks: int) -> None:
     """Call a kernel's `work`; it returns when all blocks are done.
 
     Args:
-        arguments: a ctypes array, see `arguments`.
+        arguments: see `arguments.Call` and `arguments.Matrix`.
         blocks: of rows; no more threads are used.
     """
     threads = min(torch.get_num_threads(), blocks)
-    place = ctypes.addressof(arguments)
+    memory = (ctypes.c_int64 * len(arguments))(*arguments)
+    place = ctypes.addressof(memory)
     if threads <= 1:
         _function(address)(place)
     elif (parallel := _parallel()) is not None:
