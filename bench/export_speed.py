@@ -5,6 +5,9 @@
 Every runtime runs the dense graph and all pruned ones in turns; the table gives medians and
 dense / pruned with its interval (docs/export.md). Nothing is trained and nothing is
 kept. Zeros at random are an assumption: a real model's zeros may lie otherwise.
+
+With --memory it writes the graphs of one model instead, says the largest resident set meanwhile
+against the bytes of the model, and holds one token in ONNX Runtime against PyTorch.
 """
 
 from __future__ import annotations
@@ -17,8 +20,8 @@ import torch
 
 from bench import options_of, say_conditions
 from bench.random_models import DecoderSize, random_llava, size_of, size_options
-from efficientllava.export.graphs.writing import export_graphs
-from efficientllava.export.measure import timed_calls
+from efficientllava.export.graphs.writing import LanguageGraph, export_graphs
+from efficientllava.export.measure import timed_calls, timing_inputs
 from efficientllava.export.runtimes import open_graph, takes_graphs, unavailable, version
 from efficientllava.export.speed import (
     clock_of,
@@ -45,8 +48,12 @@ def main() -> None:
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.5, 0.7])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repetitions", type=int, default=20)
+    parser.add_argument("--memory", action="store_true", help="memory of writing the graphs alone")
     wanted = options_of(parser)
     say_conditions(wanted)
+    if wanted.memory:
+        _measure_memory(wanted)
+        return
 
     with tempfile.TemporaryDirectory() as temporary:
         folders = {}
@@ -87,3 +94,33 @@ def main() -> None:
                 load = max(load, load_average())
         print(f"load average at most: {load}")
         warn_of_load(load, machine()["cores"])
+
+
+def _measure_memory(wanted: argparse.Namespace) -> None:
+    model = random_llava(size_of(wanted), wanted.context)
+    size = sum(each.nbytes for each in model.parameters())
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        before = _status("VmRSS")
+        export_graphs(model, folder, wanted.prompt_tokens, wanted.context)
+        peak = _status("VmHWM")
+        files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+        print(f"model {size / 1e9:.2f} GB, resident {before / 1e9:.2f} GB, files {files}")
+        print(f"peak {peak / 1e9:.2f} GB: {peak / size:.3f} of the model", flush=True)
+        graph = open_graph("onnxruntime", folder / "decode.onnx", wanted.threads)
+        inputs = timing_inputs("decode", graph)
+        logits = torch.from_numpy(graph.run(inputs)["logits"])
+        with torch.no_grad():
+            expected = LanguageGraph(model)(*map(torch.from_numpy, inputs.values()))[0]
+        print(f"largest difference from PyTorch {float((logits - expected).abs().max()):.2g}")
+
+
+def _status(field: str) -> int:
+    """Bytes of a line of /proc/self/status."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(field)).split()[1])
+
+
+if __name__ == "__main__":
+    main()

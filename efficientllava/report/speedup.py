@@ -15,6 +15,8 @@ from typing import Any
 NO_DIFFERENCE = "no difference measured"
 NARROW = 0.1
 """An interval wider than this share of its middle is called wide (as in export/speed.py)."""
+TOLD = "_told"
+"""How names of speed-ups in words end."""
 PHASES = ("prefill", "decode")
 _FACTORS = ("_speedup", "_speedup_over_best_dense", "_speedup_over_dense_kernel")
 
@@ -127,7 +129,7 @@ def export_metrics(record: Mapping[str, Any]) -> dict[str, Any]:
             }
             for key in (f"{phase}{factor}" for factor in _FACTORS):
                 if (speedup := speedup_of(row, key)) is not None:
-                    told[f"{key}_told"] = str(speedup)
+                    told[f"{key}{TOLD}"] = str(speedup)
         metrics["runtimes"][name] = told
     return metrics
 
