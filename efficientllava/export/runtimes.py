@@ -79,7 +79,7 @@ class Runtime(Backend):
 
 
 class Sparse(Backend):
-    """Packed checkpoints in transformers, by this package's own kernels (docs/sparse.md).
+    """Packed checkpoints in transformers, by this package's own kernels (docs/sparse_format.md).
 
     It takes models of all families, also where there are no graphs (`export/packed.py`).
     """
