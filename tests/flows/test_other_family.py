@@ -1,4 +1,4 @@
-"""Qwen2.5-VL through the whole pipeline: no graphs, but the sparse runtime, the report and MLflow."""
+"""Qwen2.5-VL through the whole pipeline: no graphs, but the sparse runtime, report and MLflow."""
 
 from __future__ import annotations
 
@@ -23,6 +23,10 @@ def test_a_family_without_graphs_reaches_report_and_tracking(tmp_path: Path) -> 
     workspace.add_code()
     shutil.copytree(ROOT / "flows", tmp_path / "flows")
     (tmp_path / "experiments").mkdir()
+    workspace.environment |= {
+        "PREFECT_HOME": str(tmp_path / "prefect"),
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "300",
+    }
     outcome = workspace.run("flows.pipeline", timeout=850)
     assert outcome.status == 0, outcome.error
     assert "Traceback" not in outcome.error

@@ -69,19 +69,20 @@ def placeholders(module: nn.Module) -> Iterator[list[nn.Linear]]:
 def used_layers(model: onnx.ModelProto, layers: Sequence[nn.Linear]) -> dict[str, nn.Linear]:
     """The layers by the names of their placeholders, whose nodes are taken out of the graph."""
     nodes = {node.output[0]: node for node in model.graph.node if node.op_type == PLACEHOLDER}
-    found: dict[str, nn.Linear] = {}
+    found: dict[str, int] = {}
     shapes = set()
     for node in model.graph.node:
         name = node.input[1] if node.op_type == "MatMul" else ""
         if name in nodes:
             value = numpy_helper.to_array(nodes[name].attribute[0].t)
-            found[name] = layers[int(value.item())]
+            found[name] = int(value.item())
             shapes.add(nodes[name].input[0])
     gone = shapes | found.keys()
     kept = [node for node in model.graph.node if node.output[0] not in gone]
     del model.graph.node[:]
     model.graph.node.extend(kept)
-    return found
+    # by their place in the model: prefill and decode find them at the same offsets
+    return {name: layers[found[name]] for name in sorted(found, key=lambda name: found[name])}
 
 
 def matrix_bytes(layers: dict[str, nn.Linear]) -> int:

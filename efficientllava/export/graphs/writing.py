@@ -34,12 +34,12 @@ from efficientllava.models.families import adapter_for
 
 OPSET = 14
 IR_VERSION = 8
-DATA = "decoder.data"
-"""The decoder's weights where they are too large for a graph."""
+DATA, VISION_DATA = "decoder.data", "vision.data"
+"""Weights that are too large for a graph; prefill and decode share the first file."""
 # protobuf's limit for one file, less what is no matrix of a linear layer
 LARGEST_GRAPH = 2 * 1024**3 - 64 * 1024**2
-FILES = ("vision.onnx", "prefill.onnx", "decode.onnx", DATA, "embeddings.safetensors")
-"""What `export_graphs` writes; the data file where it is needed alone."""
+FILES = ("vision.onnx", "prefill.onnx", "decode.onnx", DATA, VISION_DATA, "embeddings.safetensors")
+"""What `export_graphs` writes; data files where they are needed alone."""
 EMBEDDING = "embed_tokens.weight"
 FAMILY = "llava"
 """The model type whose graphs are written here."""
@@ -159,6 +159,8 @@ def export_graphs(model: PreTrainedModel, folder: Path, prompt_tokens: int, cont
             f"context {context} exceeds the {text.max_position_embeddings} positions of the model",
             where="params.yaml, export",
         )
+    for name in FILES:
+        (folder / name).unlink(missing_ok=True)
     blocks, width = text.num_hidden_layers, text.hidden_size
     cache = [torch.zeros(cache_shape(model, context)) for _ in range(2 * blocks)]
     present = cache_names("present", blocks)
@@ -236,7 +238,7 @@ def _write_graph(
     if matrix_bytes(layers) <= LARGEST_GRAPH:
         put_inside(model, layers)
     else:
-        data = path.with_name(DATA)
+        data = path.with_name(VISION_DATA if isinstance(module, VisionGraph) else DATA)
         put_outside(model, layers, data)
         if not data.exists():
             write_data(layers, data)
