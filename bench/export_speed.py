@@ -17,11 +17,17 @@ import tempfile
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel
 
 from bench import options_of, say_conditions
 from bench.random_models import DecoderSize, random_llava, size_of, size_options
-from efficientllava.export.graphs.writing import LanguageGraph, export_graphs
-from efficientllava.export.measure import timed_calls, timing_inputs
+from efficientllava.export.graphs.writing import (
+    LanguageGraph,
+    cache_names,
+    cache_shape,
+    export_graphs,
+)
+from efficientllava.export.measure import timed_calls
 from efficientllava.export.runtimes import open_graph, takes_graphs, unavailable, version
 from efficientllava.export.speed import (
     clock_of,
@@ -108,12 +114,24 @@ def _measure_memory(wanted: argparse.Namespace) -> None:
         files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
         print(f"model {size / 1e9:.2f} GB, resident {before / 1e9:.2f} GB, files {files}")
         print(f"peak {peak / 1e9:.2f} GB: {peak / size:.3f} of the model", flush=True)
-        graph = open_graph("onnxruntime", folder / "decode.onnx", wanted.threads)
-        inputs = timing_inputs("decode", graph)
-        logits = torch.from_numpy(graph.run(inputs)["logits"])
+        inputs = _decode_inputs(model, wanted.context)
         with torch.no_grad():
-            expected = LanguageGraph(model)(*map(torch.from_numpy, inputs.values()))[0]
-        print(f"largest difference from PyTorch {float((logits - expected).abs().max()):.2g}")
+            expected = LanguageGraph(model)(*inputs.values())[0]
+        del model  # the runtime needs as much memory again
+        graph = open_graph("onnxruntime", folder / "decode.onnx", wanted.threads)
+        logits = graph.run({name: tensor.numpy() for name, tensor in inputs.items()})["logits"]
+        print(f"largest difference from PyTorch {abs(logits - expected.numpy()).max():.2g}")
+
+
+def _decode_inputs(model: PreTrainedModel, context: int) -> dict[str, torch.Tensor]:
+    """Random inputs of the decode graph, by their names."""
+    names = cache_names("past_key_values", model.config.get_text_config().num_hidden_layers)
+    return {
+        "inputs_embeds": torch.randn(1, 1, model.config.get_text_config().hidden_size),
+        "attention_mask": torch.zeros(1, 1, 1, context),
+        "position_ids": torch.tensor([[context - 1]]),
+        **{name: torch.randn(cache_shape(model, context)) for name in names},
+    }
 
 
 def _status(field: str) -> int:

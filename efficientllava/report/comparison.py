@@ -277,7 +277,7 @@ def markdown_table(
 def comma_separated(rows: Sequence[Row]) -> str:
     """Everything of every row as CSV with unrounded numbers; empty where unknown.
 
-    A speed-up whose interval holds 1 is "no difference measured"; the interval's ends have their columns.
+    A speed-up whose interval holds 1 is "no difference measured"; its ends have their columns.
     """
     columns = [_flat(row) for row in rows]
     names = list(dict.fromkeys(name for row in columns for name in row))

@@ -131,7 +131,7 @@ def test_weights_beyond_a_graph_lie_in_a_data_file_that_both_graphs_share(
     export_graphs(model, tmp_path, prompt_tokens=24, context=32)
     names = {path.name for path in tmp_path.iterdir()}
     assert names == set(writing.FILES)
-    linear = [each for each in adapter_for(model).matrices] + [model.get_output_embeddings()]
+    linear = [*adapter_for(model).matrices, model.get_output_embeddings()]
     weights = sum(4 * each.weight.numel() for each in linear)
     size = (tmp_path / "decoder.data").stat().st_size
     assert weights <= size < weights + 4096 * len(linear)

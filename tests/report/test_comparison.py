@@ -65,7 +65,9 @@ def test_cells_are_rounded_and_dashes_stand_for_unknown(artifacts: Path) -> None
     first = dict(zip(headings, body[1], strict=True))
     assert first["accuracy %"] == "82.5 ± 0.6"
     assert first["zeros"] == "0.5000" and first["proxy loss"] == "0.1250"
-    assert first["DeepSparse prefill ms"] == "3.20 faster ×1.25 (1.20–1.30)" and first["MB"] == "2.00"
+    assert (
+        first["DeepSparse prefill ms"] == "3.20 faster ×1.25 (1.20–1.30)" and first["MB"] == "2.00"
+    )
     assert first["parameters"] == "400,000"
     assert body[4][2:] == ["–"] * (len(headings) - 2)
     headings, body = breakdown_cells(read_rows(artifacts, METHODS, RATIOS))
@@ -105,9 +107,7 @@ def test_noise_is_no_factor_in_any_form(
     for text in texts:
         assert "no difference" in text
         assert "×3.35" not in text and "3.35" not in text.replace("33.5", "")
-    interval = (
-        "(no interval)" if ends is None else f"({ends['low']:.2f}–{ends['high']:.2f}, wide)"
-    )
+    interval = "(no interval)" if ends is None else f"({ends['low']:.2f}–{ends['high']:.2f}, wide)"
     assert f"10.00 no difference measured {interval}" in texts[1] and interval in texts[3]
     cards = texts[3].partition('<div class="cards">')[2].partition("<h2>")[0]
     assert cards.count("<b>no difference measured</b>") == 2 and cards.count(interval) == 2
@@ -123,7 +123,10 @@ def test_a_difference_is_a_factor_with_its_interval(artifacts: Path, tmp_path: P
     noisy(artifacts, "efficientllava-0.5")
     rows = write_report(artifacts, tmp_path / "report", METHODS, RATIOS)
     page = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
-    assert "<b>faster ×1.25</b><span>best DeepSparse prefill speed-up: sparsegpt 0.5 (1.20–1.30)" in page
+    assert (
+        "<b>faster ×1.25</b><span>best DeepSparse prefill speed-up: sparsegpt 0.5 (1.20–1.30)"
+        in page
+    )
     table = list(csv.DictReader(io.StringIO(comma_separated(rows))))
     assert table[0]["deepsparse_prefill_speedup"] == "", "dense is not held against itself"
     assert float(table[1]["deepsparse_prefill_speedup"]) == 1.25
