@@ -111,16 +111,19 @@ def ask(
     new_tokens: Annotated[int, typer.Option(min=1, help="tokens generated at most")] = 16,
     threads: Annotated[int, typer.Option(min=1, help="threads")] = 1,
 ) -> None:
-    """Answer a question about an image: exported models by the first runtime that can be used,
-    checkpoints by PyTorch."""
+    """Answer a question about an image: exported graphs by the first runtime that can be used,
+    checkpoints, packed ones too, by PyTorch."""
     from efficientllava.data.prompts import chat_prompt, format_prompt
-    from efficientllava.export.assistant import Prompt, answer
+    from efficientllava.export.assistant import answer
+    from efficientllava.export.decoding import Prompt
 
     text = question if raw else format_prompt(question, choice or [], hint)
     picture = None if image == "-" else Path(image)
     if (folder / "prefill.onnx").is_file():
         typer.echo(answer(folder, picture, text, None, threads, new_tokens, raw))
         return
+    if (folder / "packed" / "config.json").is_file():
+        folder /= "packed"  # an export without graphs
     import torch
 
     from efficientllava.export.reference import checkpoint_answer

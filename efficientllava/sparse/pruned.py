@@ -23,6 +23,10 @@ from efficientllava.sparse.threads import in_threads
 WEIGHT = ".weight"
 
 
+class NothingToPack(UserError):
+    """No matrix of a checkpoint becomes smaller packed."""
+
+
 @dataclass(frozen=True)
 class Packing:
     """A matrix that is packed.
@@ -105,7 +109,7 @@ def find_pruned(folder: Path, files: Sequence[Path], dtype: str | None) -> dict[
             packings[packing.module] = packing
     if not packings:
         told = f"; most zeros has {sparsest}, {share:.1%}" if sparsest else ""
-        raise UserError(
+        raise NothingToPack(
             f"no matrix has enough zeros to become smaller{told}",
             str(folder),
             "prune it first: efficientllava prune",

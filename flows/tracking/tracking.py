@@ -190,6 +190,7 @@ class Tracking:
             "method": record.method,
             "ratio": f"{record.ratio:g}",
             "mlflow.note.content": note(record),
+            **record.words,
             **_output_tags(record),
             DIGEST: record.digest,  # last: it says that all is there
         }

@@ -1,8 +1,7 @@
 """A LLaVA checkpoint as three ONNX graphs of fixed shape and one table of embeddings.
 
-Traced with the TorchScript exporter: it folds the transposed weight of every linear layer
-into one constant initialiser of a MatMul, zeros included, which is what runtimes for sparse
-weights look for.
+The TorchScript exporter traces the model without the weights of its linear layers, which
+`matrices` adds. A decoder beyond 2 GiB lies in one data file that both language graphs share.
 """
 
 from __future__ import annotations
@@ -20,15 +19,27 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
 from efficientllava.errors import UserError
-from efficientllava.export.heads import with_padded_heads
+from efficientllava.export.graphs.heads import with_padded_heads
+from efficientllava.export.graphs.matrices import (
+    matrix_bytes,
+    placeholders,
+    put_inside,
+    put_outside,
+    used_layers,
+    write_data,
+)
 from efficientllava.files import read_json, save_tensors
-from efficientllava.models.checkpoint import check_checkpoint, load_model
+from efficientllava.models.checkpoint import check_checkpoint
 from efficientllava.models.families import adapter_for
 
 OPSET = 14
 IR_VERSION = 8
-# protobuf's limit for one file; graphs keep their weights inside
-LARGEST_GRAPH = 2 * 1024**3 - 16 * 1024**2
+DATA, VISION_DATA = "decoder.data", "vision.data"
+"""Weights that are too large for a graph; prefill and decode share the first file."""
+# protobuf's limit for one file, less what is no matrix of a linear layer
+LARGEST_GRAPH = 2 * 1024**3 - 64 * 1024**2
+FILES = ("vision.onnx", "prefill.onnx", "decode.onnx", DATA, VISION_DATA, "embeddings.safetensors")
+"""What `export_graphs` writes; data files where they are needed alone."""
 EMBEDDING = "embed_tokens.weight"
 FAMILY = "llava"
 """The model type whose graphs are written here."""
@@ -123,31 +134,23 @@ def not_exportable(checkpoint: Path) -> str | None:
     """Why no graphs can be written of a checkpoint, whatever the parameters; None where they can.
 
     Raises:
-        UserError: as `load_model`.
+        UserError: as `check_checkpoint`.
     """
     check_checkpoint(checkpoint)
     family = str(read_json(checkpoint / "config.json").get("model_type"))
     if family != FAMILY:
         return f"models of type '{family}' are not exported, only those of type '{FAMILY}'"
-    return _too_large(with_padded_heads(load_model(checkpoint)))
-
-
-def _too_large(model: PreTrainedModel) -> str | None:
-    weight = 4 * sum(parameter.numel() for parameter in LanguageGraph(model).parameters())
-    if weight <= LARGEST_GRAPH:
-        return None
-    return (
-        f"the language model takes {weight / 2**30:.1f} GiB in float32; an ONNX file with its "
-        "weights inside holds at most 2 GiB"
-    )
+    return None
 
 
 def export_graphs(model: PreTrainedModel, folder: Path, prompt_tokens: int, context: int) -> None:
     """Write vision.onnx, prefill.onnx, decode.onnx and embeddings.safetensors into a folder.
 
+    Of a decoder beyond 2 GiB the weights lie in decoder.data. They are written from where they are:
+    beside the model, memory is needed for a few rows of one matrix.
+
     Raises:
-        UserError: a graph is larger than one ONNX file can be, or the model has fewer
-            positions than the context.
+        UserError: the model has fewer positions than the context.
     """
     model = with_padded_heads(model)
     text = model.config.get_text_config()
@@ -156,8 +159,8 @@ def export_graphs(model: PreTrainedModel, folder: Path, prompt_tokens: int, cont
             f"context {context} exceeds the {text.max_position_embeddings} positions of the model",
             where="params.yaml, export",
         )
-    if (reason := _too_large(model)) is not None:
-        raise UserError(reason, where=f"export to {folder}", remedy="export a smaller model")
+    for name in FILES:
+        (folder / name).unlink(missing_ok=True)
     blocks, width = text.num_hidden_layers, text.hidden_size
     cache = [torch.zeros(cache_shape(model, context)) for _ in range(2 * blocks)]
     present = cache_names("present", blocks)
@@ -216,8 +219,9 @@ def _write_graph(
     inputs: list[str],
     outputs: list[str],
 ) -> None:
+    """Write one graph, and its data file where it is too large and the file is not there yet."""
     buffer = io.BytesIO()
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), placeholders(module) as linears:
         # tracing warns of every Python number that becomes a constant: all shapes are fixed here
         warnings.simplefilter("ignore")
         torch.onnx.export(
@@ -229,32 +233,16 @@ def _write_graph(
             opset_version=OPSET,
             dynamo=False,
         )
-    graph = onnx.load_model_from_string(buffer.getvalue())
-    _fold_shared_constants(graph.graph)
+    model = onnx.load_model_from_string(buffer.getvalue())
+    layers = used_layers(model, linears)
+    if matrix_bytes(layers) <= LARGEST_GRAPH:
+        put_inside(model, layers)
+    else:
+        data = path.with_name(VISION_DATA if isinstance(module, VisionGraph) else DATA)
+        put_outside(model, layers, data)
+        if not data.exists():
+            write_data(layers, data)
     # DeepSparse 1.8 reads up to 8
-    graph.ir_version = IR_VERSION
-    onnx.checker.check_model(graph)
-    onnx.save_model(graph, str(path))
-
-
-def _fold_shared_constants(graph: onnx.GraphProto) -> None:
-    """Give every node its own constant where the exporter made equal weights share one.
-
-    Two matrices that are all zeros become one initialiser and an Identity node, and a runtime no
-    longer sees the constant weight of the second MatMul.
-    """
-    constants = {tensor.name: tensor for tensor in graph.initializer}
-    nodes = []
-    for node in graph.node:
-        if node.op_type == "Identity" and node.input[0] in constants:
-            copy = onnx.TensorProto()
-            copy.CopyFrom(constants[node.input[0]])
-            copy.name = node.output[0]
-            constants[copy.name] = copy
-        else:
-            nodes.append(node)
-    used = {name for node in nodes for name in node.input}
-    kept = [tensor for name, tensor in constants.items() if name in used]
-    del graph.node[:], graph.initializer[:]
-    graph.node.extend(nodes)
-    graph.initializer.extend(kept)
+    model.ir_version = IR_VERSION
+    onnx.save_model(model, str(path))
+    onnx.checker.check_model(str(path))
