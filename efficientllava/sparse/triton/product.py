@@ -9,6 +9,7 @@ every run.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from threading import Lock
 
@@ -57,9 +58,9 @@ class _Firsts:
             known = self._kept.get(key)
         if known is not None and known[1] == version and len(known[2]) == len(masks):
             return known[2]
-        firsts = _find(masks, width)
         if masks.is_cuda and torch.cuda.is_current_stream_capturing():
-            return firsts  # belongs to the graph, which makes it anew on every replay
+            return _find(masks, width)  # belongs to the graph, which makes it anew on every replay
+        firsts = _find_apart(masks, width) if masks.is_cuda else _find(masks, width)
         with self._lock:
             self._kept = {k: v for k, v in self._kept.items() if not v[0].expired()}
             self._kept[key] = (StorageWeakRef(storage), version, firsts)
@@ -74,6 +75,25 @@ def _find(masks: torch.Tensor, width: int) -> torch.Tensor:
     tiles = triton.cdiv(steps, TILE.value)
     firsts = torch.empty(groups, tiles, dtype=torch.int32, device=masks.device)
     kernels.find_tiles[(groups,)](masks, firsts, steps, tiles, WIDTH=width, num_warps=1)
+    return firsts
+
+
+def _find_apart(masks: torch.Tensor, width: int) -> torch.Tensor:
+    """As `_find`, but no graph's pool of memory holds the result.
+
+    While torch.compile warms up a graph, all that this thread allocates comes from a pool that is
+    used again for something else; so another thread allocates it, on the default stream.
+    """
+    asking, default = torch.cuda.current_stream(), torch.cuda.default_stream()
+
+    def find() -> torch.Tensor:
+        with torch.cuda.device(masks.device), torch.cuda.stream(default):
+            default.wait_stream(asking)
+            return _find(masks, width)
+
+    with ThreadPoolExecutor(1) as thread:
+        firsts = thread.submit(find).result()
+    asking.wait_stream(default)
     return firsts
 
 
