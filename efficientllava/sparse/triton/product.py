@@ -110,7 +110,7 @@ def sparse_linear(
     """x times the transpose of a packed matrix, sums in float32, without waiting for the device.
 
     Args:
-        x: [..., columns], of the dtype of the values, or any of the three for int8.
+        x: [..., columns], of the dtype of the values; bfloat16 or float16 for int8.
         masks, values, offsets, scales: of a `PackedMatrix` that `check` accepts, of the sizes that
             `operators.require_fit` wants.
         bias: [rows].
@@ -148,7 +148,9 @@ def sparse_linear(
 
 
 def _require(x: torch.Tensor, values: torch.Tensor, columns: int) -> None:
-    allowed = list(_DOTS) if values.dtype == torch.int8 else [values.dtype]
+    # int8 with float32 inputs would want 256 KB of shared memory
+    halves = [torch.bfloat16, torch.float16]
+    allowed = halves if values.dtype == torch.int8 else [values.dtype]
     if x.dtype not in allowed:
         names = " or ".join(dtype_name(dtype) for dtype in allowed)
         raise UserError(
