@@ -9,6 +9,7 @@ every run.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from threading import Lock
 
@@ -57,9 +58,9 @@ class _Firsts:
             known = self._kept.get(key)
         if known is not None and known[1] == version and len(known[2]) == len(masks):
             return known[2]
-        firsts = _find(masks, width)
         if masks.is_cuda and torch.cuda.is_current_stream_capturing():
-            return firsts  # belongs to the graph, which makes it anew on every replay
+            return _find(masks, width)  # belongs to the graph, which makes it anew on every replay
+        firsts = _find_apart(masks, width) if masks.is_cuda else _find(masks, width)
         with self._lock:
             self._kept = {k: v for k, v in self._kept.items() if not v[0].expired()}
             self._kept[key] = (StorageWeakRef(storage), version, firsts)
@@ -77,6 +78,25 @@ def _find(masks: torch.Tensor, width: int) -> torch.Tensor:
     return firsts
 
 
+def _find_apart(masks: torch.Tensor, width: int) -> torch.Tensor:
+    """As `_find`, but no graph's pool of memory holds the result.
+
+    While torch.compile warms up a graph, all that this thread allocates comes from a pool that is
+    used again for something else; so another thread allocates it, on the default stream.
+    """
+    asking, default = torch.cuda.current_stream(), torch.cuda.default_stream()
+
+    def find() -> torch.Tensor:
+        with torch.cuda.device(masks.device), torch.cuda.stream(default):
+            default.wait_stream(asking)
+            return _find(masks, width)
+
+    with ThreadPoolExecutor(1) as thread:
+        firsts = thread.submit(find).result()
+    asking.wait_stream(default)
+    return firsts
+
+
 def sparse_linear(
     x: torch.Tensor,
     masks: torch.Tensor,
@@ -90,7 +110,7 @@ def sparse_linear(
     """x times the transpose of a packed matrix, sums in float32, without waiting for the device.
 
     Args:
-        x: [..., columns], of the dtype of the values, or any of the three for int8.
+        x: [..., columns], of the dtype of the values; bfloat16 or float16 for int8.
         masks, values, offsets, scales: of a `PackedMatrix` that `check` accepts, of the sizes that
             `operators.require_fit` wants.
         bias: [rows].
@@ -128,7 +148,9 @@ def sparse_linear(
 
 
 def _require(x: torch.Tensor, values: torch.Tensor, columns: int) -> None:
-    allowed = list(_DOTS) if values.dtype == torch.int8 else [values.dtype]
+    # int8 with float32 inputs would want 256 KB of shared memory
+    halves = [torch.bfloat16, torch.float16]
+    allowed = halves if values.dtype == torch.int8 else [values.dtype]
     if x.dtype not in allowed:
         names = " or ".join(dtype_name(dtype) for dtype in allowed)
         raise UserError(
