@@ -72,7 +72,7 @@ for module in pkgutil.walk_packages(efficientllava.__path__, "efficientllava."):
     lacking = dict(line.split() for line in python(WITHOUT_EXTRAS + code).splitlines())
     assert set(lacking.values()) <= {"matplotlib", "onnx", "triton"}
     for module, package in lacking.items():
-        folders = {"matplotlib": ".report.", "onnx": ".export.", "triton": ".kernels.triton."}
+        folders = {"matplotlib": ".report.", "onnx": ".export.", "triton": ".triton."}
         assert folders[package] in module
 
 
