@@ -33,5 +33,5 @@ class MachineParameters(Section):
         None, description="a running Dask scheduler, e.g. tcp://host:8786, whose workers read the same folders; null starts `workers` processes here; changes no result"
     )
     gradient_checkpointing: bool = Field(
-        True, description="compute decoder blocks again in the projector's backward pass: less memory, one more forward pass a step; changes no result"
+        True, description="compute decoder blocks again in the projector's backward pass, where that saves more than 256 MiB: less memory, one more forward pass a step; changes no result"
     )
