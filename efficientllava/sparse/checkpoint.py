@@ -42,9 +42,9 @@ from efficientllava.sparse.tensor_file import (
     Entry,
     TensorFile,
     entries_of,
+    in_threads,
     metadata_of,
 )
-from efficientllava.sparse.threads import in_threads
 
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", *PICKLES)
 Make = Callable[[str], dict[str, torch.Tensor]]

@@ -1,6 +1,6 @@
 """Packed checkpoints for transformers' `from_pretrained` and `save_pretrained`.
 
-`efficientllava.when_imported` registers both classes when transformers' own are there.
+`efficientllava.models.when_imported` registers both classes when transformers' own are there.
 """
 
 from __future__ import annotations

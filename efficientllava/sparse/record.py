@@ -30,8 +30,7 @@ from efficientllava.models.packed import (
 )
 from efficientllava.sparse.format import PackedMatrix, check
 from efficientllava.sparse.layout import LAYOUTS, ROWS, dtype_name
-from efficientllava.sparse.tensor_file import checksum
-from efficientllava.sparse.threads import in_threads
+from efficientllava.sparse.tensor_file import checksum, in_threads
 
 PIECES = ("masks", "values", "offsets", "scales")
 """The tensors of a packed matrix, by the last part of their names."""
