@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from efficientllava.when_imported import register
+from efficientllava.models.when_imported import register
 
 __version__ = "0.1.0"
 

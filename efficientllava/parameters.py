@@ -47,31 +47,22 @@ class MachineParameters(Section):
         description="threads of one process; results are bit-for-bit the same only at the same number",
     )
     device: str = Field(
-        "cpu",
-        pattern=r"^(cpu|cuda(:[0-9]+)?)$",
-        description="what search (with its database), prune and evaluate compute on: cpu, cuda or cuda:N; another device gives the same results only to a tolerance",
+        "cpu", pattern=r"^(cpu|cuda(:[0-9]+)?)$", description="what search (with its database), prune and evaluate compute on: cpu, cuda or cuda:N; another device gives the same results only to a tolerance"
     )
     device_memory: float | None = Field(
-        None,
-        gt=0.0,
-        description="GiB of the GPU that may be used; null takes what is free. What does not fit is streamed; changes no result",
+        None, gt=0.0, description="GiB of the GPU that may be used; null takes what is free. What does not fit is streamed; changes no result"
     )
     workers: int = Field(
-        2,
-        ge=1,
-        description="a search's candidates evaluated side by side, each with `threads` and its own copy of the language model; changes no result",
+        2, ge=1, description="a search's candidates evaluated side by side, each with `threads` and its own copy of the language model; changes no result"
     )
     executor: Literal["threads", "processes", "dask"] = Field(
-        "threads",
-        description="who the workers are: threads of the search, processes, or Dask's processes; changes no result",
+        "threads", description="who the workers are: threads of the search, processes, or Dask's processes; changes no result"
     )
     dask_address: str | None = Field(
-        None,
-        description="a running Dask scheduler, e.g. tcp://host:8786, whose workers read the same folders; null starts `workers` processes here; changes no result",
+        None, description="a running Dask scheduler, e.g. tcp://host:8786, whose workers read the same folders; null starts `workers` processes here; changes no result"
     )
     gradient_checkpointing: bool = Field(
-        True,
-        description="compute decoder blocks again in the projector's backward pass: less memory, one more forward pass a step; changes no result",
+        True, description="compute decoder blocks again in the projector's backward pass: less memory, one more forward pass a step; changes no result"
     )
 
 
@@ -141,13 +132,10 @@ class PruningParameters(Section):
     """Optimal Brain Surgeon."""
 
     pattern: str = Field(
-        "unstructured",
-        pattern=r"^(unstructured|[0-9]+:[0-9]+)$",
-        description="`unstructured`, or n:m: n zeros (not n kept weights) in every m consecutive weights of a row, e.g. 2:4; it fixes `ratios` to n/m, and a search varies nothing",
+        "unstructured", pattern=r"^(unstructured|[0-9]+:[0-9]+)$", description="`unstructured`, or n:m: n zeros (not n kept weights) in every m consecutive weights of a row, e.g. 2:4; it fixes `ratios` to n/m, and a search varies nothing"
     )
     patterns: tuple[Annotated[str, Field(pattern=r"^[0-9]+:[0-9]+$")], ...] | None = Field(
-        None,
-        description='n:m patterns of one m that a search gives to single matrices, in quotes: ["1:4", "2:4", "3:4"]. Its levels are then their n/m, `search.offsets` do not apply, `ratios` lie between them; other methods need one of them',
+        None, description='n:m patterns of one m that a search gives to single matrices, in quotes: ["1:4", "2:4", "3:4"]. Its levels are then their n/m, `search.offsets` do not apply, `ratios` lie between them; other methods need one of them'
     )
     block_size: int = Field(
         128, ge=1, description="columns pruned together before the columns to the right are updated"
@@ -159,26 +147,20 @@ class PruningParameters(Section):
         "text_and_pairs", description="what Hessians are accumulated on (paper: text)"
     )
     calibration_tokens: Literal["text", "all", "text_and_drifting_visual"] = Field(
-        "all",
-        description="tokens of image-text pairs that Hessians see: text alone, all, or text and the visual tokens that a block changes most",
+        "all", description="tokens of image-text pairs that Hessians see: text alone, all, or text and the visual tokens that a block changes most"
     )
     drifting_share: float = Field(
-        0.1,
-        gt=0.0,
-        le=1.0,
-        description="share of a sample's visual tokens that `text_and_drifting_visual` takes",
+        0.1, gt=0.0, le=1.0, description="share of a sample's visual tokens that `text_and_drifting_visual` takes"
     )
     precision: Literal["float32", "float64"] = Field(
         "float32", description="precision of the factorisation and of the column loop"
     )
     kernel: Literal["auto", "eager", "compiled", "triton"] = Field(
-        "auto",
-        description="column loop: plain torch, compiled for the CPU (float32; same bits), Triton for CUDA (float32), or the fastest that can run",
+        "auto", description="column loop: plain torch, compiled for the CPU (float32; same bits), Triton for CUDA (float32), or the fastest that can run"
     )
 
     storage: Literal["dense", "compact"] = Field(
-        "dense",
-        description="the database on disk: matrices as they are, or a bitmask and the weights that are left (half the size, decoded when used)",
+        "dense", description="the database on disk: matrices as they are, or a bitmask and the weights that are left (half the size, decoded when used)"
     )
 
     @model_validator(mode="after")
@@ -248,36 +230,26 @@ class PruneParameters(Section):
     """What only the final pruning needs: a change here builds no database again."""
 
     refine: Literal["none", "least_squares", "admm"] = Field(
-        "none",
-        description="solve for the kept weights again on the final mask of the OBS methods: exactly, or by ADMM",
+        "none", description="solve for the kept weights again on the final mask of the OBS methods: exactly, or by ADMM"
     )
     outlier_threshold: float = Field(
-        5.0,
-        gt=1.0,
-        description="owl: an outlier is this many times the mean |w| * ||x|| of a block",
+        5.0, gt=1.0, description="owl: an outlier is this many times the mean |w| * ||x|| of a block"
     )
     outlier_spread: float = Field(
         0.08, ge=0.0, le=0.5, description="owl: ratios differ by at most twice this between blocks"
     )
     protect_first: int = Field(
-        0,
-        ge=0,
-        description="llm_pruner: first blocks that stay whole; above 0 removed parts are stored as zeros",
+        0, ge=0, description="llm_pruner: first blocks that stay whole; above 0 removed parts are stored as zeros"
     )
     protect_last: int = Field(0, ge=0, description="llm_pruner: last blocks that stay whole, too")
     keep_last_block: bool = Field(
-        True,
-        description="short_lvlm, shortgpt, sleb: never remove the last block (the first never goes)",
+        True, description="short_lvlm, shortgpt, sleb: never remove the last block (the first never goes)"
     )
     important_tokens: float = Field(
-        0.2,
-        gt=0.0,
-        le=1.0,
-        description="short_lvlm: share of tokens per modality that ranks blocks",
+        0.2, gt=0.0, le=1.0, description="short_lvlm: share of tokens per modality that ranks blocks"
     )
     compensation: Literal["scp", "replaceme", "none"] = Field(
-        "scp",
-        description="short_lvlm: what is folded into the block before removed ones (published: scp)",
+        "scp", description="short_lvlm: what is folded into the block before removed ones (published: scp)"
     )
     components: int = Field(8, ge=1, description="short_lvlm: singular vectors that scp keeps")
 
@@ -285,24 +257,17 @@ class PruneParameters(Section):
 class SearchParameters(Section):
     """Evolution of the pruning policy (Algorithm 1) and of the projector."""
 
-    candidates: int = Field(
-        16,
-        ge=2,
-        description="policies of a round (paper: 16): round 1 evaluates them all; from round 2 on `candidates - survivors` new policies are evaluated, at least one, beside the survivors",
-    )
+    candidates: int = Field(16, ge=2, description="policies of a round (paper: 16): round 1 evaluates them all; from round 2 on `candidates - survivors` new policies are evaluated, at least one, beside the survivors")
     rounds: int = Field(10, ge=1, description="rounds (paper: 10)")
     survivors: int = Field(4, ge=1, description="the top k that stay and have offspring")
     mutation: float = Field(
         0.1, ge=0.0, le=1.0, description="probability that a gene moves one level"
     )
     offsets: tuple[float, ...] = Field(
-        (-0.1, -0.05, 0.0, 0.05, 0.1),
-        min_length=1,
-        description="levels a matrix may take, relative to the target ratio",
+        (-0.1, -0.05, 0.0, 0.05, 0.1), min_length=1, description="levels a matrix may take, relative to the target ratio"
     )
     band: tuple[float, float] = Field(
-        (0.0, 0.01),
-        description="allowed mean sparsity, relative to the target ratio (paper: [-0.01, 0.01])",
+        (0.0, 0.01), description="allowed mean sparsity, relative to the target ratio (paper: [-0.01, 0.01])"
     )
     granularity: Literal["matrix", "block"] = Field(
         "matrix", description="one ratio per matrix, or one per decoder block"
@@ -311,9 +276,7 @@ class SearchParameters(Section):
         "kl", description="proxy loss: KL to the dense model, or negative log-likelihood (paper)"
     )
     kl_tokens: int | None = Field(
-        None,
-        ge=1,
-        description="most likely tokens of the dense model kept per position for the KL, the rest as one; null keeps all",
+        None, ge=1, description="most likely tokens of the dense model kept per position for the KL, the rest as one; null keeps all"
     )
     fitness_data: Literal["text", "text_and_pairs"] = Field(
         "text_and_pairs", description="what the proxy loss is measured on (paper: text)"
@@ -324,8 +287,7 @@ class SearchParameters(Section):
     eta: float = Field(0.5, ge=0.0, description="weight of the structural risk (paper: 0.5)")
     evolve_projector: bool = Field(True, description="evolve the vision projector between rounds")
     projector_loss: Literal["kl", "nll"] = Field(
-        "kl",
-        description="projector's loss: KL to the dense model, or negative log-likelihood of the answers",
+        "kl", description="projector's loss: KL to the dense model, or negative log-likelihood of the answers"
     )
     projector_steps: int = Field(8, ge=1, description="AdamW steps a round")
     projector_learning_rate: float = Field(1e-4, gt=0.0, description="AdamW learning rate")
@@ -334,15 +296,10 @@ class SearchParameters(Section):
         5, ge=1, description="nearest neighbours in the importance weight, equation (7)"
     )
     multi_step: float = Field(
-        1.0,
-        gt=0.0,
-        le=1.0,
-        description="share of the proxy on which all offspring are scored first; 1 turns it off",
+        1.0, gt=0.0, le=1.0, description="share of the proxy on which all offspring are scored first; 1 turns it off"
     )
     multi_step_keep: int = Field(
-        8,
-        ge=1,
-        description="offspring that are scored on the whole proxy when multi_step is below 1",
+        8, ge=1, description="offspring that are scored on the whole proxy when multi_step is below 1"
     )
     patience: int | None = Field(None, ge=1, description="stop after this many rounds without gain")
     max_seconds: float | None = Field(
@@ -365,9 +322,7 @@ class JudgeParameters(Section):
     """The model that grades answers to MM-Vet and LLaVA-Bench; its key is OPENAI_API_KEY."""
 
     model: str | None = Field(
-        None,
-        min_length=1,
-        description="the judge's model; null for the one of the published numbers",
+        None, min_length=1, description="the judge's model; null for the one of the published numbers"
     )
     base_url: str | None = Field(
         None, min_length=1, description="OpenAI-compatible endpoint; null for OpenAI's own"
@@ -394,8 +349,7 @@ class EvaluationParameters(Section):
         {}, description="splits other than the published ones, by benchmark"
     )
     style: Literal["llava_v1_5", "llava_sqa"] = Field(
-        "llava_v1_5",
-        description="how the model was trained: decides how ScienceQA's questions are put, and whether a LLaVA's images are padded (`llava_v1_5`) or cropped (`llava_sqa`) where its config.json has no `image_aspect_ratio`",
+        "llava_v1_5", description="how the model was trained: decides how ScienceQA's questions are put, and whether a LLaVA's images are padded (`llava_v1_5`) or cropped (`llava_sqa`) where its config.json has no `image_aspect_ratio`"
     )
     questions: int | None = Field(None, ge=1, description="number of test questions; null for all")
     batch_size: int = Field(64, ge=1, description="questions in a forward pass")

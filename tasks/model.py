@@ -48,8 +48,8 @@ def take(given: Path, folder: Path) -> None:
     from efficientllava.models.checkpoint import check_tokenizer, load_model, load_processor
     from efficientllava.models.families import adapter_for
     from efficientllava.models.own_files import checkpoint_files, require_room
+    from efficientllava.models.packed import require_unpacked
     from efficientllava.models.source import MATRICES
-    from efficientllava.models.weight_files import require_unpacked
 
     files = checkpoint_files(given)
     require_unpacked(given)

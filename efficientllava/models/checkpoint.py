@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -23,6 +22,7 @@ from transformers import (
 from efficientllava.errors import UserError
 from efficientllava.files import read_json, replacing, stored_numbers, write_json
 from efficientllava.models.families import FAMILIES, Family, require_family
+from efficientllava.models.packed import check_config, has_record, is_packed
 from efficientllava.models.processors.image_tokens import check_image_size, fit_image_tokens
 from efficientllava.models.processors.llava_images import pads_images, use_original_images
 from efficientllava.models.processors.still_images import processor_class
@@ -30,7 +30,6 @@ from efficientllava.models.processors.text_processor import TextProcessor
 from efficientllava.models.weight_files import (
     INDEX,
     check_finite,
-    is_packed,
     stored_names,
     weight_files,
 )
@@ -104,6 +103,9 @@ def load_model(
     folder = Path(folder)
     family = check_checkpoint(folder)
     loader = _loader(family)
+    files = weight_files(folder)
+    if is_packed(folder) or has_record(files):
+        check_config(files, folder / "config.json")
     try:
         _check_size(folder, family)
         model, loading = loader.from_pretrained(
@@ -114,7 +116,7 @@ def load_model(
             trust_remote_code=False,
             output_loading_info=True,
         )
-    except (ValueError, KeyError, TypeError, RuntimeError, OSError, StrictDataclassError) as error:
+    except (ValueError, KeyError, RuntimeError, OSError) as error:
         first = str(error).strip().splitlines()[0]
         raise UserError(
             f"transformers cannot load the model: {first}", where=str(folder)
@@ -152,7 +154,7 @@ def _check_size(folder: Path, family: Family) -> None:
                     f"{layers} is {count}; the files hold {names} tensors", where, remedy
                 )
     if is_packed(folder):
-        return  # the checksum of config.json is compared before any weight is allocated
+        return  # its config.json is the one that was written with the weights
     described = _without_weights(folder, family).num_parameters()
     share, number = MISSING
     if described - held > max(share * held, number):

@@ -16,8 +16,8 @@ from efficientllava.errors import UserError
 from efficientllava.files import file_digest, value_digest
 from efficientllava.models.checkpoint import check_checkpoint, load_processor, save_checkpoint
 from efficientllava.models.families import Family, require_family
+from efficientllava.models.packed import require_unpacked
 from efficientllava.models.source import CHECKPOINT_FILES, hub_snapshot, require_source
-from efficientllava.models.weight_files import require_unpacked
 
 WHERE = "load"
 

@@ -16,10 +16,6 @@ WHOLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-SECTION = "quantization_config"
-"""Of config.json: how weights are stored where they are no plain matrices."""
-PACKED = "efficientllava_sparse"
-"""`quant_method` there of a checkpoint that `sparse.pack_checkpoint` wrote."""
 DISTRIBUTED = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
 """Files of a distributed checkpoint, which transformers reads before any other."""
 
@@ -149,31 +145,6 @@ def _other_weights(folder: Path) -> str:
         )
     pickled = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
     return f"only pickled weights ({', '.join(pickled)})" if pickled else "no safetensors"
-
-
-def is_packed(folder: Path) -> bool:
-    """Whether config.json says that the pruned matrices are packed.
-
-    Raises:
-        UserError: no readable config.json.
-    """
-    config = read_json(Path(folder) / "config.json")
-    section = config.get(SECTION) if isinstance(config, dict) else None
-    return isinstance(section, dict) and section.get("quant_method") == PACKED
-
-
-def require_unpacked(folder: Path) -> None:
-    """Check that the weights can be changed.
-
-    Raises:
-        UserError: as `is_packed`; they are packed.
-    """
-    if is_packed(folder):
-        raise UserError(
-            "its pruned matrices are packed, and packed ones cannot be pruned",
-            where=str(folder),
-            remedy=f"efficientllava unpack {folder} OUT, and give OUT",
-        )
 
 
 def stored_names(file: Path) -> int:

@@ -13,10 +13,9 @@ import torch
 
 from efficientllava.errors import UserError
 from efficientllava.files import read_json, replacing
+from efficientllava.models.packed import SECTION, is_packed, record_of
 from efficientllava.models.weight_files import (
     PICKLES,
-    SECTION,
-    is_packed,
     weight_files,
     weights_entry,
 )
@@ -35,7 +34,6 @@ from efficientllava.sparse.record import (
     Settings,
     metadata,
     packed_settings,
-    record_of,
     verify,
 )
 from efficientllava.sparse.tensor_file import (
@@ -44,9 +42,9 @@ from efficientllava.sparse.tensor_file import (
     Entry,
     TensorFile,
     entries_of,
+    in_threads,
     metadata_of,
 )
-from efficientllava.sparse.threads import in_threads
 
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", *PICKLES)
 Make = Callable[[str], dict[str, torch.Tensor]]

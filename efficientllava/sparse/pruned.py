@@ -17,8 +17,7 @@ from efficientllava.sparse.format import PackedMatrix, pack, packed_bytes, quant
 from efficientllava.sparse.layout import LAYOUTS, ROWS, dtype_name, layout_of, padding_of
 from efficientllava.sparse.names import names_in_model, packable_layers
 from efficientllava.sparse.record import PIECES, Settings
-from efficientllava.sparse.tensor_file import NAMES, Entry, entries_of
-from efficientllava.sparse.threads import in_threads
+from efficientllava.sparse.tensor_file import NAMES, Entry, entries_of, in_threads
 
 WEIGHT = ".weight"
 

@@ -1,6 +1,6 @@
 """Packed checkpoints for transformers' `from_pretrained` and `save_pretrained`.
 
-`efficientllava.when_imported` registers both classes when transformers' own are there.
+`efficientllava.models.when_imported` registers both classes when transformers' own are there.
 """
 
 from __future__ import annotations
@@ -20,13 +20,12 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from efficientllava.errors import UserError
-from efficientllava.models.weight_files import PACKED, SECTION
+from efficientllava.models.packed import DAMAGED, PACKED, SECTION
 from efficientllava.sparse.format import PackedMatrix
 from efficientllava.sparse.inference import for_inference
 from efficientllava.sparse.linear import SparseLinear
 from efficientllava.sparse.names import names_in_model
 from efficientllava.sparse.record import (
-    DAMAGED,
     PIECES,
     Settings,
     metadata,

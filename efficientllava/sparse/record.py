@@ -7,7 +7,6 @@ compared before a model is made of it; nothing that was read stays in memory.
 from __future__ import annotations
 
 import json
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,16 +17,21 @@ from safetensors import SafetensorError, safe_open
 
 from efficientllava.errors import UserError
 from efficientllava.files import read_json
-from efficientllava.models.weight_files import PACKED, SECTION, is_packed
+from efficientllava.models.packed import (
+    DAMAGED,
+    PACKED,
+    SECTION,
+    VERSION,
+    check_config,
+    config_checksum,
+    is_packed,
+    record_of,
+    require_version,
+)
 from efficientllava.sparse.format import PackedMatrix, check
 from efficientllava.sparse.layout import LAYOUTS, ROWS, dtype_name
-from efficientllava.sparse.tensor_file import checksum, metadata_of
-from efficientllava.sparse.threads import in_threads
+from efficientllava.sparse.tensor_file import checksum, in_threads
 
-VERSION = 1
-DAMAGED = "the checkpoint is damaged: get it again, or pack the model again"
-VOLATILE = ("transformers_version", "architectures", "_name_or_path")
-"""Entries of config.json that transformers changes by itself; no answer depends on them."""
 PIECES = ("masks", "values", "offsets", "scales")
 """The tensors of a packed matrix, by the last part of their names."""
 
@@ -67,15 +71,7 @@ def settings_of(section: Mapping[str, Any], where: str) -> Settings:
     Raises:
         UserError: a version that this release does not know; an entry is missing or malformed.
     """
-    version = section.get("version")
-    if isinstance(version, int) and version > VERSION:
-        raise UserError(
-            f"version {version} of the sparse format is newer than {VERSION}, the last one known",
-            where,
-            "install a newer efficientllava: pip install -U efficientllava",
-        )
-    if version != VERSION or isinstance(version, bool):
-        raise UserError(f"version {version!r} of the sparse format is unknown", where, DAMAGED)
+    require_version(section.get("version"), where)
     modules, errors = section.get("modules"), section.get("errors", {})
     dtype, unpacked = section.get("dtype"), section.get("unpacked_dtype")
     sound = (
@@ -105,12 +101,6 @@ def packed_settings(folder: Path) -> Settings | None:
     return settings_of(read_json(file)[SECTION], str(file)) if is_packed(folder) else None
 
 
-def config_checksum(config: Mapping[str, Any]) -> str:
-    """CRC-32 of a config.json without what transformers changes by itself."""
-    kept = {name: value for name, value in config.items() if name not in VOLATILE}
-    return f"{zlib.crc32(json.dumps(kept, sort_keys=True).encode()):08x}"
-
-
 def metadata(
     checksums: Mapping[str, str], config: Mapping[str, Any], source: Mapping[str, str], total: int
 ) -> dict[str, str]:
@@ -132,23 +122,6 @@ def metadata(
     return {"format": "pt", PACKED: json.dumps(record, sort_keys=True)}
 
 
-def record_of(file: Path) -> dict[str, Any]:
-    """The record in a file's metadata: version, config, tensors, source, total.
-
-    Raises:
-        UserError: there is none, or it is malformed.
-    """
-    try:
-        record = json.loads(metadata_of(file).get(PACKED, ""))
-        tensors, source = record["tensors"], record["source"]
-        sound = isinstance(tensors, dict) and isinstance(source, dict)
-        if not sound or not isinstance(record["config"], str) or record["total"] < len(tensors):
-            raise TypeError("of another type")
-    except (json.JSONDecodeError, KeyError, TypeError, SafetensorError, OSError) as error:
-        raise UserError(f"holds no checksums ({error})", str(file), DAMAGED) from error
-    return dict(record)
-
-
 def verify(
     files: Sequence[Path],
     settings: Settings,
@@ -162,16 +135,9 @@ def verify(
     """
     recorded: dict[str, str] = {}
     totals = set()
-    config = config_checksum(read_json(config_file))
+    check_config(files, config_file)
     for file in files:
         record = record_of(file)
-        if record["config"] != config:
-            raise UserError(
-                "is not the file that was written with these weights",
-                str(config_file),
-                "if you changed it: unpack the checkpoint, change it there and pack it again; "
-                "if you did not, it is damaged: get it again",
-            )
         recorded |= record["tensors"]
         totals.add(record["total"])
     if totals != {len(recorded)}:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import safe_open
@@ -40,6 +41,13 @@ ORDER = {
 }
 """dtypes by their names in a file, in the order in which the library puts their tensors."""
 NAMES = {dtype: name for name, dtype in ORDER.items()}
+
+
+MOST = 4
+"""Matrices in memory at the same time."""
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -174,3 +182,16 @@ class TensorFile:
         text = json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode()
         text += b" " * (-len(text) % 8)
         return len(text).to_bytes(8, "little") + text
+
+
+def in_threads(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """The results in the order of the items, by as many threads as torch has, up to four.
+
+    The first error ends the work: items that have not begun are dropped.
+    """
+    pool = ThreadPoolExecutor(min(MOST, torch.get_num_threads()))
+    try:
+        for done in [pool.submit(work, item) for item in items]:
+            yield done.result()
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -21,9 +21,9 @@ from efficientllava.files import read_json
 from efficientllava.models.checkpoint import load_model
 from efficientllava.models.families import adapter_for
 from efficientllava.models.loading import load
+from efficientllava.models.packed import record_of
 from efficientllava.pruning.sequential import matrix_row
 from efficientllava.sparse import SparseLinear, pack_checkpoint, unpack_checkpoint
-from efficientllava.sparse.record import record_of
 from tests.models.families import TINY
 from tests.sparse.packed import from_pretrained, logits, tiny_pruned
 
@@ -237,12 +237,13 @@ def cut(name: str) -> Any:
 @pytest.mark.parametrize(
     ("damage", "told"),
     [
+        (lambda f: other_config(f, lambda s, c: c.update(quantization_config=[])), "not the file"),
         (lambda f: other_config(f, lambda s, c: s.update(version=2)), "newer than 1"),
         (lambda f: other_config(f, lambda s, c: s.update(version="x")), "is unknown"),
-        (lambda f: other_config(f, lambda s, c: s.pop("modules")), "does not name matrices"),
+        (lambda f: other_config(f, lambda s, c: s.pop("modules")), "not the file that"),
         (lambda f: other_config(f, lambda s, c: s["modules"].popitem()), "not the file that"),
         (lambda f: other_config(f, lambda s, c: c.update(rms_norm_eps=0.1)), "not the file that"),
-        (lambda f: other_config(f, lambda s, c: c.update(quantization_config=None)), "cannot load"),
+        (lambda f: other_config(f, lambda s, c: c.pop("quantization_config")), "not the file"),
         (lambda f: other_tensors(f, flip), f"{UP}: the masks"),
         (lambda f: other_tensors(f, add("offsets", 1, 2**40)), f"{UP}: its offsets"),
         (lambda f: other_tensors(f, add("offsets", 1, 1)), f"{UP}: the masks of group 0"),
