@@ -82,12 +82,12 @@ def in_turns(
     return used, wall
 
 
-def table(title: str, seconds: Any, against: dict[str, list[str]]) -> None:
+def table(title: str, seconds: Any, against: dict[str, list[list[str]]]) -> None:
     """Print the medians, and how many times faster a contender is than the best of others.
 
     Args:
         seconds: of `in_turns`.
-        against: per contender those it is compared with, the best of them by median.
+        against: per contender groups of those it is compared with, the best of each by median.
     """
     used, wall = seconds
     print(f"\n{title}; load average {load_average()}\n")
@@ -96,8 +96,7 @@ def table(title: str, seconds: Any, against: dict[str, list[str]]) -> None:
     for name, times in used.items():
         low, middle, high = statistics.quantiles(times, n=4)
         ratios = []
-        rivals = [rival for rival in against.get(name, []) if rival in used]
-        if rivals:
+        for rivals in against.get(name, []):
             best = min(rivals, key=lambda rival: statistics.median(used[rival]))
             ratio = statistics.median(used[best]) / middle
             ends = ratio_interval(used[best], times)
@@ -186,22 +185,21 @@ def measure_matrix(wanted: argparse.Namespace, dtype: torch.dtype, threads: int)
         rivals = list(contenders)
         product = torch.ops.efficientllava
         contenders["own dense"] = partial(product.dense_linear, x, dense, None)
-        against = {"own dense": rivals}
+        against = {"own dense": [rivals]}
         for sparsity in wanted.sparsities:
             weight = dense * (kept >= sparsity)
             packed = pack(weight)
             tensors = map(memory.place, (packed.masks, packed.values, packed.offsets))
             sparse = partial(product.sparse_linear, x, *tensors, None, None, rows, columns)
             name = f"sparse {sparsity:g}"
-            contenders[name], against[name] = sparse, rivals
+            contenders[name], against[name] = sparse, [rivals, ["own dense"]]
             if sparsity == 0.5:
                 if dtype == torch.float32 and "DeepSparse" in rivals:
                     pruned = onnx_linear("deepsparse", weight, x, threads)
                     contenders["DeepSparse 0.5"] = pruned
-                contenders[name + " "], against[name + " "] = sparse, ["own dense"]
                 for path in ("avx2", "portable"):
                     slow = partial(_on, path, sparse)
-                    contenders[f"{name}, {path}"], against[f"{name}, {path}"] = slow, ["torch"]
+                    contenders[f"{name}, {path}"], against[f"{name}, {path}"] = slow, [["torch"]]
         title = f"{shape}, {str(dtype)[6:]}, {threads} threads, path {chosen_path().name}"
         table(title, in_turns(contenders, wanted.repetitions), against)
 
@@ -272,7 +270,7 @@ def measure_generate(wanted: argparse.Namespace, name: str) -> None:
     print(f"logits differ by {off:.4f} of their norm (sums in another order)")
     work = {"torch": partial(tokens, dense), "sparse": partial(tokens, sparse)}
     work["sparse, avx2"] = lambda count: _on("avx2", partial(tokens, sparse, count))
-    against = {each: ["torch"] for each in work if each != "torch"}
+    against = {each: [["torch"]] for each in work if each != "torch"}
     first = in_turns({each: partial(run, 1) for each, run in work.items()}, wanted.runs, cold=False)
     table(f"{name}, time to the first token, {wanted.threads} threads", first, against)
     whole = in_turns(

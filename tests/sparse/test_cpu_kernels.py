@@ -238,6 +238,17 @@ def test_machine_code_is_kept_and_checked(tmp_path: Path, monkeypatch: pytest.Mo
     assert torch.equal(fresh(), first) and len(compiled) == 2
 
 
+def test_other_processes_find_the_machine_code(tmp_path: Path) -> None:
+    """Whatever the order of a set is in them."""
+    code = "from tests.sparse.test_cpu_kernels import matrix, product, torch\n"
+    code += "product(torch.randn(1, 30), matrix(20, 30, torch.float32))"
+    for seed in ("1", "2", "3"):
+        setting = {"NUMBA_CACHE_DIR": str(tmp_path), "PYTHONHASHSEED": seed}
+        done = in_another_process(setting, code)
+        assert done.returncode == 0, done.stderr
+        assert len(list((tmp_path / "efficientllava").glob("*.o"))) == 1
+
+
 def in_another_process(setting: dict[str, str], code: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, **setting}
     return subprocess.run(

@@ -27,7 +27,7 @@ def address_of(build: Callable[[Any, Path], Any], kernel: Any, path: Path) -> in
 
     Args:
         build: makes the module of (kernel, path), an `llvmlite.ir.Module` with a function `work`.
-        kernel: hashable; its repr decides with the source and the path which code this is.
+        kernel: hashable; its repr, the source and the path decide which code this is.
     """
     with _lock:
         if (found := _addresses.get((kernel, path))) is None:
@@ -44,7 +44,8 @@ def cache_folder() -> FilePath:
 
 
 def _machine_code(build: Callable[[Any, Path], Any], kernel: Any, path: Path) -> bytes:
-    name = hashlib.sha256(f"{_sources()} {kernel!r} {path!r}".encode()).hexdigest()
+    decides = _sources(), kernel, path.name, path.cpu, path.features, sorted(path.has)
+    name = hashlib.sha256(repr(decides).encode()).hexdigest()
     file = cache_folder() / f"{name[:40]}.o"
     try:
         kept = file.read_bytes()

@@ -154,7 +154,8 @@ def _products(
     """Run a call for its matrices: rows of each in x's dtype. Written for speed."""
     short, shape = x.dtype == torch.bfloat16, x.shape[:-1]
     made = torch.bfloat16 if short else torch.float32
-    blocks, results, table, kept = 0, [], [], []
+    blocks, results, kept = 0, [], []
+    table: list[int] = []
     for masks, values, offsets, scales, bias, rows in matrices:
         y = torch.empty((*shape, rows), dtype=made)
         short_bias = long_bias = 0

@@ -86,8 +86,8 @@ def _panel_function(module: ir.Module, kernel: PanelProduct, path: Path, width: 
             if kernel.pairs:
                 code.store(multiply_pairs(code, weights, number, code.get(total)), total)
             else:
-                operands = (code.bitcast(each, FLOATS) for each in (weights, number))
-                code.store(code.multiply_add(*operands, code.get(total)), total)
+                column, number = (code.bitcast(each, FLOATS) for each in (weights, number))
+                code.store(code.multiply_add(column, number, code.get(total)), total)
 
     whole = code.and_(count, code.number(-2))
     with code.loop(code.number(0), whole, 2) as index:

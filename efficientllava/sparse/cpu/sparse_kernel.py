@@ -30,6 +30,9 @@ from efficientllava.sparse.cpu.vectors import (
 
 BLOCK = 4
 """Groups that a thread takes at a time."""
+FETCHED_LINES = 8
+LINE = 64
+"""Bytes of a cache's line."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,7 @@ def _sum_function(
         rows_of_masks.append(code.at(masks, code.mul(here, steps), mask_type))
         begin = code.mul(code.read(offsets, INT64, here), code.number(size))
         places.append(code.variable(code.at(values, begin, INT8)))
+    _fetch_next(code, masks, values, offsets, kernel, many)
     chains = _chains(kernel, many)
     zero = ir.Constant(FLOATS, None)
     totals = [[[code.variable(zero) for _ in range(chains)] for _ in tokens] for _ in range(many)]
@@ -129,6 +133,27 @@ def _sum_function(
         step(index, 0)
     _finish(code, finish, totals, chains)
     return code.function
+
+
+def _fetch_next(
+    code: Code, masks: Any, values: Any, offsets: Any, kernel: SparseProduct, many: int
+) -> None:
+    """Ask for the first lines of the next groups: the processor itself notices them late."""
+    call, matrix, group = code.arguments
+    width = WIDTH[kernel.dtype]
+    steps = code.read(call, INT64, int(Call.STEPS))
+    rows = code.read(matrix, INT64, int(Matrix.ROWS))
+    for each in range(many, 2 * many):
+        following = code.add(group, code.number(each))
+        inside = code.icmp_signed("<", code.mul(following, code.number(GROUP)), rows)
+        following = code.select(inside, following, group)
+        begin = code.mul(code.read(offsets, INT64, following), code.number(4 // width))
+        begin = code.at(values, begin, INT8)
+        mask = code.at(masks, code.mul(following, steps), INTEGER[GROUP * width])
+        for line in range(FETCHED_LINES):
+            code.prefetch(code.at(begin, LINE * line, INT8))
+            if line < FETCHED_LINES // 2:
+                code.prefetch(code.at(mask, LINE * line, INT8))
 
 
 def _finish(code: Code, finish: Any, totals: Any, chains: int) -> None:
