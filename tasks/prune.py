@@ -26,7 +26,7 @@ def prune(stage: Stage) -> None:
         found["allocation"],
         load_tensors(search / "projector.safetensors"),
         risk=None if found["risk"] is None else Risk(**found["risk"]),
-        gain=found["gain"],
+        gain=found.get("gain"),
     )
     record = finalize(METHODS[stage.method], stage.context(), allocation, folder)
     measured = {key: value for key, value in record.items() if isinstance(value, (int, float))}
