@@ -12,7 +12,10 @@ from tasks.runtime.stage import ARTIFACTS, Stage, run_stage
 
 EXPERIMENTS = Path("experiments")
 SHOWN: dict[str, Any] = {
-    **dict.fromkeys(("model", "proxy", "pruning", "prune", "search", "evaluation", "export"), True),
+    **dict.fromkeys(
+        ("model", "proxy", "pruning", "prune", "search", "sensitivity", "evaluation", "export"),
+        True,
+    ),
     "machine": {"threads", "device"},
     **dict.fromkeys(("methods", "ratios"), True),
 }

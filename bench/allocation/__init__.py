@@ -1,4 +1,4 @@
-"""Ratios by every method at equal zeros: held-out text loss, paired errors, cost of each.
+"""Ratios by every method at equal zeros: held-out loss, paired errors, cost of each.
 
     python -m bench allocation --model DIR --results runs.jsonl      # measures what is missing
     python -m bench allocation --results runs.jsonl --table          # prints what is there

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -45,10 +46,13 @@ def measure(wanted: argparse.Namespace) -> None:
         if key in {row["key"] for row in rows_of(wanted.results)}:
             continue
         row = {"key": key, "method": method, "ratio": ratio, "draw": draw}
+        row["settings"] = _settings(wanted)
         row |= _cell(wanted, method, ratio, draw, test)
         wanted.results.parent.mkdir(parents=True, exist_ok=True)
         with open(wanted.results, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+        # the next cell is to pay for its own gradients
+        shutil.rmtree(wanted.work / "work" / "sensitivity", ignore_errors=True)
         print(f"{method} at {ratio:g}, draw {draw}: nll {row['nll']:.4f}", flush=True)
 
 
@@ -67,15 +71,21 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 
 def _key(wanted: argparse.Namespace, method: str, ratio: float, draw: int) -> str:
     """Everything that decides a cell's numbers, but the code."""
-    given = {
-        "model": str(wanted.model.resolve()),
-        "text": wanted.text,
-        "set": wanted.set,
-        "segments": [wanted.segments, wanted.length, wanted.test_segments],
+    given = _settings(wanted) | {
         "cell": [method, ratio, draw],
         "evopress": wanted.evopress_tokens if method == "evopress" else None,
     }
     return value_digest(given)[:16]
+
+
+def _settings(wanted: argparse.Namespace) -> dict[str, Any]:
+    """What all cells of a run share: only cells of the same settings are compared."""
+    return {
+        "model": str(wanted.model.resolve()),
+        "text": wanted.text,
+        "set": wanted.set,
+        "segments": [wanted.segments, wanted.length, wanted.test_segments],
+    }
 
 
 def _held_out(wanted: argparse.Namespace) -> torch.Tensor:

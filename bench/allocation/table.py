@@ -13,12 +13,23 @@ Cells = dict[tuple[str, float, int], dict[str, Any]]
 
 
 def table(results: Path) -> str:
-    """Markdown: one table for each ratio.
+    """Markdown: one table for each ratio, under the settings that its cells share.
 
     A difference to uniform is paired over test segments; its error is that of the mean over draws,
     or over segments where there is one draw. The gap is what uniform loses to the dense model.
     """
-    rows = rows_of(results)
+    by_settings: dict[str, list[dict[str, Any]]] = {}
+    for row in rows_of(results):
+        told = ", ".join(f"{name} {value}" for name, value in row.get("settings", {}).items())
+        by_settings.setdefault(told, []).append(row)
+    return "\n\n".join(
+        part
+        for told, rows in by_settings.items()
+        for part in ([told] if told else []) + _parts(rows)
+    )
+
+
+def _parts(rows: Sequence[dict[str, Any]]) -> list[str]:
     cells: Cells = {(row["method"], row["ratio"], row["draw"]): row for row in rows}
     dense = next((row["nll"] for row in rows if row["method"] == "dense"), None)
     parts = []
@@ -34,7 +45,7 @@ def table(results: Path) -> str:
         ]
         found = [_line(cells, method, ratio, dense) for method in methods]
         parts.append("\n".join([*lines, *found]))
-    return "\n\n".join(parts)
+    return parts
 
 
 def _line(cells: Cells, method: str, ratio: float, dense: float | None) -> str:

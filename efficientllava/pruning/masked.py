@@ -12,7 +12,7 @@ import torch
 from efficientllava.allocation.context import Allocation
 from efficientllava.calibration.block_walk import FEW_TOKENS
 from efficientllava.calibration.opened import OpenModel
-from efficientllava.calibration.sample_losses import Difference, difference
+from efficientllava.calibration.sample_losses import Difference, SampleLosses, difference
 from efficientllava.calibration.structural_risk import COMPLEXITIES, structural_risk
 from efficientllava.data.proxy import ProxyData
 from efficientllava.database.solutions import Database
@@ -74,30 +74,21 @@ def prune_masked(
         *finished,
     )
     scores, losses = measures(adapter.language_model)
-    chosen, risks = "sequential", _risks(rows, scores, allocation, "sequential")
+    record = {**scores, **_risks(rows, scores, allocation, "sequential"), "chosen": "sequential"}
     if database is not None:
-        measures.warn_of_few_positions("the choice between the sequential and the stitched model")
         sequential = _weights(opened)
         _replace(adapter, dense)
         stitched_rows = stitch_model(adapter, database, policy, *finished)
-        stitched_scores, stitched_losses = measures(adapter.language_model)
-        stitched = _risks(stitched_rows, stitched_scores, allocation, "stitched")
-        apart = difference(stitched_losses, losses, measures.fitness)
-        apart = Difference(_weighed(apart, risks, stitched, allocation), apart.error)
-        risks |= {"choice_difference": apart.mean, "choice_error": _finite(apart.error)}
-        if apart.better:
-            rows, scores, chosen = stitched_rows, stitched_scores, "stitched"
-            risks = risks | stitched
+        record = _chosen(measures, adapter, allocation, stitched_rows, record, losses)
+        if record["chosen"] == "stitched":
+            rows = stitched_rows
         else:
-            risks = stitched | risks
             _replace(adapter, sequential)
     _verify(opened, rows)
     _warn_of_few_tokens(rows)
     return {
-        **scores,
-        **{name: value for name, value in risks.items() if value is not None},
+        **record,
         **({} if allocation.gain is None else {"gain": dict(allocation.gain)}),
-        "chosen": chosen,
         "pattern": _patterns(rows, parameters.pruning),
         "policy": dict(policy),
         "achieved_sparsity": achieved_sparsity(rows),
@@ -116,6 +107,30 @@ def _warn_of_few_tokens(rows: Sequence[dict[str, Any]]) -> None:
             FEW_TOKENS,
             few[0],
         )
+
+
+def _chosen(
+    measures: ProxyMeasures,
+    adapter: Adapter,
+    allocation: Allocation,
+    rows: Sequence[dict[str, Any]],
+    sequential: dict[str, Any],
+    losses: SampleLosses,
+) -> dict[str, Any]:
+    """The record of the better model: the stitched one, which is open, beyond its error only.
+
+    Args:
+        rows: of the stitched model.
+        sequential, losses: record and losses of the sequential one.
+    """
+    measures.warn_of_few_positions("the choice between the sequential and the stitched model")
+    scores, stitched_losses = measures(adapter.language_model)
+    stitched = {**scores, **_risks(rows, scores, allocation, "stitched"), "chosen": "stitched"}
+    apart = difference(stitched_losses, losses, measures.fitness)
+    apart = Difference(_weighed(apart, sequential, stitched, allocation), apart.error)
+    better, other = (stitched, sequential) if apart.better else (sequential, stitched)
+    error = {"choice_error": apart.error} if isfinite(apart.error) else {}
+    return {**other, **better, "choice_difference": apart.mean, **error}
 
 
 def _patterns(rows: Sequence[dict[str, Any]], parameters: PruningParameters) -> str | list[str]:
@@ -152,10 +167,6 @@ def _weighed(
     if allocation.risk is None or not allocation.risk.decides:
         return apart.mean
     return float(stitched["stitched_risk"] - sequential["sequential_risk"])
-
-
-def _finite(error: float) -> float | None:
-    return error if isfinite(error) else None
 
 
 def _weights(opened: OpenModel) -> list[torch.Tensor]:

@@ -66,15 +66,7 @@ def prune_model(
     for block in range(total):
         pruned: list[tuple[Matrix, torch.Tensor]] = []
         for group in walk.hessians(block, getattr(torch, parameters.precision)):
-            factor = None
-            if update == "obs":
-                factor = inverse_factor(
-                    group.hessian,
-                    parameters.damping,
-                    group.name,
-                    group.tokens,
-                    dtype=group.hessian.dtype,
-                )
+            factor = _factor(group, parameters) if update == "obs" else None
             for matrix in group.matrices:
                 level, dense = policy[matrix.name], matrix.weight
                 new = _pruned(matrix, group, factor, update, level, parameters, refinement)
@@ -91,6 +83,13 @@ def prune_model(
             walk.advance(block)
         progress(Event("block", block + 1, total))
     return rows
+
+
+def _factor(group: GroupHessian, parameters: PruningParameters) -> InverseFactor:
+    hessian = group.hessian
+    return inverse_factor(
+        hessian, parameters.damping, group.name, group.tokens, dtype=hessian.dtype
+    )
 
 
 def _pruned(

@@ -102,12 +102,12 @@ class Choice:
                 write_json(path, losses.as_row())
             losses = SampleLosses.from_row(read_json(path))
             done += 1
-            self.progress(Event("policy", done, len(policies), {"kl": losses.mean("kl")}))
+            self.progress(Event("policy", done, len(different), {"kl": losses.mean("kl")}))
             return losses
 
+        # the same policy twice is scored once: two threads would write the same file
+        different = list(dict.fromkeys(policies))
         with ThreadPoolExecutor(len(self.models)) as pool:
-            # the same policy twice is scored once: two threads would write the same file
-            different = list(dict.fromkeys(policies))
             found = dict(zip(different, pool.map(score, different), strict=True))
         return [found[policy] for policy in policies]
 

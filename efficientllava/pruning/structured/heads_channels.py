@@ -108,11 +108,12 @@ def coupled(adapter: Adapter, block: int) -> Coupled:
 def taylor_salience(adapter: Adapter, proxy: ProxyData, calibration: str) -> list[torch.Tensor]:
     """|w * dL/dw| of every weight of every prunable matrix, [out, in] each, in order.
 
-    L is the negative log-likelihood of the proxy loss: text, or the mean of text and answers.
+    L is the negative log-likelihood of the proxy loss: text, or text and answers, every scored
+    position counting once.
     """
-    batches = [text_loss_batches(adapter, proxy.segments)]
+    batches = text_loss_batches(adapter, proxy.segments)
     if calibration == "text_and_pairs" and proxy.pairs is not None:
-        batches.append(pair_loss_batches(adapter, proxy))
+        batches += pair_loss_batches(adapter, proxy)
     head = adapter.head
     parameters = list(adapter.model.parameters())
     before = [parameter.requires_grad for parameter in parameters]
@@ -123,8 +124,7 @@ def taylor_salience(adapter: Adapter, proxy: ProxyData, calibration: str) -> lis
         for weight in weights:
             weight.requires_grad_(True)
             weight.grad = None
-        for part in batches:
-            _accumulate_gradients(adapter, head, part, 1.0 / len(batches))
+        _accumulate_gradients(adapter, head, batches)
         return [(weight.grad * weight).detach().abs() for weight in weights]  # type: ignore[operator]
     finally:
         for weight in weights:
@@ -133,9 +133,7 @@ def taylor_salience(adapter: Adapter, proxy: ProxyData, calibration: str) -> lis
             parameter.requires_grad_(required)
 
 
-def _accumulate_gradients(
-    adapter: Adapter, head: Head, batches: Sequence[LossBatch], share: float
-) -> None:
+def _accumulate_gradients(adapter: Adapter, head: Head, batches: Sequence[LossBatch]) -> None:
     count = sum(int((batch.targets != IGNORED).sum()) for batch in batches)
     for batch in batches:
         with torch.enable_grad():
@@ -144,7 +142,7 @@ def _accumulate_gradients(
                 negative_log_likelihood(logits.log_softmax(dim=-1), batch.targets[rows]).sum()
                 for rows, logits in chunked_logits(head, hidden)
             ]
-            (torch.stack(losses).sum() * (share / max(count, 1))).backward()
+            (torch.stack(losses).sum() / max(count, 1)).backward()
 
 
 def group_importance(

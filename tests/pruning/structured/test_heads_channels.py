@@ -77,17 +77,17 @@ def test_salience_equals_finite_differences() -> None:
             assert float(salience[place]) == pytest.approx(expected, rel=5e-3)
 
 
-def test_text_and_answers_count_half_each(adapter: Adapter, proxy: ProxyData) -> None:
+def test_every_position_of_text_and_answers_counts_once(adapter: Adapter, proxy: ProxyData) -> None:
     """The gradient by autograd on whole-model losses, as the proxy loss defines them."""
     model: Any = adapter.model
     assert proxy.pairs is not None
     found = taylor_salience(adapter, proxy, "text_and_pairs")
     logs = model(input_ids=proxy.segments).logits[:, :-1].log_softmax(-1)
-    text = -logs.gather(2, proxy.segments[:, 1:, None]).mean()
+    text = -logs.gather(2, proxy.segments[:, 1:, None]).flatten()
     logs = model(**proxy.pairs.inputs).logits[:, :-1].log_softmax(-1)
     wanted = proxy.pairs.labels[:, 1:]
-    answers = -logs.gather(2, wanted.clamp(min=0)[:, :, None])[:, :, 0][wanted >= 0].mean()
-    ((text + answers) / 2).backward()
+    answers = -logs.gather(2, wanted.clamp(min=0)[:, :, None])[:, :, 0][wanted >= 0]
+    torch.cat([text, answers]).mean().backward()
     for matrix, salience in zip(adapter.matrices, found, strict=True):
         gradient = matrix.module.weight.grad
         assert gradient is not None
