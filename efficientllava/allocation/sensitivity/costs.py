@@ -103,8 +103,8 @@ def scalar_costs(gradients: Gradients, levels: Sequence[float], folder: Path) ->
         return iter(())
 
     sums = _summed(gradients, folder, "scalar", no_changes)
-    rows = [matrix.module.out_features for matrix in gradients.adapter.matrices]
-    energy = np.array(sums.output) / max(sums.tokens, 1)
+    rows = [matrix.weight.shape[0] for matrix in gradients.adapter.matrices]
+    energy = np.array(sums.output) / np.maximum(sums.tokens, 1)
     scale = 0.5 * np.array(sums.gradient) * energy / np.array(rows) / max(sums.positions, 1)
     return scale[:, None] * output_errors(gradients.database, gradients.adapter, levels)
 

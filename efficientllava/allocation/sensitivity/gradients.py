@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn import functional
 
 from efficientllava.allocation.gradient_checkpointing import checkpointed
+from efficientllava.allocation.sensitivity.experts import one_by_one
 from efficientllava.calibration.proxy_loss import LossBatch, chunks, hidden_states
 from efficientllava.errors import UserError
 from efficientllava.models.families import Adapter, Matrix
@@ -35,7 +36,7 @@ class Sums:
         linear: [K][L] sum of g . dW x.
         gradient: [K] sum of |g|^2.
         output: [K] sum of |W x|^2.
-        tokens: how many tokens (padding left out).
+        tokens: [K] how many tokens entered (padding left out; of an expert those routed to it).
         positions: scored positions whose losses were added.
     """
 
@@ -43,7 +44,7 @@ class Sums:
     linear: list[list[float]]
     gradient: list[float]
     output: list[float]
-    tokens: int = 0
+    tokens: list[int]
     positions: int = 0
 
     @classmethod
@@ -56,7 +57,7 @@ class Sums:
                 _added(first.linear, part.linear),
                 _added(first.gradient, part.gradient),
                 _added(first.output, part.output),
-                first.tokens + part.tokens,
+                _added(first.tokens, part.tokens),
                 first.positions + part.positions,
             )
         return first
@@ -167,34 +168,52 @@ class _Observer:
         self._linear: dict[str, list[float]] = {}
         self._gradient: dict[str, float] = {}
         self._output: dict[str, float] = {}
+        self._routed: dict[str, int] = {}
 
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Hooks on every prunable matrix, taken away at the end."""
+        experts: dict[nn.Module, dict[str, Matrix]] = {}
         with ExitStack() as hooks:
             for matrix in self._adapter.matrices:
+                if matrix.expert is not None:
+                    experts.setdefault(matrix.module, {})[matrix.name] = matrix
+                    continue
                 keep, ask = self._keeping(matrix), self._asking(matrix)
                 hooks.callback(matrix.module.register_forward_pre_hook(keep).remove)
                 hooks.callback(matrix.module.register_forward_hook(ask).remove)
+            for module, matrices in experts.items():
+                hooks.enter_context(one_by_one(module, list(matrices.values()), self))
             yield
 
     def _keeping(self, matrix: Matrix) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def keep(module: nn.Module, args: tuple[Any, ...]) -> None:
-            # only when the block is computed again: the first pass would keep all blocks' inputs
-            if self.backward:
-                self._inputs[matrix.name] = args[0].detach()
-                # a block's last gradient arrives before the block is computed again
-                if (waiting := self._waiting.pop(matrix.name, None)) is not None:
-                    self._price(matrix, waiting)
-
-        return keep
+        return lambda module, args: self.keep(matrix, args[0])
 
     def _asking(self, matrix: Matrix) -> Callable[..., None]:
-        def ask(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
-            if not self.backward:
-                output.register_hook(lambda gradient: self._arrived(matrix, gradient))
+        return lambda module, args, output: self.ask(matrix, output)
 
-        return ask
+    def keep(self, matrix: Matrix, given: torch.Tensor) -> None:
+        """Before a product of rows [..., in]."""
+        # only when the block is computed again: the first pass would keep all blocks' inputs
+        if self.backward:
+            self._inputs[matrix.name] = given.detach()
+            # a block's last gradient arrives before the block is computed again
+            if (waiting := self._waiting.pop(matrix.name, None)) is not None:
+                self._price(matrix, waiting)
+
+    def ask(self, matrix: Matrix, output: torch.Tensor) -> None:
+        """After a product, whose gradient [..., out] is asked for."""
+        if not self.backward:
+            output.register_hook(lambda gradient: self._arrived(matrix, gradient))
+
+    @torch.no_grad()
+    def pass_over(self, matrix: Matrix) -> None:
+        """No token of the batch reaches an expert: its changes cost nothing."""
+        if self.backward:
+            nothing = [0.0 for _ in self._changes(matrix)]
+            self._squares[matrix.name], self._linear[matrix.name] = nothing, list(nothing)
+            self._gradient[matrix.name] = self._output[matrix.name] = 0.0
+            self._routed[matrix.name] = 0
 
     def _arrived(self, matrix: Matrix, gradient: torch.Tensor) -> None:
         if matrix.name in self._inputs:
@@ -206,6 +225,8 @@ class _Observer:
     def _price(self, matrix: Matrix, gradient: torch.Tensor) -> None:
         name = matrix.name
         given, gradient = self._inputs.pop(name).float(), gradient.float()
+        if matrix.expert is not None:
+            self._routed[name] = len(given)
         if not bool(torch.isfinite(gradient).all()):
             raise UserError(
                 "the gradient of its output is NaN or inf",
@@ -232,7 +253,7 @@ class _Observer:
             [self._linear[name] for name in names],
             [self._gradient[name] for name in names],
             [self._output[name] for name in names],
-            tokens,
+            [self._routed.get(name, tokens) for name in names],
             positions,
         )
 
