@@ -12,13 +12,16 @@ from efficientllava.errors import UserError, hint
 
 
 def benches() -> dict[str, str]:
-    """The first line about each module of this folder that has a `main`, by name."""
-    summaries = {}
-    for path in sorted(Path(__file__).parent.glob("[!_]*.py")):
+    """The first line about each module that has a `main`, by name: `obs`, `card.sparse`."""
+    summaries, here = {}, Path(__file__).parent
+    modules = [*here.glob("[!_]*.py"), *here.glob("*/__init__.py"), *here.glob("*/[!_]*.py")]
+    for path in modules:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         if any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in tree.body):
-            summaries[path.stem] = (ast.get_docstring(tree) or "").partition("\n")[0]
-    return summaries
+            parts = path.relative_to(here).with_suffix("").parts
+            name = ".".join(part for part in parts if part != "__init__")
+            summaries[name] = (ast.get_docstring(tree) or "").partition("\n")[0]
+    return dict(sorted(summaries.items()))
 
 
 def run(arguments: list[str]) -> int:

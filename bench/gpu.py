@@ -26,6 +26,7 @@ from statistics import median
 from typing import Any
 
 from bench import options_of, say_conditions
+from bench.card.memory import by_formula
 from bench.random_models import LEVELS, DecoderSize, save_random_inputs, size_options
 
 GB = 10**9
@@ -131,7 +132,8 @@ class Bench:
             )
         size = sum(file.stat().st_size for file in target.glob("*.safetensors")) / GB
         blocks = [after - before for before, after in zip(times, times[1:], strict=False)]
-        return f"{size:.1f} GB; a block {median(blocks):.2f} s"
+        formula = by_formula(adapter, self.proxy) / GB
+        return f"{size:.1f} GB; a block {median(blocks):.2f} s; by formula {formula:.1f} GB"
 
     def offloaded(self) -> Any:
         """Model and database, where they fit."""
@@ -173,7 +175,8 @@ class Bench:
                 self.profile(candidate)
             one, other = (median(times[name][2:]) for name in ("candidate", "bare"))
             at = "mapped" if opened.placement is None else (
-                f"blocks {opened.placement.blocks}, database {opened.placement.database}"
+                f"blocks {opened.placement.blocks}, database {opened.placement.database}, by "
+                f"formula {opened.placement.device_bytes / GB:.1f} GB"
             )  # fmt: skip
         return f"{at}; candidate {one:.3f} s, bare {other:.3f} s, ratio {one / other:.3f}"
 
@@ -191,7 +194,7 @@ class Bench:
 
     def search(self) -> str:
         """The whole search, with projector evolution."""
-        from efficientllava.allocation.search import Search, SearchGoal, SearchInputs
+        from efficientllava.allocation.search.algorithm import Search, SearchGoal, SearchInputs
 
         shutil.rmtree(self.folder / "search", ignore_errors=True)
         rounds = [time.perf_counter()]

@@ -88,7 +88,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
     import torch
 
-    from efficientllava.allocation.projector import ProjectorEvolution
+    from efficientllava.allocation.search.projector import ProjectorEvolution
     from efficientllava.calibration.proxy_loss import Distribution
     from efficientllava.models.families import adapter_for
     from efficientllava.parameters import SearchParameters

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from transformers import LlavaForConditionalGeneration
+    from transformers import LlamaConfig, LlamaForCausalLM, LlavaForConditionalGeneration
 
     from efficientllava.data.proxy import Pairs
 
@@ -29,10 +29,20 @@ class DecoderSize:
     mlp: int
     blocks: int
     vocabulary: int
+    key_value_heads: int | None = None
+    """As many as attention heads if left out."""
 
 
 DEMO_TIMES_4 = DecoderSize(160, 384, 6, 2560)
 """The demo model, four times as wide."""
+SHAPES = {
+    "7B": DecoderSize(4096, 11008, 32, 32000),
+    "13B": DecoderSize(5120, 13824, 40, 32000),
+    "34B": DecoderSize(7168, 20480, 60, 64000, 8),
+    "72B": DecoderSize(8192, 29568, 80, 152064, 8),
+    "1.1B": DecoderSize(2048, 5632, 22, 32000, 4),
+}
+"""Decoders by their usual names: LLaVA-1.5 (7B, 13B), LLaVA-NeXT (34B, 72B), TinyLlama."""
 
 
 @dataclass(frozen=True)
@@ -77,25 +87,10 @@ def random_llava(
 ) -> LlavaForConditionalGeneration:
     """A LLaVA of a size with random weights, of torch's default dtype and device."""
     import torch
-    from transformers import (
-        CLIPVisionConfig,
-        LlamaConfig,
-        LlavaConfig,
-        LlavaForConditionalGeneration,
-    )
+    from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration
 
     torch.manual_seed(0)
-    # as in LLaMA from 7B on
-    heads = max(size.width // (128 if size.width >= 4096 else 64), 1)
-    text = LlamaConfig(
-        vocab_size=size.vocabulary,
-        hidden_size=size.width,
-        intermediate_size=size.mlp,
-        num_hidden_layers=size.blocks,
-        num_attention_heads=heads,
-        num_key_value_heads=heads,
-        max_position_embeddings=context,
-    )
+    text = _decoder_config(size, context)
     vision = CLIPVisionConfig(
         hidden_size=tower.width,
         intermediate_size=tower.mlp,
@@ -111,6 +106,31 @@ def random_llava(
         vision_feature_layer=-1 if tower.blocks == 1 else -2,
     )
     return LlavaForConditionalGeneration(config).eval()
+
+
+def random_decoder(size: DecoderSize, context: int) -> LlamaForCausalLM:
+    """A LLaMA of a size with random weights, of torch's default dtype and device."""
+    import torch
+    from transformers import LlamaForCausalLM
+
+    torch.manual_seed(0)
+    return LlamaForCausalLM(_decoder_config(size, context)).eval()
+
+
+def _decoder_config(size: DecoderSize, context: int) -> LlamaConfig:
+    from transformers import LlamaConfig
+
+    # as in LLaMA from 7B on
+    heads = max(size.width // (128 if size.width >= 4096 else 64), 1)
+    return LlamaConfig(
+        vocab_size=size.vocabulary,
+        hidden_size=size.width,
+        intermediate_size=size.mlp,
+        num_hidden_layers=size.blocks,
+        num_attention_heads=heads,
+        num_key_value_heads=size.key_value_heads or heads,
+        max_position_embeddings=context,
+    )
 
 
 def random_pairs(vocabulary: int, count: int, length: int, tower: Tower = SMALLEST) -> Pairs:

@@ -1,12 +1,15 @@
 """EfficientLLaVA: generalizable auto-pruning for large vision-language models (CVPR 2025).
 
 The public names are imported when they are first used: `import efficientllava` loads no torch.
+It lets transformers load packed checkpoints (docs/sparse_format.md).
 """
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import Any
+
+from efficientllava.when_imported import register
 
 __version__ = "0.1.0"
 
@@ -28,3 +31,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return [*__all__, "__version__"]
+
+
+register()

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from efficientllava.allocation.context import Context
-from efficientllava.allocation.policy import check_band
+from efficientllava.allocation.search.policy import check_band
 from efficientllava.allocation.unfinished import code_digest
 from efficientllava.calibration.data import calibration_data
 from efficientllava.data.proxy import ProxyData, save_proxy
@@ -33,7 +33,7 @@ from efficientllava.pruning.finalize import finalize
 from efficientllava.registry import METHODS
 from efficientllava.work_folder import locked
 
-SECTIONS = ("pruning", "prune", "search", "machine")
+SECTIONS = ("pruning", "prune", "search", "sensitivity", "machine")
 """The sections of params.yaml that pruning one model reads."""
 ARGUMENTS = {
     "params.yaml, machine.device:": "device:",
@@ -91,6 +91,7 @@ class Result:
         """The result as names and values, for a table."""
         record = self.record
         size = sum(path.stat().st_size for path in self.folder.glob("*.safetensors"))
+        gained = [("gained over uniform", _gained(record["gain"]))] if "gain" in record else []
         gone = "removed from the decoder" if "structure" in record else "zeros in the decoder"
         return [
             ("method", f"{record['method']} at {record['ratio']:g}"),
@@ -98,6 +99,7 @@ class Result:
             ("proxy loss (nll), dense", f"{record['dense_nll']:.4f}"),
             ("proxy loss (nll), pruned", f"{record['proxy_nll']:.4f}"),
             ("KL to the dense model", f"{record['proxy_kl']:.4f}"),
+            *gained,
             ("checkpoint", f"{size / 1e6:.1f} MB"),
             ("pruned with", self.data),
         ]
@@ -112,6 +114,15 @@ class Result:
         return "\n".join(lines) + "\n"
 
 
+def _gained(gain: Mapping[str, float]) -> str:
+    """What an allocation gained over the uniform one, with its error, in one line."""
+    error = f" ± {gain['error']:.4f}" if "error" in gain else ""
+    return (
+        f"KL lower by {-gain['difference']:.4f}{error} ({gain['uniform_kl']:.4f} to "
+        f"{gain['kl']:.4f}), stitched, on {gain['positions']:,} positions that no cost saw"
+    )
+
+
 def holds(folder: Path, record: Mapping[str, Any]) -> bool:
     """Whether a folder holds the pruned model of a record."""
     path = folder / "pruning.json"
@@ -121,7 +132,7 @@ def holds(folder: Path, record: Mapping[str, Any]) -> bool:
 def prune(
     vlm: VisionLanguageModel,
     data: ProxyData | None = None,
-    method: str = "efficientllava",
+    method: str = "efficientllava_plus",
     sparsity: float = 0.5,
     work: str | Path = "work",
     parameters: Mapping[str, Any] | None = None,
@@ -192,7 +203,7 @@ def _key(method: str, context: Context) -> str:
     parameters = context.parameters
     decisive = {
         **context.digests,
-        **parameters.model_dump(mode="json", include={"pruning", "prune", "search"}),
+        **parameters.model_dump(mode="json", include={"pruning", "prune", "search", "sensitivity"}),
         "method": method,
         "sparsity": context.ratio,
         "threads": parameters.machine.threads,
@@ -254,7 +265,7 @@ def settings(
     )
     require_device(chosen.machine.device)
     if "database" in METHODS[method].needs:
-        check_band(chosen.levels(share), share, chosen.search.band)
+        check_band(METHODS[method].levels(chosen, share), share, chosen.search.band)
     return chosen
 
 

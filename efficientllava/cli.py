@@ -44,7 +44,7 @@ def prune(  # noqa: PLR0913 every parameter is an option of the command
     ] = 0.5,
     method: Annotated[
         str, typer.Option(help="how; a wrong name lists the known ones")
-    ] = "efficientllava",
+    ] = "efficientllava_plus",
     text: Annotated[
         str | None, typer.Option(help="calibration text, file or folder; packaged if left out")
     ] = None,
@@ -57,6 +57,9 @@ def prune(  # noqa: PLR0913 every parameter is an option of the command
         Path, typer.Option(help="unfinished work, databases, finished checkpoints")
     ] = Path("work"),
     revision: Annotated[str | None, typer.Option(help="commit; needed with a hub id")] = None,
+    family: Annotated[
+        str, typer.Option(help="auto, or generic: find the decoder of an unknown type by structure")
+    ] = "auto",
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda or cuda:N", show_default="cpu")
     ] = None,
@@ -75,7 +78,17 @@ def prune(  # noqa: PLR0913 every parameter is an option of the command
     from efficientllava.commands.prune import Request, dry, run
 
     request = Request(
-        model, revision, method, sparsity, text, pairs, work, device, max_seconds, tuple(set_ or ())
+        model,
+        revision,
+        method,
+        sparsity,
+        text,
+        pairs,
+        work,
+        device,
+        max_seconds,
+        tuple(set_ or ()),
+        family,
     )
     try:
         if dry_run:
@@ -98,25 +111,28 @@ def ask(
     new_tokens: Annotated[int, typer.Option(min=1, help="tokens generated at most")] = 16,
     threads: Annotated[int, typer.Option(min=1, help="threads")] = 1,
 ) -> None:
-    """Answer a question about an image: exported models by the first runtime that can be used,
-    checkpoints by PyTorch."""
+    """Answer a question about an image: exported graphs by the first runtime that can be used,
+    checkpoints, packed ones too, by PyTorch."""
     from efficientllava.data.prompts import chat_prompt, format_prompt
-    from efficientllava.export.assistant import Prompt, answer
+    from efficientllava.export.assistant import answer
+    from efficientllava.export.decoding import Prompt
 
     text = question if raw else format_prompt(question, choice or [], hint)
     picture = None if image == "-" else Path(image)
     if (folder / "prefill.onnx").is_file():
         typer.echo(answer(folder, picture, text, None, threads, new_tokens, raw))
         return
+    if (folder / "packed" / "config.json").is_file():
+        folder /= "packed"  # an export without graphs
     import torch
 
     from efficientllava.export.reference import checkpoint_answer
     from efficientllava.models.checkpoint import load_model, load_processor
-    from efficientllava.models.families import require_family
+    from efficientllava.models.families import family_of
 
     torch.set_num_threads(threads)
     model, processor = load_model(folder), load_processor(folder)
-    image_token = require_family(model.config.model_type).image_token
+    image_token = family_of(model.config).image_token
     given = None if picture is None or image_token in text else image_token
     prompt = chat_prompt(None if raw else processor, text, given)
     typer.echo(checkpoint_answer(model, processor, Prompt(prompt, picture), new_tokens))
@@ -130,6 +146,7 @@ def verify(folder: Folder) -> None:
     from efficientllava.models.families import adapter_for
     from efficientllava.pruning import sequential
     from efficientllava.pruning.structured import structured
+    from efficientllava.sparse.record import packed_settings
 
     record = read_json(folder / "pruning.json")
     try:
@@ -150,12 +167,38 @@ def verify(folder: Folder) -> None:
             "all weights finite"
         )
         return
-    sequential.verify(adapter, rows)
+    packed = packed_settings(folder)
+    sequential.verify(adapter, rows, rounded=packed is not None and bool(packed.errors))
     share = sequential.achieved_sparsity(rows)
     typer.echo(
         f"{folder}: {name}, {len(rows)} matrices with the zeros of their policy "
         f"({share:.4%} of the weights), all weights finite"
     )
+
+
+@commands.command()
+def pack(
+    folder: Annotated[Path, typer.Argument(help="a pruned checkpoint")],
+    out: Annotated[Path, typer.Argument(help="a folder that is not there yet")],
+    dtype: Annotated[
+        str | None, typer.Option(help="int8 rounds packed weights; lossless if left out")
+    ] = None,
+) -> None:
+    """Make a pruned checkpoint smaller: its pruned matrices without their zeros."""
+    from efficientllava.commands.pack import pack as run
+
+    typer.echo(run(folder, out, dtype))
+
+
+@commands.command()
+def unpack(
+    folder: Annotated[Path, typer.Argument(help="a packed checkpoint")],
+    out: Annotated[Path, typer.Argument(help="a folder that is not there yet")],
+) -> None:
+    """Write the checkpoint that a packed one was made from, bit by bit."""
+    from efficientllava.commands.pack import unpack as run
+
+    typer.echo(run(folder, out))
 
 
 Data = Annotated[str, typer.Option(help="the benchmark's folder of official files, or a hub id")]
@@ -226,6 +269,21 @@ def parameters() -> None:
     from efficientllava.report.parameters_page import parameters_page
 
     typer.echo(parameters_page())
+
+
+@commands.command()
+def families() -> None:
+    """List the families of models that can be pruned."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from efficientllava.registry import FAMILIES
+
+    table = Table("model_type", "kind", "image in a prompt", "special")
+    for name in sorted(FAMILIES, key=lambda name: (not FAMILIES[name].takes_images, name)):
+        family = FAMILIES[name]
+        table.add_row(name, family.kind, family.image_token.replace("[", r"\["), family.note)
+    Console().print(table)
 
 
 @commands.command()

@@ -25,13 +25,16 @@ from efficientllava.errors import UserError
 from efficientllava.parameters import Parameters
 from flows.runner.console import say_failures_once
 from flows.runner.graph import Changes, Node, read_graph
+from flows.runner.host import StageHost
 from flows.runner.live import Values
 from flows.runner.recording import RECORDING, end_process
 from flows.runner.stages import USER_ERROR, Call, StageFailure, Watchers, run_stage
 from flows.server.cluster import SearchCluster
 from flows.server.server import mark_crashed, prefect_server
+from flows.tracking.champion import target_ratio
 from flows.tracking.record import ModelRecord, cell_of, read_record
 from flows.tracking.tracking import Tracking, check_server, tracking_uri
+from flows.unchanged import is_unchanged, recorded
 from tasks.runtime.check import check_device
 from tasks.runtime.stage import ARTIFACTS, read_parameters
 from tasks.runtime.workspace import workspace_lock
@@ -205,15 +208,18 @@ def _pipeline(root: Path, parameters: Parameters, until: tuple[str, ...]) -> Sta
     nodes = read_graph(root, until)
     run = Run(root, nodes, tracking)
     try:
-        with SearchCluster(parameters.machine) as cluster:
-            call = Call(root, Changes(root), Watchers(run.starts, run.step), cluster.environment)
+        with (
+            SearchCluster(parameters.machine) as cluster,
+            StageHost(parameters.machine.threads) as host,
+        ):
+            watchers = Watchers(run.starts, run.step)
+            call = Call(root, Changes(root), host, watchers, cluster.environment)
             for number, node in enumerate(nodes):
                 run.stage(node, call)
                 cell = cell_of(node)
                 if cell and cell not in {cell_of(later) for later in nodes[number + 1 :]}:
                     run.log(cell)
-        target = parameters.tracking.champion_ratio
-        run.promote(parameters.ratios[0] if target is None else target)
+        run.promote(target_ratio(parameters))
     except BaseException:
         tracking.fail_all("the pipeline was stopped")
         raise
@@ -273,7 +279,10 @@ def show_comparison(parameters: Parameters) -> None:
 
 
 def run_to_end(
-    who: str, start: Callable[[], State[Any]], show: Callable[[Parameters], None]
+    who: str,
+    start: Callable[[], State[Any]],
+    show: Callable[[Parameters], None],
+    idle: Callable[[Parameters], bool] = lambda parameters: False,
 ) -> int:
     """Run a flow on this workspace, with a server, and return the exit status.
 
@@ -281,6 +290,7 @@ def run_to_end(
         who: this run's name in the message to a second run.
         start: runs the flow.
         show: called when it completed.
+        idle: says, before a server is started, that the flow has nothing to do.
     """
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
@@ -288,8 +298,11 @@ def run_to_end(
         check_device(parameters)
         check_server(tracking_uri(parameters.tracking, Path.cwd()))
         with workspace_lock(who):
+            if idle(parameters):
+                show(parameters)
+                return 0
             threading.Thread(target=_warm_up, daemon=True).start()
-            with prefect_server():
+            with prefect_server(), recorded(Path.cwd()):
                 state = RECORDING.run(start)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -307,7 +320,9 @@ def run_to_end(
 
 def main() -> int:
     """Run the flow once."""
-    return run_to_end("the pipeline", lambda: pipeline(return_state=True), show_comparison)
+    return run_to_end(
+        "the pipeline", lambda: pipeline(return_state=True), show_comparison, is_unchanged
+    )
 
 
 if __name__ == "__main__":

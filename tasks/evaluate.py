@@ -124,11 +124,11 @@ def _demo(stage: Stage, model: Any, processor: Any) -> tuple[dict[str, Any], lis
     """The likeliest choice of each demo question; a text-only model gets those in words."""
     from efficientllava.benchmarks.demo_questions.multiple_choice import answer_questions, scores
     from efficientllava.data.questions import read_questions
-    from efficientllava.models.families import require_family
+    from efficientllava.models.families import family_of
 
     settings = stage.parameters.evaluation
     questions = read_questions(ARTIFACTS / "questions", "test")
-    if not require_family(model.config.model_type).takes_images:
+    if not family_of(model.config).takes_images:
         questions = [question for question in questions if question.image is None]
     questions = questions[: settings.questions]
     predictions = answer_questions(model, processor, questions, settings.batch_size, stage.progress)

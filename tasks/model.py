@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from efficientllava.models.source import hub_snapshot
 from tasks.runtime.check import model_folder
@@ -30,7 +31,14 @@ def model(stage: Stage) -> None:
             folder, stage.parameters.model.demo, ARTIFACTS / "questions", stage.progress
         )
         return
-    take(model_folder(stage.parameters) or _fetched(stage), folder)
+    given = model_folder(stage.parameters) or _fetched(stage)
+    if stage.parameters.model.family == "auto":
+        take(given, folder)
+        return
+    from efficientllava.models.generic import with_found_family
+
+    with TemporaryDirectory(dir=WORK) as temporary:
+        take(with_found_family(given, Path(temporary) / "model"), folder)
 
 
 def _fetched(stage: Stage) -> Path:
@@ -46,15 +54,17 @@ def take(given: Path, folder: Path) -> None:
     A copy and no hard link: DVC makes what it caches read-only, and the user's files are not ours.
 
     Raises:
-        UserError: see `checkpoint_files`, `require_room` and `load_model`.
+        UserError: see `checkpoint_files`, `require_unpacked`, `require_room` and `load_model`.
     """
     from efficientllava.files import replacing, write_json
     from efficientllava.models.checkpoint import check_tokenizer, load_model, load_processor
     from efficientllava.models.families import adapter_for
     from efficientllava.models.own_files import checkpoint_files, require_room
+    from efficientllava.models.packed import require_unpacked
     from efficientllava.models.source import MATRICES
 
     files = checkpoint_files(given)
+    require_unpacked(given)
     require_room(files, folder)
     loaded = load_model(given)  # every weight is read: truncated, NaN or unknown is told here
     check_tokenizer(load_processor(given), loaded, str(given))

@@ -21,7 +21,7 @@ def proxy(stage: Stage) -> None:
     from efficientllava.data.text import read_text, sample_segments
     from efficientllava.files import read_json, value_digest
     from efficientllava.models.checkpoint import load_processor
-    from efficientllava.models.families import require_family
+    from efficientllava.models.families import family_of
 
     settings = stage.parameters.proxy
     processor = load_processor(ARTIFACTS / "model", stage.parameters.evaluation.style)
@@ -30,7 +30,7 @@ def proxy(stage: Stage) -> None:
         processor.tokenizer, text, settings.segments, settings.segment_length, settings.seed
     )
     pairs = None
-    family = require_family(read_json(ARTIFACTS / "model" / "config.json")["model_type"])
+    family = family_of(read_json(ARTIFACTS / "model" / "config.json"))
     manifest = {**settings.model_dump(mode="json"), "text_digest": value_digest(text)}
     if settings.pairs and not family.takes_images:
         manifest["pairs"] = 0

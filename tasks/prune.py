@@ -26,6 +26,7 @@ def prune(stage: Stage) -> None:
         policy_record["allocation"],
         load_tensors(search / "projector.safetensors"),
         risk=None if policy_record["risk"] is None else Risk(**policy_record["risk"]),
+        gain=policy_record["gain"],
     )
     record = finalize(METHODS[stage.method], stage.context(), allocation, folder)
     measured = {key: value for key, value in record.items() if isinstance(value, (int, float))}

@@ -1,7 +1,7 @@
 """Stage `questions`: write the demo question set in ScienceQA's official layout.
 
 In:  params model.demo
-Out: artifacts/questions/ (problems.json, pid_splits.json, images/)
+Out: artifacts/questions/ (problems.json, pid_splits.json, images.zip)
 """
 
 from __future__ import annotations

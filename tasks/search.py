@@ -48,11 +48,12 @@ def _write(stage: Stage, allocation: Allocation) -> None:
     record = {
         "method": stage.method,
         "ratio": stage.ratio,
-        "levels": stage.context().levels if allocation.history else [stage.ratio],
+        "levels": list(allocation.levels) or [stage.ratio],
         "allocation": allocation.kind,
         "mean_sparsity": allocation.summary["mean_sparsity"],
         "policy": dict(allocation.policy),
         "risk": None if allocation.risk is None else asdict(allocation.risk),
+        "gain": None if allocation.gain is None else dict(allocation.gain),
     }
     write_json(folder / "policy.json", record)
 

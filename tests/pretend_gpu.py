@@ -115,8 +115,15 @@ class PretendGPU(TorchFunctionMode):
                     allow_unreachable=True, accumulate_grad=True,
                 )  # fmt: skip
             return None
+        if name == "register_hook":  # a gradient lies where its tensor does
+            told, on_gpu = args[1], marked(first)
+            return func(first, lambda gradient: told(mark(gradient, on_gpu)))
         if name in ("to", "cuda", "cpu", "type"):
             return self._moved(func, name, first, args[1:], kwargs)
+        if name == "scaled_dot_product_attention" and kwargs.get("attn_mask") is not None:
+            mark(kwargs["attn_mask"], marked(first))  # made by torch.vmap, which loses marks
+        if name == "histc":  # of integers on CUDA only
+            return self._marking(func(first.float(), *args[1:], **kwargs).int(), marked(first))
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
         tensors = [tensor for tensor in tensors if not tensor.is_meta]
         wanted = kwargs.get("device")
@@ -180,10 +187,12 @@ class PretendGPU(TorchFunctionMode):
 
     def _order(self, name: str, tensors: list[torch.Tensor], on_gpu: bool) -> None:
         # by where a tensor begins: weights that share a piece of memory do not concern each other
+        # (inside torch.vmap, where masks are made, tensors have no memory of their own)
         touched = [
             (tensor.data_ptr(), index)
             for index, tensor in enumerate(tensors)
-            if tensor.untyped_storage().data_ptr() in self.watch
+            if not torch._C._functorch.is_batchedtensor(tensor)
+            and tensor.untyped_storage().data_ptr() in self.watch
         ]
         if not touched or name in UNTOUCHED:
             return
@@ -261,6 +270,7 @@ def pretend_gpu(patch: pytest.MonkeyPatch, free: int = 80 * 2**30) -> Iterator[P
     }.items():
         patch.setattr(torch.cuda, name, value)
     # a build of torch for CUDA would ask its driver, which is not there, for the stream in use
+    patch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 0))
     patch.setattr(torch.accelerator, "current_accelerator", lambda check_available=False: None)
     patch.setattr("torch.cuda._pin_memory_utils.pin_memory", lambda pointer, size: None)
     patch.setattr("torch.cuda._pin_memory_utils.unpin_memory", lambda pointer: None)

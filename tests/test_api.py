@@ -93,14 +93,16 @@ def test_five_lines(
     result, saved = pruned(name)
     captured = capfd.readouterr()
     assert captured.out == captured.err == "", "nothing on the screen that nobody asked for"
-    assert not [record for record in caplog.records if record.levelname != "DEBUG"]
+    told = [record.getMessage() for record in caplog.records if record.levelname != "DEBUG"]
+    assert all("scored positions" in message for message in told), "only that the data is little"
     rows = result.record["matrices"]
     assert result.policy == {row["name"]: row["level"] for row in rows}
     assert all(row["zeros"] >= int(row["level"] * row["size"]) for row in rows)
-    assert {row["round"] for row in result.history} == {1, 2}
+    assert result.history[0]["origin"] == "uniform" and len(result.history) > 2
     assert result.save(saved) == saved, "saved once more, it is there"
     report = result.report()
-    assert "| method | efficientllava at 0.5 |" in report and "3 segments of 8 tokens" in report
+    assert "| method | efficientllava_plus at 0.5 |" in report
+    assert "| gained over uniform | KL lower by " in report and "3 segments of 8 tokens" in report
     commands(["verify", str(saved)], standalone_mode=False)
     assert f"{len(rows)} matrices with the zeros of their policy" in capfd.readouterr().out
 
@@ -205,7 +207,11 @@ def test_structured_methods(folder: Path, tmp_path: Path) -> None:
 def test_progress_names_the_work(folder: Path, tmp_path: Path) -> None:
     vlm, events = load(folder), list[Event]()
     prune(vlm, small_data(vlm), "owl", work=tmp_path, progress=events.append)
-    assert [event.name for event in events] == ["allocation"] * 2 + ["final pruning"] * 2
+    named = dict.fromkeys(event.name for event in events)
+    assert list(named) == [
+        "allocation", "dense targets", "final pruning", "measuring", "saving", "checking",
+    ]  # fmt: skip
+    assert all(event.done <= event.total for event in events)
 
 
 def test_every_text_only_family_is_pruned(tmp_path: Path) -> None:

@@ -134,7 +134,16 @@ def test_no_page_speaks_of_what_is_gone(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_files_that_are_named_exist(page: Path) -> None:
-    """`models/families.py` is a file of the library, `flows/serve.py` one of the clone."""
+    """`models/families/table.py` is a file of the library, `flows/serve.py` one of the clone."""
     text = page.read_text(encoding="utf-8")
     for name in re.findall(r"`([a-z_]+/[a-z_/]+\.py)`", text):
         assert (ROOT / name).is_file() or (ROOT / "efficientllava" / name).is_file(), name
+
+
+def test_pages_that_the_code_names_exist() -> None:
+    """`docs/evaluate.md` in a message or docstring."""
+    tops = ("efficientllava", "flows", "tasks", "bench", "tools")
+    files = [*(path for top in tops for path in (ROOT / top).rglob("*.py")), ROOT / "params.yaml"]
+    for path in (*files, ROOT / "prefect.yaml"):
+        for name in re.findall(r"\bdocs/[a-z_/]+\.md", path.read_text(encoding="utf-8")):
+            assert (ROOT / name).is_file(), f"{name_of(path)} names {name}"

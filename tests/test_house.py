@@ -18,6 +18,7 @@ LONGER: dict[str, int] = {}
 """Files that are longer, and by how much at most: to shrink, not to grow."""
 MOST_FUNCTION_LINES = 60
 LONG_FUNCTIONS = {
+    "efficientllava/cli.py prune": "one declaration per option",
     "efficientllava/cli.py score": "one declaration per option",
     "efficientllava/kernels/triton/triton_kernels.py prune_tile": "one program on the GPU: what is "
     "split differently has to be measured on one",

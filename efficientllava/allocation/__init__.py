@@ -1,1 +1,1 @@
-"""The ratio of every matrix: OWL, and the paper's search with its evolving projector."""
+"""The ratio of every matrix: uniform, by block, by sensitivity, or by the paper's search."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -59,22 +59,22 @@ class Context:
         model = folder_digest(self.model, CHECKPOINT_FILES)
         return {"model": model, "proxy": self.proxy.digest}
 
-    @property
-    def levels(self) -> list[float]:
-        """The ratios that a matrix may take in a search."""
-        return self.parameters.levels(self.ratio)
-
     def database(self, levels: Sequence[float]) -> Database:
         """The OBS database with these levels, opened; what it lacks is built."""
         from efficientllava.database.solutions import open_database
 
         return open_database(self.database_folders(levels), levels)
 
-    def database_folders(self, levels: Sequence[float]) -> list[Path]:
+    def database_folders(
+        self, levels: Sequence[float], others: Collection[float] = ()
+    ) -> list[Path]:
         """The folders that together hold the OBS solutions at these levels.
 
-        Levels that no earlier run has built are built now, together with those of all
-        `parameters.ratios`, in one pass of the model. A killed build resumes.
+        Levels that no earlier run has built are built now, together with the `others` that are
+        missing, in one pass of the model. A killed build resumes.
+
+        Args:
+            others: levels that further ratios will need.
 
         Raises:
             UserError: see `build_database`; the model does not fit on the device.
@@ -85,8 +85,7 @@ class Context:
         parameters, root = self.parameters, self._databases
         at = self.built_levels()
         if any(round(level, 4) not in at for level in levels):
-            asked = {level for ratio in parameters.ratios for level in parameters.levels(ratio)}
-            missing = sorted({round(level, 4) for level in {*asked, *levels}} - at.keys())
+            missing = sorted({round(level, 4) for level in {*others, *levels}} - at.keys())
             folder = root / value_digest(missing)[:16]
             with block_by_block(
                 self.model,
@@ -132,10 +131,15 @@ class Context:
 
 @dataclass(frozen=True)
 class Risk:
-    """How a search weighs the structural risk: `search.complexity` and `search.eta`."""
+    """How a search weighs the structural risk: `search.complexity` and `search.eta`.
+
+    Attributes:
+        decides: whether it is minimised; False records it beside the loss, which is.
+    """
 
     complexity: str
     eta: float
+    decides: bool = True
 
 
 @dataclass(frozen=True)
@@ -149,6 +153,10 @@ class Allocation:
         history: one row per candidate that was scored.
         summary: numbers about it (mean_sparsity among them).
         risk: what the search minimised beside the loss; None where nothing was searched.
+        levels: ratios that a matrix could take; empty where the method has no levels.
+        gain: of the policy over the uniform one, stitched, on tokens that neither its costs nor its
+            corrections saw: `uniform_kl`, `kl`, `difference`, `error`, `positions`; None where it
+            was not measured.
     """
 
     policy: Mapping[str, float]
@@ -157,3 +165,5 @@ class Allocation:
     history: Sequence[Mapping[str, Any]] = ()
     summary: Mapping[str, Any] = field(default_factory=dict)
     risk: Risk | None = None
+    levels: Sequence[float] = ()
+    gain: Mapping[str, float] | None = None

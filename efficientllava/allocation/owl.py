@@ -11,11 +11,11 @@ from collections.abc import Sequence
 
 import torch
 
+from efficientllava.allocation.by_block import require_free_ratios, shifted_to
 from efficientllava.allocation.context import Allocation, Context
 from efficientllava.calibration.block_walk import block_walk
 from efficientllava.calibration.opened import block_by_block
 from efficientllava.data.proxy import ProxyData
-from efficientllava.errors import UserError
 from efficientllava.models.families import Adapter
 from efficientllava.parameters import PruningParameters
 from efficientllava.progress import Event, Progress, silent
@@ -78,24 +78,9 @@ def ratios_by_outliers(
     low, high = min(shares), max(shares)
     reach = high - low
     raw = [-2 * spread * (share - low) / reach if reach > 0 else 0.0 for share in shares]
-    # clipping to [0, 1] changes the mean: find the shift that gives it back (monotone)
-    bottom, top = -1.0 - 2 * spread, 1.0 + 2 * spread
-    total = sum(sizes)
-
-    def mean(shift: float) -> float:
-        return sum(_clipped(r + shift) * size for r, size in zip(raw, sizes, strict=True)) / total
-
-    for _ in range(200):
-        middle = (bottom + top) / 2
-        bottom, top = (middle, top) if mean(middle) < ratio else (bottom, middle)
-    return [_clipped(r + top) for r in raw]
+    return shifted_to(raw, sizes, ratio)
 
 
-def _clipped(value: float) -> float:
-    return min(max(value, 0.0), 1.0)
-
-
-@torch.no_grad()
 def outlier_policy(
     adapter: Adapter,
     proxy: ProxyData,
@@ -113,12 +98,21 @@ def outlier_policy(
     Raises:
         UserError: an n:m pattern is asked for, which fixes every ratio.
     """
-    if parameters.group_size is not None:
-        raise UserError(
-            f"owl gives every block a ratio of its own, {parameters.named} fix them",
-            where="params.yaml, pruning.pattern",
-            remedy="use `unstructured` with owl, or leave owl out of methods",
-        )
+    require_free_ratios("owl", parameters.named, parameters.group_size)
+    shares, sizes = outlier_shares(adapter, proxy, parameters, threshold, progress)
+    ratios = ratios_by_outliers(shares, sizes, ratio, spread)
+    return {matrix.name: ratios[matrix.block] for matrix in adapter.matrices}, shares
+
+
+@torch.no_grad()
+def outlier_shares(
+    adapter: Adapter,
+    proxy: ProxyData,
+    parameters: PruningParameters,
+    threshold: float,
+    progress: Progress = silent,
+) -> tuple[list[float], list[int]]:
+    """The outlier share and the number of prunable weights of every block, from one dense pass."""
     walk = block_walk(adapter, proxy, parameters)
     shares, sizes = [], []
     total = len(adapter.blocks)
@@ -132,5 +126,4 @@ def outlier_policy(
         if block + 1 < total:
             walk.advance(block)
         progress(Event("block", block + 1, total))
-    ratios = ratios_by_outliers(shares, sizes, ratio, spread)
-    return {matrix.name: ratios[matrix.block] for matrix in adapter.matrices}, shares
+    return shares, sizes

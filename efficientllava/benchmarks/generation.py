@@ -14,10 +14,11 @@ from efficientllava.benchmarks.base import IMAGE_TOKEN
 from efficientllava.benchmarks.journal import Journal
 from efficientllava.benchmarks.records import Record
 from efficientllava.data.encoding import Encoded, encode_prompt
+from efficientllava.data.images import image_bytes
 from efficientllava.errors import UserError
-from efficientllava.files import file_digest, value_digest
+from efficientllava.files import value_digest
 from efficientllava.models.batches import batch_inputs, reads_token_types
-from efficientllava.models.families import require_family
+from efficientllava.models.families import family_of
 from efficientllava.models.processors.llava_images import crops_images
 from efficientllava.progress import Event, Progress
 
@@ -76,11 +77,12 @@ def generate_answers(
 def _key(model: Any, processor: Any, question: Asked, model_key: str, new_tokens: int) -> str:
     image = question.record.image
     if isinstance(image, Path):
-        if not image.is_file():
+        try:
+            image = image_bytes(image)
+        except OSError:
             question.record.open_image()  # tells what is missing
-        digest = file_digest(image)
-    else:
-        digest = hashlib.sha256(image).hexdigest() if image is not None else ""
+            raise
+    digest = hashlib.sha256(image).hexdigest() if image is not None else ""
     # answers that such models gave without their token types depended on the batch: asked anew
     read = ["token types"] if reads_token_types(model) else []
     # a LLaVA that pads keeps the keys of its earlier answers
@@ -136,4 +138,4 @@ def _encoded(model: Any, processor: Any, question: Asked) -> Encoded:
 
 def _prompt(model: Any, question: Asked) -> str:
     """The prompt with what stands for an image in the model's family."""
-    return question.prompt.replace(IMAGE_TOKEN, require_family(model.config.model_type).image_token)
+    return question.prompt.replace(IMAGE_TOKEN, family_of(model.config).image_token)

@@ -10,13 +10,17 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional
 
+from efficientllava.calibration.visual_tokens import drifting
 from efficientllava.data.proxy import Pairs, ProxyData, batches
+from efficientllava.errors import UserError
 from efficientllava.kernels.hessian import accumulate, empty
-from efficientllava.models.families import Adapter, Matrix
+from efficientllava.models.families import FOUND, Adapter, Matrix
 from efficientllava.offload.block_stream import replaced_forward
 from efficientllava.parameters import PruningParameters
+
+FEW_TOKENS = 32
+"""An expert that fewer calibration tokens reach is pruned by magnitude."""
 
 
 class _Reached(Exception):
@@ -61,8 +65,10 @@ def language_inputs(adapter: Adapter, batch: dict[str, torch.Tensor]) -> Languag
     finally:
         handle.remove()
     if caught.get("inputs_embeds") is None:
-        ids = batch["input_ids"]
-        caught["inputs_embeds"] = adapter.language_model.get_input_embeddings()(ids)  # type: ignore[operator]
+        ids, language_model = batch["input_ids"], adapter.language_model
+        caught["inputs_embeds"] = language_model.get_input_embeddings()(ids)  # type: ignore[operator]
+        if getattr(language_model, "hidden_size_per_layer_input", None):  # Gemma 4
+            caught["per_layer_inputs"] = language_model.get_per_layer_inputs(ids)  # type: ignore[operator]
         caught.pop("input_ids", None)
     tokens = batch.get("attention_mask", torch.ones_like(batch["input_ids"])).bool()
     image_token = getattr(adapter.model.config, "image_token_id", None)
@@ -108,6 +114,15 @@ class GroupHessian:
     tokens: int = 0
 
     @property
+    def few_tokens(self) -> dict[str, int]:
+        """For records: the tokens that reached an expert, if these are too few for a Hessian.
+
+        The Hessian is the identity then: OBS and Wanda prune by magnitude.
+        """
+        few = self.matrices[0].expert is not None and self.tokens < FEW_TOKENS
+        return {"few_tokens": self.tokens} if few else {}
+
+    @property
     def name(self) -> str:
         """The matrices' names, for messages."""
         first, *others = (matrix.name for matrix in self.matrices)
@@ -139,13 +154,49 @@ class BlockWalk:
         self.hidden: list[torch.Tensor] = []
         self._leaving: dict[int, list[torch.Tensor]] = {}
         self._calls: list[list[tuple[tuple[Any, ...], dict[str, Any]]]] = []
+        self._added: list[list[torch.Tensor | None]] = []
         for batch in inputs:
             self._record(batch)
+        if hasattr(adapter.model.config, FOUND):
+            self._require_replay()
+
+    @torch.no_grad()
+    def _require_replay(self) -> None:
+        """Check on the first batch that the blocks one by one give what the whole model gives.
+
+        Raises:
+            UserError: they do not: the model does more between its blocks than adding to them.
+        """
+        outputs: list[torch.Tensor] = []
+        handle = self.adapter.blocks[-1].register_forward_hook(
+            lambda module, args, output: outputs.append(
+                output[0] if isinstance(output, tuple) else output
+            )
+        )
+        try:
+            self.adapter.language_model(**self.inputs[0].arguments)
+        finally:
+            handle.remove()
+        before = list(self.hidden)
+        for block in range(len(self.adapter.blocks)):
+            self.advance(block)
+        if not torch.equal(self.hidden[0], outputs[0]):
+            raise UserError(
+                "its decoder blocks, run one by one, do not give what the model gives",
+                where="a family found by structure",
+                remedy="this model needs a Family of its own (docs/models.md)",
+            )
+        self.hidden = before
 
     @torch.no_grad()
     def _record(self, batch: LanguageInputs) -> None:
-        """Catch the arguments of every block; all but the first pass on what they get."""
+        """Catch the arguments of every block, and what the model adds between blocks.
+
+        Only the first block runs. Every block hands zeros on, so that the next one receives what
+        is added in front of it (Qwen3-VL's deepstack features), to the bit.
+        """
         calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        added: list[torch.Tensor | None] = []
         rest: list[tuple[Any, ...] | None] = []  # what a block returns beside the activations
 
         def catch(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -156,14 +207,18 @@ class BlockWalk:
                 self.hidden.append(hidden)
                 output = forward(*args, **kwargs)
                 rest.append(output[1:] if isinstance(output, tuple) else None)
-                return output
-            return hidden if rest[0] is None else (hidden, *rest[0])
+                added.append(None)
+            else:
+                added.append(hidden if hidden.any() else None)
+            zeros = torch.zeros_like(hidden)
+            return zeros if rest[0] is None else (zeros, *rest[0])
 
         with ExitStack() as replaced:
             for block in self.adapter.blocks:
                 replaced.enter_context(replaced_forward(block, partial(catch, block.forward)))
             self.adapter.language_model(**batch.arguments)
         self._calls.append(calls)
+        self._added.append(added)
 
     @torch.no_grad()
     def outputs(self, block: int) -> Iterator[tuple[int, torch.Tensor]]:
@@ -196,9 +251,7 @@ class BlockWalk:
         """
         selected = self.selection(block)
         groups = [
-            GroupHessian(
-                matrices, empty(matrices[0].module.in_features, dtype, self.adapter.device)
-            )
+            GroupHessian(matrices, empty(matrices[0].weight.shape[1], dtype, self.adapter.device))
             for matrices in self.adapter.of_block(block)
         ]
         with ExitStack() as hooks:
@@ -210,17 +263,25 @@ class BlockWalk:
                 current[0] = index + 1
                 if keep_outputs:
                     leaving.append(output)
+        for group in groups:
+            if group.few_tokens:
+                group.hessian = torch.eye(
+                    len(group.hessian), dtype=dtype, device=group.hessian.device
+                )
         if keep_outputs:
             self._leaving = {block: leaving}
         return groups
 
     def advance(self, block: int) -> None:
         """Replace the activations by the block's outputs: those kept, else by its weights now."""
-        if block in self._leaving:
-            self.hidden = self._leaving.pop(block)
-            return
-        for index, output in self.outputs(block):
-            self.hidden[index] = output
+        leaving = enumerate(self._leaving.pop(block)) if block in self._leaving else None
+        for index, output in leaving or self.outputs(block):
+            self.enter(block + 1, index, output)
+
+    def enter(self, block: int, index: int, hidden: torch.Tensor) -> None:
+        """Let activations [B, T, d] of a batch enter a block, with what the model adds there."""
+        added = self._added[index][block] if block < len(self._added[index]) else None
+        self.hidden[index] = hidden if added is None else hidden + added
 
 
 def block_walk(adapter: Adapter, proxy: ProxyData, parameters: PruningParameters) -> BlockWalk:
@@ -238,45 +299,13 @@ def _accumulating(
     group: GroupHessian, selected: list[torch.Tensor], current: list[int]
 ) -> Iterator[None]:
     def add(module: nn.Module, args: tuple[Any, ...]) -> None:
-        rows = args[0][selected[current[0]]]
-        group.tokens = accumulate(group.hessian, group.tokens, rows)
+        rows = first.inputs(args, selected[current[0]])
+        if len(rows):
+            group.tokens = accumulate(group.hessian, group.tokens, rows)
 
-    handle = group.matrices[0].module.register_forward_pre_hook(add)
+    first = group.matrices[0]
+    handle = first.module.register_forward_pre_hook(add)
     try:
         yield
     finally:
         handle.remove()
-
-
-def drifting(
-    before: torch.Tensor, after: torch.Tensor, visual: torch.Tensor, share: float
-) -> torch.Tensor:
-    """The visual tokens whose representation a block changes most (ATV-Pruning, CVPR 2026).
-
-    The change is 1 - cos(x, x'); of each sample the largest ceil(share * visual tokens) count.
-
-    Args:
-        before: x [B, T, d], entering the block.
-        after: x' [B, T, d], leaving it.
-        visual: [B, T] bool.
-
-    Returns:
-        [B, T] bool, a part of `visual`.
-    """
-    change = 1.0 - functional.cosine_similarity(before.float(), after.float(), dim=-1)
-    return largest_share(change, visual, share)
-
-
-def largest_share(score: torch.Tensor, among: torch.Tensor, share: float) -> torch.Tensor:
-    """Of each row, the ceil(share * n) positions with the largest score among n marked ones.
-
-    Args:
-        score: [B, T].
-        among: [B, T] bool.
-
-    Returns:
-        [B, T] bool; of equal scores the earlier position.
-    """
-    counts = (among.sum(dim=1).double() * share).sub(1e-9).ceil().clamp(min=0)
-    order = score.masked_fill(~among, -torch.inf).argsort(dim=1, descending=True, stable=True)
-    return (order.argsort(dim=1) < counts[:, None]) & among

@@ -97,15 +97,16 @@ def estimate(method: str, context: Context, work: Path | None = None) -> Estimat
     parameters, chosen = context.parameters, METHODS[method]
     searches = "database" in chosen.needs
     there = replace(context, work=work).built_levels() if searches and work is not None else {}
-    missing = [level for level in context.levels if level not in there] if searches else []
+    levels = chosen.levels(parameters, context.ratio) if searches else []
+    missing = [level for level in levels if level not in there]
     times = 3 if "gradients" in chosen.needs else 1
     with _opened(context, times if chosen.structured else None, len(missing) or 1) as opened:
         adapter = opened.adapter
         shape, needs = shape_of(adapter), needs_of(adapter, 0)
-        candidates = parameters.search.candidates * parameters.search.rounds if searches else 0
+        candidates = _candidates(chosen, context)
         blocks = times * needs.blocks if chosen.structured else needs.largest_block
         disk = needs.fixed + needs.blocks
-        compact = parameters.pruning.storage == "compact"
+        compact = parameters.pruning.stores_compact(len(missing))
         disk += database_bytes(sum(adapter.sizes), missing, shape.item, compact)
         solve, walk, run = _trial(opened, context, len(missing) or 1)
         runs = MEASURED + candidates / parameters.machine.workers
@@ -123,6 +124,24 @@ def estimate(method: str, context: Context, work: Path | None = None) -> Estimat
         )
 
 
+def _candidates(method: Any, context: Context) -> float:
+    """What the choice of ratios takes, in passes over the proxy data that a policy is scored with.
+
+    By gradients: six policies and two for each correction on the tokens of the choice; one backward
+    pass at the dense model and two for each correction, which with the products of five changes
+    take as long as nine forward passes.
+    """
+    parameters = context.parameters
+    if "database" not in method.needs:
+        return 0
+    if "gradients" not in method.needs:
+        return parameters.search.candidates * parameters.search.rounds
+    chosen = parameters.sensitivity
+    scored = (6 + 2 * chosen.corrections) * chosen.choice_tokens
+    scored += 9 * (1 + 2 * chosen.corrections) * chosen.tokens
+    return scored / max(Tokens.of(context.proxy).text, 1)
+
+
 def _opened(context: Context, times: int | None, levels: int) -> AbstractContextManager[OpenModel]:
     machine = context.parameters.machine
     if times is not None:
@@ -136,14 +155,22 @@ def _opened(context: Context, times: int | None, levels: int) -> AbstractContext
 def _steps(method: Any, context: Context, missing: Sequence[float]) -> tuple[str, ...]:
     search, steps = context.parameters.search, []
     if "database" in method.needs:
-        there = len(context.levels) - len(missing)
+        levels = method.levels(context.parameters, context.ratio)
+        there = len(levels) - len(missing)
         reused = f" ({there} more are in the work folder)" if there else ""
         if missing:
             steps.append(f"database: every matrix at {len(missing)} levels{reused}")
         else:
             steps.append(f"database: all {there} levels are in the work folder")
         limit = "" if search.max_seconds is None else f", at most about {search.max_seconds:g} s"
-        steps.append(f"search: {search.rounds} rounds of {search.candidates} candidates{limit}")
+        if "gradients" in method.needs:
+            sensitivity = context.parameters.sensitivity
+            steps.append(
+                f"sensitivity: gradients of {sensitivity.tokens} tokens, policies compared on "
+                f"{sensitivity.choice_tokens} others{limit}"
+            )
+        else:
+            steps.append(f"search: {search.rounds} rounds of {search.candidates} candidates{limit}")
     what = "heads, channels or blocks are removed" if method.structured else "block by block"
     return (*steps, f"final pruning: {what}; saved, loaded again and compared")
 

@@ -65,6 +65,7 @@ class Request:
     device: str | None
     max_seconds: float | None
     set: tuple[str, ...]
+    family: str = "auto"
 
     @property
     def values(self) -> dict[str, dict[str, Any]]:
@@ -112,7 +113,7 @@ class Request:
                     remedy="give text and pairs with --text and --pairs",
                 )
         proxy = parse_parameters({"proxy": given}, where="--set").proxy
-        vlm = load(self.model, revision=self.revision)
+        vlm = load(self.model, revision=self.revision, family=self.family)
         drawn = {DATA[key]: getattr(proxy, key) for key in given}
         data = calibration_data(vlm, text=self.text, pairs=self.pairs, **drawn)
         require_data(vlm, data, self.method, parameters)

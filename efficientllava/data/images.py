@@ -1,13 +1,17 @@
 """Image files of every mode as RGB: the one place that decides what a pixel's number means.
 
+An image may lie in a zip archive: the path ARCHIVE.zip/NAME stands for the file NAME in it.
+
 Pillow converts all modes of 8 bits. It cuts deeper greys at 255, so that a 16-bit picture turns
 white; here they are scaled by the range that their mode counts to.
 """
 
 from __future__ import annotations
 
+from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -69,6 +73,38 @@ def _require_within(values: np.ndarray, most: int, kind: str, where: str) -> Non
         )
 
 
+def image_bytes(path: Path) -> bytes:
+    """The bytes of a file, which may lie in a zip archive.
+
+    Raises:
+        FileNotFoundError: neither is there.
+        OSError: the file cannot be read, or the archive is broken.
+    """
+    archive = _archive_of(path)
+    return path.read_bytes() if archive is None else _bytes_in(archive, path)
+
+
+def _archive_of(path: Path) -> Path | None:
+    return next((each for each in path.parents if each.suffix == ".zip" and each.is_file()), None)
+
+
+def _bytes_in(archive: Path, path: Path) -> bytes:
+    status = archive.stat()
+    try:
+        opened = _archive(archive, status.st_mtime_ns, status.st_ino)
+        return opened.read(path.relative_to(archive).as_posix())
+    except KeyError as error:
+        raise FileNotFoundError(str(path)) from error
+    except (BadZipFile, NotImplementedError, RuntimeError) as error:
+        raise OSError(f"in {archive.name}: {error}") from error
+
+
+@lru_cache(maxsize=4)
+def _archive(path: Path, changed: int, inode: int) -> ZipFile:
+    """An archive that stays open, as long as it is the same file: its list is long to read."""
+    return ZipFile(path)
+
+
 def read_rgb(
     source: Path | bytes,
     where: str,
@@ -88,6 +124,8 @@ def read_rgb(
         UserError: the file is missing, broken, too large to be decoded safely, or as `as_rgb`.
     """
     try:
+        if isinstance(source, Path) and (archive := _archive_of(source)) is not None:
+            source = _bytes_in(archive, source)
         with Image.open(source if isinstance(source, Path) else BytesIO(source)) as image:
             return as_rgb(image, where)
     except FileNotFoundError as error:

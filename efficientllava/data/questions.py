@@ -1,7 +1,7 @@
 """Multiple-choice questions in ScienceQA's official layout.
 
 A folder holds problems.json (id -> record), pid_splits.json (split -> ids) and
-images/<split>/<id>/image.png.
+images/<split>/<id>/image.png; or the latter in images.zip, one file in place of thousands.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from efficientllava.errors import UserError
 from efficientllava.files import read_json
 
 PROBLEMS = "problems.json"
+IMAGES = "images.zip"
 SPLITS = "pid_splits.json"
 _TEXTS = ("hint", "subject", "grade", "topic", "category", "skill", "lecture", "solution", "task")
 _REQUIRED = ("question", "choices", "answer", "hint", "image", "subject", "grade")
@@ -88,7 +89,7 @@ def parse_question(identifier: str, record: Any, folder: Path, split: str, where
     """One record of problems.json; its image is not opened.
 
     Args:
-        folder: what holds images/<split>/<id>/.
+        folder: what holds images/<split>/<id>/, or images.zip.
         where: what messages call the record.
 
     Raises:
@@ -122,7 +123,13 @@ def parse_question(identifier: str, record: Any, folder: Path, split: str, where
         question=record["question"],
         choices=tuple(choices),
         answer=answer,
-        image=folder / "images" / split / identifier / image if image else None,
+        image=image_root(folder) / "images" / split / identifier / image if image else None,
         split=split,
         **texts,
     )
+
+
+def image_root(folder: Path) -> Path:
+    """What holds images/<split>/: a folder of questions, or images.zip in it."""
+    archive = folder / IMAGES
+    return archive if archive.is_file() and not (folder / "images").is_dir() else folder

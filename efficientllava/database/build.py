@@ -146,6 +146,7 @@ def _solve_block(
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     records: dict[str, Any] = {}
     tensors: dict[str, torch.Tensor] = {}
+    form: storage.Storage = "compact" if parameters.stores_compact(len(levels)) else "dense"
     for group in walk.hessians(block, getattr(torch, parameters.precision), keep_outputs=True):
         solutions, factor = solve_group(group, levels, parameters)
         for matrix, per_level in zip(group.matrices, solutions, strict=True):
@@ -158,6 +159,7 @@ def _solve_block(
                 "damping": factor.damping,
                 "already_zero": int(((dense == 0) | factor.dead).sum()),
                 "tokens": group.tokens,
+                **group.few_tokens,
                 "levels": {
                     level_key(level): {
                         "zeros": int((solution == 0).sum()),
@@ -169,5 +171,5 @@ def _solve_block(
             }
             for level, solution in zip(levels, per_level, strict=True):
                 key = f"{matrix.name}@{level_key(level)}"
-                tensors.update(storage.stored(key, solution, parameters.storage))
+                tensors.update(storage.stored(key, solution, form))
     return records, tensors

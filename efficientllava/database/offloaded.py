@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -51,7 +51,7 @@ class Offloaded:
 
 
 @contextmanager
-def offloaded(
+def offloaded(  # noqa: PLR0913 what decides how much memory is left
     model: Path,
     database: Database | Sequence[Path],
     proxy: ProxyData,
@@ -60,6 +60,7 @@ def offloaded(
     projector_pairs: int = 0,
     kl_tokens: int | None = None,
     gradient_checkpointing: bool = False,
+    gradient_tokens: int = 0,
 ) -> Iterator[Offloaded]:
     """Load a dense model and bring it and its database where they fit.
 
@@ -69,6 +70,7 @@ def offloaded(
         work: made here and removed at the end.
         projector_pairs: image-text pairs in a step of the projector; 0 without evolution.
         gradient_checkpointing: whether such a step recomputes blocks; streamed ones always do.
+        gradient_tokens: of a backward pass through the whole model; 0 without one.
 
     Raises:
         UserError: see `offload.placement.choose_placement`; a file cannot be read.
@@ -79,6 +81,7 @@ def offloaded(
         yield Offloaded(adapter, opened, None, None)
         return
     shape, tokens = shape_of(adapter), Tokens.of(proxy, projector_pairs)
+    tokens = replace(tokens, step=max(tokens.step, min(gradient_tokens, tokens.batch)))
     working, kept = (
         search_bytes(shape, tokens, kl_tokens, again, machine.device.type)
         for again in (True, gradient_checkpointing)

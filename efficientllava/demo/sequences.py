@@ -15,7 +15,7 @@ from efficientllava.demo.questions.generator import draw_conversation
 from efficientllava.demo.questions.items import Item
 from efficientllava.demo.questions.pictures import Picture
 
-IGNORED, PROMPT, ANSWER = 0, 1, 2
+IGNORED, PROMPT, ANSWER, TEXT = 0, 1, 2, 3
 _QUESTIONS = 4  # at most, about one ground
 _QUESTIONS_IN_ROW = 8  # drawn for one row; more than fit
 _SHARE_WITH_OPTIONS = 0.6

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 
+from efficientllava.demo.head_loss import weighted_loss
 from efficientllava.demo.muon import StackedMuon
 from efficientllava.demo.questions.items import split_of
 from efficientllava.demo.questions.pictures import (
@@ -25,6 +26,7 @@ from efficientllava.demo.sequences import (
     ANSWER,
     IGNORED,
     PROMPT,
+    TEXT,
     Conversations,
     picture_tensor,
 )
@@ -204,6 +206,8 @@ class DecoderRecipe:
         prompt_share: share of the prompts' tokens, drawn at every step, whose loss is taken: the
             mean over them estimates the mean over all. Nine of ten tokens are the prompts', and a
             loss takes logits over the whole vocabulary, which cost as much as a decoder block.
+        text_batch: windows of ordinary text in a step, each as long as a conversation: they go
+            through the decoder in the same pass.
     """
 
     steps: int
@@ -216,8 +220,7 @@ class DecoderRecipe:
     prompt_weight: float = 0.1
     prompt_share: float = 0.5
     text_weight: float = 0.1
-    text_batch: int = 3
-    text_length: int = 128
+    text_batch: int = 4
 
 
 def train_decoder(
@@ -245,61 +248,73 @@ def train_decoder(
     )
     generator = torch.Generator().manual_seed(recipe.seed)
     batches = _batches(len(conversations.ids), recipe.batch_size, recipe.seed)
-    window = torch.arange(recipe.text_length)
+    window = torch.arange(conversations.ids.shape[1])
     for step in range(recipe.steps):
         rows = next(batches)
         drawn = torch.rand(conversations.ids[rows, 1:].shape, generator=generator)
-        answers, prompts = _conversation_losses(
-            model, conversations, features, rows, drawn < recipe.prompt_share
-        )
         starts = torch.randint(
-            0, len(text) - recipe.text_length, (recipe.text_batch,), generator=generator
+            0, len(text) - len(window), (recipe.text_batch,), generator=generator
         )
-        prose = _text_loss(model, text[starts[:, None] + window])
-        loss = answers + recipe.prompt_weight * prompts + recipe.text_weight * prose
-        schedule.step(step, loss, matrices + others)
+        total, answer_loss, text_loss = _losses(
+            model,
+            _Batch(
+                conversations.ids[rows],
+                conversations.roles[rows],
+                features[conversations.picture[rows][conversations.picture[rows] >= 0]],
+                text[starts[:, None] + window],
+                drawn < recipe.prompt_share,
+            ),
+            recipe,
+        )
+        schedule.step(step, total, matrices + others)
         _report(
             progress, "training step", step, recipe.steps,
-            answer_loss=answers.item(), text_loss=prose.item(),
+            answer_loss=answer_loss, text_loss=text_loss,
         )  # fmt: skip
 
 
-def _conversation_losses(
-    model: LlavaForConditionalGeneration,
-    conversations: Conversations,
-    features: Tensor,
-    rows: Tensor,
-    chosen: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Mean loss over the tokens of answers, and over the chosen ones of prompts.
+@dataclass(frozen=True)
+class _Batch:
+    """Conversations and ordinary text that go through the decoder together.
 
-    Args:
-        chosen: [rows, length - 1] bool, for every token but the first.
+    Attributes:
+        ids, roles: [conversations, length], as in `Conversations`.
+        features: of the pictures of those that have one.
+        text: [windows, length].
+        chosen: [conversations, length - 1] bool: the tokens, but the first, whose loss is taken
+            where they are a prompt's.
     """
-    roles = conversations.roles[rows]
-    longest = int((roles != IGNORED).nonzero()[:, 1].max()) + 1
-    ids, roles = conversations.ids[rows, :longest], roles[:, :longest]
-    picture = conversations.picture[rows]
-    embedded = model.model.language_model.embed_tokens(ids)
-    if bool((picture >= 0).any()):
-        projected = model.model.multi_modal_projector(features[picture[picture >= 0]])
+
+    ids: Tensor
+    roles: Tensor
+    features: Tensor
+    text: Tensor
+    chosen: Tensor
+
+
+def _losses(
+    model: LlavaForConditionalGeneration, batch: _Batch, recipe: DecoderRecipe
+) -> tuple[Tensor, float, float]:
+    """The loss of a step, and the mean ones of answers and of ordinary text."""
+    longest = int((batch.roles != IGNORED).nonzero()[:, 1].max()) + 1
+    ids = torch.cat([batch.ids, batch.text])[:, :longest]
+    roles = torch.cat([batch.roles, torch.full_like(batch.text, TEXT)])[:, 1:longest]
+    decoder = model.model.language_model
+    embedded = decoder.embed_tokens(ids)
+    if len(batch.features):
+        projected = model.model.multi_modal_projector(batch.features)
         image_positions = (ids == model.config.image_token_id)[..., None]
         embedded = embedded.masked_scatter(image_positions, projected)
-    states = model.model.language_model(inputs_embeds=embedded, use_cache=False).last_hidden_state
-    wanted_roles = roles[:, 1:]
-    used = (wanted_roles == ANSWER) | (chosen[:, : longest - 1] & (wanted_roles == PROMPT))
-    losses = F.cross_entropy(
-        model.lm_head(states[:, :-1][used]), ids[:, 1:][used], reduction="none"
+    states = decoder(inputs_embeds=embedded, use_cache=False).last_hidden_state
+    used = (roles == ANSWER) | (roles == TEXT)
+    used[: len(batch.ids)] |= batch.chosen[:, : longest - 1] & (roles[: len(batch.ids)] == PROMPT)
+    role = roles[used]
+    shares = torch.tensor([0.0, recipe.prompt_weight, 1.0, recipe.text_weight])
+    weights = (shares / torch.bincount(role, minlength=len(shares)).clamp(min=1))[role]
+    total, losses = weighted_loss(
+        states[:, :-1][used], model.lm_head.weight, ids[:, 1:][used], weights
     )
-    is_answer = wanted_roles[used] == ANSWER
-    return losses[is_answer].mean(), losses[~is_answer].mean()
-
-
-def _text_loss(model: LlavaForConditionalGeneration, windows: Tensor) -> Tensor:
-    """Mean next-token loss of ordinary text, [n, length]."""
-    states = model.model.language_model(input_ids=windows, use_cache=False).last_hidden_state
-    logits = model.lm_head(states[:, :-1])
-    return F.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
+    return total, losses[role == ANSWER].mean().item(), losses[role == TEXT].mean().item()
 
 
 def _batches(count: int, size: int, seed: int) -> Iterator[Tensor]:

@@ -1,27 +1,46 @@
-"""What exported graphs compute against what PyTorch computes, number by number."""
+"""What exported graphs compute against what PyTorch computes, number by number. Needs no torch."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-import onnx
-import torch
-from onnx import numpy_helper
-from transformers import PreTrainedModel
 
 from efficientllava.errors import UserError
-from efficientllava.export.assistant import Assistant, processed
-from efficientllava.export.heads import with_padded_heads
-from efficientllava.export.reference import Reference
-from efficientllava.models.families import adapter_for
+from efficientllava.export.decoding import ExportedModel, Reference
 
-# largest absolute difference that is still called the same
 TOLERANCE = 1e-3
+"""Largest absolute difference between float32 and float32 that is still called the same."""
+SHARE = 0.1
+"""Largest difference in 16-bit numbers, as a share of the largest number of PyTorch's result."""
 
 
-def parity(assistant: Assistant, references: list[Reference]) -> dict[str, float]:
-    """Largest absolute differences from PyTorch over all prompts.
+class Differences:
+    """The largest difference of each kind of result from PyTorch's."""
+
+    def __init__(self, precision: str) -> None:
+        self.exact = precision == "float32"
+        self.worst: dict[str, float] = {}
+
+    @property
+    def tolerance(self) -> float:
+        """TOLERANCE, or SHARE where numbers have 16 bits."""
+        return TOLERANCE if self.exact else SHARE
+
+    def compare(self, name: str, ours: np.ndarray, theirs: np.ndarray) -> None:
+        """Take one result in; infinite where a number is NaN."""
+        difference = float(np.abs(ours - theirs).max())
+        if not self.exact:
+            difference /= float(np.abs(theirs).max()) or 1.0
+        # NaN would pass every comparison with a tolerance
+        difference = float(np.nan_to_num(difference, nan=np.inf))
+        self.worst[name] = max(self.worst.get(name, 0.0), difference)
+
+
+def parity(
+    model: ExportedModel, references: Sequence[Reference], precision: str = "float32"
+) -> dict[str, float]:
+    """Largest differences from PyTorch over all prompts: absolute, or as `SHARE` says.
 
     The decode steps are fed PyTorch's tokens, so that one differing choice does not hide what
     comes after it.
@@ -30,27 +49,22 @@ def parity(assistant: Assistant, references: list[Reference]) -> dict[str, float
         features, prefill_logits and decode_logits; features only when a prompt has an image,
         decode_logits only when an answer has more than one token.
     """
-    worst: dict[str, float] = {}
-
-    def compare(name: str, ours: np.ndarray, theirs: np.ndarray) -> None:
-        difference = np.abs(ours - theirs).max()
-        # NaN would pass every comparison with a tolerance
-        worst[name] = max(worst.get(name, 0.0), float(np.nan_to_num(difference, nan=np.inf)))
-
+    differences = Differences(precision)
     for reference in references:
-        if reference.features is not None:
-            pixels = processed(assistant.processor, reference.prompt, "np")["pixel_values"]
-            compare("features", assistant.features(pixels), reference.features)
-        decoding = assistant.decoding()
-        logits = decoding.start(assistant.read(reference.prompt))
-        compare("prefill_logits", logits, reference.logits[0])
+        inputs = reference.inputs
+        assert inputs is not None, "graphs are written of families with inputs alone"
+        if reference.features is not None and inputs.pixel_values is not None:
+            differences.compare("features", model.features(inputs.pixel_values), reference.features)
+        decoding = model.decoding()
+        logits = decoding.start(model.read(inputs))
+        differences.compare("prefill_logits", logits, reference.logits[0])
         for token, expected in zip(reference.tokens, reference.logits[1:], strict=False):
-            compare("decode_logits", assistant.step(decoding, token), expected)
-    return worst
+            differences.compare("decode_logits", model.step(decoding, token), expected)
+    return differences.worst
 
 
-def require_parity(runtime: str, errors: dict[str, float], tolerance: float) -> None:
-    """Refuse graphs that compute something else.
+def require_parity(runtime: str, errors: Mapping[str, float], tolerance: float) -> None:
+    """Refuse a model that computes something else.
 
     Raises:
         UserError: naming what differs and by how much.
@@ -64,41 +78,3 @@ def require_parity(runtime: str, errors: dict[str, float], tolerance: float) -> 
             remedy=f"take {runtime} out of export.runtimes, or report the model: nothing was "
             "exported",
         )
-
-
-def graph_zeros(path: Path) -> dict[str, int]:
-    """Zeros in the constant weight of each linear layer of a graph, by the module's name."""
-    graph = onnx.load_model(str(path)).graph
-    constants = {tensor.name: tensor for tensor in graph.initializer}
-    zeros = {}
-    for node in graph.node:
-        if node.op_type in ("MatMul", "Gemm") and node.input[1] in constants:
-            module = node.name.strip("/").rsplit("/", 1)[0].replace("/", ".")
-            weight = numpy_helper.to_array(constants[node.input[1]])
-            zeros[module] = int(weight.size - np.count_nonzero(weight))
-    return zeros
-
-
-def sparsity(model: PreTrainedModel, path: Path) -> float:
-    """The share of zeros among the prunable weights as the graph holds them, padding apart.
-
-    Raises:
-        UserError: a matrix is no constant of the graph, or has other zeros than the checkpoint.
-    """
-    zeros, adapter = graph_zeros(path), adapter_for(model)
-    padded = adapter_for(with_padded_heads(model))
-    total = 0
-    for matrix, wider in zip(adapter.matrices, padded.matrices, strict=True):
-        found = zeros.get(matrix.name.removeprefix("model."))
-        padding = wider.size - matrix.size
-        expected = wider.size - int(torch.count_nonzero(matrix.weight))
-        if found != expected:
-            raise UserError(
-                f"{matrix.name} has {expected - padding} zeros in the checkpoint"
-                f"{f' and {padding} of padding' if padding else ''}, and "
-                f"{'no constant weight' if found is None else found} in the graph",
-                where=f"export, {path.name}",
-                remedy="report the model: its graph would not run sparse",
-            )
-        total += found - padding
-    return total / sum(adapter.sizes)

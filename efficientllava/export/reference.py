@@ -2,55 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
+from transformers import LogitsProcessorList, PreTrainedModel
 
-from efficientllava.export.assistant import Prompt, processed, require_length
-
-
-@dataclass(frozen=True)
-class Reference:
-    """PyTorch's greedy answer to one prompt.
-
-    Attributes:
-        features: image features [image tokens, width]; None without an image.
-        tokens: the new token ids, an end token included when one came.
-        logits: [new tokens, vocabulary], each row what its token was chosen from.
-    """
-
-    prompt: Prompt
-    features: np.ndarray | None
-    tokens: list[int]
-    logits: np.ndarray
+from efficientllava.export.assistant import graph_inputs, processed
+from efficientllava.export.decoding import Prompt, Reference, require_length
 
 
 @torch.no_grad()
-def reference_answer(
+def graph_reference(
     model: PreTrainedModel,
     processor: Any,
     prompt: Prompt,
     new_tokens: int,
     prompt_tokens: int | None = None,
 ) -> Reference:
-    """Answer a prompt with `model.generate`, greedily, and keep what it computed.
+    """`reference_answer` with what exported graphs take and compute on the way.
 
     Raises:
         UserError: the prompt cannot be read, or has more than `prompt_tokens` tokens.
     """
-    inputs = processed(processor, prompt, "pt")
+    inputs = graph_inputs(processor, prompt)
     if prompt_tokens is not None:
-        require_length(inputs["input_ids"].shape[1], prompt_tokens)
+        require_length(len(inputs.input_ids), prompt_tokens)
     features = None
-    if "pixel_values" in inputs:
-        output = model.get_image_features(pixel_values=inputs["pixel_values"], return_dict=True)
+    if inputs.pixel_values is not None:
+        pixels = torch.from_numpy(inputs.pixel_values)
+        output = model.get_image_features(pixel_values=pixels, return_dict=True)
         features = torch.cat(list(output.pooler_output)).numpy()
-    tokens, logits = _generated(model, inputs, new_tokens)
-    return Reference(prompt, features, tokens, logits)
+    answer = reference_answer(model, processor, prompt, new_tokens)
+    return replace(answer, inputs=inputs, features=features)
+
+
+def reference_answer(
+    model: PreTrainedModel, processor: Any, prompt: Prompt, new_tokens: int
+) -> Reference:
+    """Answer a prompt with `model.generate`, greedily, and keep the logits; of any family.
+
+    Raises:
+        UserError: the prompt cannot be read, or the model takes no images and there is one.
+    """
+    tokens, logits = _generated(model, processed(processor, prompt, "pt"), new_tokens)
+    return Reference(prompt, None, None, tokens, logits)
+
+
+def forced_logits(model: PreTrainedModel, processor: Any, reference: Reference) -> np.ndarray:
+    """The logits [new tokens, vocabulary] of a model that is made to give a reference's tokens.
+
+    `model.generate` runs as it does without being made to: a prefill, then one token at a time.
+    """
+    inputs = processed(processor, reference.prompt, "pt")
+    prompt_tokens = inputs["input_ids"].shape[1]
+
+    def forced(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        token = reference.tokens[ids.shape[1] - prompt_tokens]
+        return torch.full_like(scores, -torch.inf).index_fill_(1, torch.tensor([token]), 0.0)
+
+    tokens, logits = _generated(model, inputs, len(reference.tokens), [forced])
+    assert tokens == reference.tokens
+    return logits
 
 
 @torch.no_grad()
@@ -67,15 +82,19 @@ def checkpoint_answer(
 
 
 def _generated(
-    model: PreTrainedModel, inputs: Mapping[str, torch.Tensor], new_tokens: int
+    model: PreTrainedModel,
+    inputs: Mapping[str, torch.Tensor],
+    new_tokens: int,
+    processors: Sequence[Callable[..., torch.Tensor]] = (),
 ) -> tuple[list[int], np.ndarray]:
-    """Greedy tokens after a prompt, and the logits [new tokens, vocabulary] that chose them."""
+    """Greedy tokens after a prompt, and the logits [new tokens, vocabulary] before `processors`."""
     generated = model.generate(
         **{name: inputs[name] for name in inputs if name != "token_type_ids"},
         do_sample=False,
         num_beams=1,
         max_new_tokens=new_tokens,
         output_logits=True,
+        logits_processor=LogitsProcessorList(processors),
         return_dict_in_generate=True,
     )
     tokens: list[int] = generated.sequences[0, inputs["input_ids"].shape[1] :].tolist()

@@ -11,8 +11,6 @@ from typing import Any
 import torch
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
     AutoProcessor,
     AutoTokenizer,
     PreTrainedModel,
@@ -20,16 +18,25 @@ from transformers import (
 )
 
 from efficientllava.errors import UserError
-from efficientllava.files import read_json, replacing, stored_numbers, write_json
-from efficientllava.models.families import FAMILIES, Family, require_family
+from efficientllava.files import read_json, replacing, write_json
+from efficientllava.models.families import (
+    FAMILIES,
+    FOUND,
+    Family,
+    adapter_for,
+    family_of,
+    require_head,
+)
+from efficientllava.models.folder_kind import require_plain_checkpoint
+from efficientllava.models.packed import check_config, has_record, is_packed
 from efficientllava.models.processors.image_tokens import check_image_size, fit_image_tokens
 from efficientllava.models.processors.llava_images import pads_images, use_original_images
-from efficientllava.models.processors.still_images import processor_class
+from efficientllava.models.processors.still_images import needs_torchvision, processor_class
 from efficientllava.models.processors.text_processor import TextProcessor
+from efficientllava.models.skeleton import check_size, model_class, without_weights
 from efficientllava.models.weight_files import (
     INDEX,
     check_finite,
-    stored_names,
     weight_files,
 )
 from efficientllava.terminal import quiet_transformers
@@ -48,15 +55,6 @@ WEIGHTS_AND_RECORDS = (
 
 PROCESSOR_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
 
-LAYERS = ("num_hidden_layers", "num_layers", "depth")
-"""Names of the number of layers in configurations."""
-
-MISSING = (0.1, 2**20)
-"""Weights that files may lack before they are allocated: a share of those they hold, or a number.
-
-Up to here transformers allocates and names them; beyond, the configuration is another model's.
-"""
-
 
 def check_checkpoint(folder: Path) -> Family:
     """Check a checkpoint without loading its weights.
@@ -68,9 +66,10 @@ def check_checkpoint(folder: Path) -> Family:
         UserError: as `weight_files`; the model's family is unknown to us; config.json does not
             describe the language model.
     """
+    require_plain_checkpoint(folder)
     weight_files(folder)
     config = read_json(Path(folder) / "config.json")
-    family = require_family(str(config.get("model_type")))
+    family = family_of(config)
     # transformers would take the defaults, a model of 7 billion weights
     if not isinstance(config.get("text_config"), dict) and "hidden_size" not in config:
         raise UserError(
@@ -83,9 +82,12 @@ def check_checkpoint(folder: Path) -> Family:
 
 @quiet_transformers()
 def load_model(
-    folder: Path, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+    folder: Path,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    checked: bool = False,
 ) -> PreTrainedModel:
-    """Load a vision-language or a text-only language model in evaluation mode.
+    """Load a vision-language or a text-only language model in evaluation mode, packed or not.
 
     On the CPU, weights in their own dtype are mapped from the files: they take no memory before
     they are used, and no more than the files after that.
@@ -93,16 +95,21 @@ def load_model(
     Args:
         dtype: of the weights; the checkpoint's own when None.
         device: where all of it goes; `offload.blocks_on_disk` brings a part of it there.
+        checked: this process has loaded it before: its weights are not read once more for NaN.
 
     Raises:
         UserError: as `check_checkpoint`; weights missing or of another shape than the
-            configuration says; NaN or inf in a weight (named).
+            configuration says; NaN or inf in a weight (named); a packed checkpoint that is not
+            as it was written.
     """
     folder = Path(folder)
     family = check_checkpoint(folder)
-    loader = _loader(family)
+    loader = model_class(family.takes_images)
+    files = weight_files(folder)
+    if is_packed(folder) or has_record(files):
+        check_config(files, folder / "config.json")
     try:
-        _check_size(folder, family)
+        check_size(folder, family.takes_images)
         model, loading = loader.from_pretrained(
             folder,
             dtype="auto" if dtype is None else dtype,
@@ -123,37 +130,12 @@ def load_model(
                 where=str(folder),
                 remedy="weights and config.json do not belong together",
             )
-    check_finite(folder)
+    if not checked:
+        check_finite(folder)
     loaded: PreTrainedModel = model.eval().to(device)
+    if hasattr(loaded.config, FOUND):
+        require_head(adapter_for(loaded))
     return loaded
-
-
-def _check_size(folder: Path, family: Family) -> None:
-    """Check that the files hold about as many weights as config.json describes.
-
-    The model is built without memory for its weights.
-
-    Raises:
-        UserError: it describes far more.
-    """
-    files, file = weight_files(folder), folder / "config.json"
-    where, remedy = str(file), "take config.json and all weights from the same model"
-    stored, names = sum(map(stored_numbers, files)), sum(map(stored_names, files))
-    # before transformers reads it, which makes lists as long as these numbers say
-    content = read_json(file)
-    for part in (content, content.get("text_config"), content.get("vision_config")):
-        for layers in LAYERS if isinstance(part, dict) else ():
-            count = part.get(layers)
-            if isinstance(count, int) and count > names:
-                raise UserError(
-                    f"{layers} is {count}; the files hold {names} tensors", where, remedy
-                )
-    described = _without_weights(folder, family).num_parameters()
-    share, number = MISSING
-    if described - stored > max(share * stored, number):
-        raise UserError(
-            f"describes {described:,} weights, but the files hold {stored:,}", where, remedy
-        )
 
 
 @quiet_transformers()
@@ -163,7 +145,7 @@ def skeleton(folder: Path) -> PreTrainedModel:
     Raises:
         UserError: as `check_checkpoint`.
     """
-    return _without_weights(folder, check_checkpoint(folder))
+    return without_weights(folder, check_checkpoint(folder).takes_images)
 
 
 def _known_family(folder: Path) -> Family | None:
@@ -175,18 +157,9 @@ def _known_family(folder: Path) -> Family | None:
     path = folder / "config.json"
     config = read_json(path) if path.is_file() else None
     model_type = str(config.get("model_type")) if isinstance(config, dict) else ""
-    return FAMILIES[model_type] if model_type in FAMILIES else None
-
-
-def _loader(family: Family) -> Any:
-    return AutoModelForImageTextToText if family.takes_images else AutoModelForCausalLM
-
-
-def _without_weights(folder: Path, family: Family) -> PreTrainedModel:
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    with torch.device("meta"):
-        model: PreTrainedModel = _loader(family).from_config(config)
-    return model
+    if not isinstance(config, dict) or (FOUND not in config and model_type not in FAMILIES):
+        return None
+    return family_of(config)
 
 
 @quiet_transformers()
@@ -225,7 +198,8 @@ def load_processor(folder: Path, style: str | None = None) -> ProcessorMixin | T
         raise UserError(
             f"no usable processor: {first}",
             where=str(folder),
-            remedy="the folder needs the tokenizer and processor files of its model",
+            remedy=needs_torchvision(folder)
+            or "the folder needs the tokenizer and processor files of its model",
         ) from error
     if config.model_type == "llava":
         use_original_images(processor, pads_images(config, style))
@@ -252,11 +226,11 @@ def check_tokenizer(processor: ProcessorMixin, model: PreTrainedModel, where: st
     image_token = getattr(model.config, "image_token_id", None)
     if image_token is None:
         return
-    known = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
-    if known != image_token:
+    known = processor.image_token_ids
+    if image_token not in known:
         raise UserError(
             f"the tokenizer does not fit the model: the image token {processor.image_token!r} is "
-            f"{known} for the tokenizer, {image_token} for the model",
+            f"{', '.join(map(str, known))} for the tokenizer, {image_token} for the model",
             where=where,
             remedy="use the tokenizer that was saved with the model",
         )

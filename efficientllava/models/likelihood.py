@@ -14,7 +14,7 @@ from efficientllava.data.prompts import question_prompt
 from efficientllava.data.questions import Question
 from efficientllava.errors import UserError
 from efficientllava.models.batches import batch_inputs
-from efficientllava.models.families import require_family
+from efficientllava.models.families import family_of
 from efficientllava.progress import Event, Progress
 
 
@@ -46,7 +46,7 @@ def choice_likelihoods(
     A question whose choices are single tokens takes one row of a batch, any other question a
     row for each choice. That depends on the question alone, so batches change nothing.
     """
-    image_token = require_family(model.config.model_type).image_token  # type: ignore[union-attr,arg-type]
+    image_token = family_of(model.config).image_token  # type: ignore[union-attr,arg-type]
     rows = [row for question in questions for row in _rows(processor, question, image_token)]
     likelihoods: dict[str, list[float]] = {question.id: [] for question in questions}
     for start in range(0, len(rows), batch_size):

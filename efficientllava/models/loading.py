@@ -15,7 +15,9 @@ from transformers import PreTrainedModel
 from efficientllava.errors import UserError
 from efficientllava.files import file_digest, value_digest
 from efficientllava.models.checkpoint import check_checkpoint, load_processor, save_checkpoint
-from efficientllava.models.families import Family, require_family
+from efficientllava.models.families import Family, family_of
+from efficientllava.models.generic import with_found_family
+from efficientllava.models.packed import require_unpacked
 from efficientllava.models.source import CHECKPOINT_FILES, hub_snapshot, require_source
 
 WHERE = "load"
@@ -74,8 +76,19 @@ class _InMemory(VisionLanguageModel):
         return folder
 
 
+class _Generic(VisionLanguageModel):
+    """A checkpoint whose family is found by structure, in a temporary folder of links."""
+
+    def __init__(self, given: Path, description: str) -> None:
+        self._temporary = TemporaryDirectory(prefix="efficientllava-")
+        folder = with_found_family(given, Path(self._temporary.name) / "model")
+        super().__init__(check_checkpoint(folder), description, folder)
+
+
 def load(
-    model: str | Path | tuple[PreTrainedModel, Any], revision: str | None = None
+    model: str | Path | tuple[PreTrainedModel, Any],
+    revision: str | None = None,
+    family: str = "auto",
 ) -> VisionLanguageModel:
     """Name the model that is pruned. Its weights are checked and read later.
 
@@ -83,17 +96,26 @@ def load(
         model: a folder that `save_pretrained` wrote, a hub id, or (model, processor) in memory;
             the processor of a text-only model is its tokenizer.
         revision: the commit of a hub id. What the hub's cache holds is not fetched again.
+        family: "auto", or "generic", which finds decoder and projector by structure where the
+            model's type is not known; a warning says what was found.
 
     Raises:
-        UserError: no such folder, no safetensors, an unknown model type, a hub id without a
-            commit, or the hub does not give it.
+        UserError: no such folder, no safetensors, packed matrices, an unknown model type, a hub id
+            without a commit, or the hub does not give it.
     """
+    if family not in ("auto", "generic"):
+        raise UserError(f"{family!r} is no family", where=WHERE, remedy="use auto or generic")
     if isinstance(model, (str, Path)):
         folder = require_source(model, revision, WHERE, "`revision`")
         if folder is None:
-            folder = hub_snapshot(str(model), revision, WHERE)
-            return VisionLanguageModel(check_checkpoint(folder), f"{model} at {revision}", folder)
-        return VisionLanguageModel(check_checkpoint(folder), str(folder), folder.resolve())
+            folder, described = hub_snapshot(str(model), revision, WHERE), f"{model} at {revision}"
+        else:
+            folder, described = folder.resolve(), str(folder)
+        if family == "generic":
+            return _Generic(folder, described)
+        entry = check_checkpoint(folder)
+        require_unpacked(folder)
+        return VisionLanguageModel(entry, described, folder)
     if not (isinstance(model, tuple) and len(model) == 2):
         raise UserError(
             f"{type(model).__name__} is no model that can be pruned",
@@ -107,4 +129,10 @@ def load(
             where=WHERE,
             remedy="give a transformers model and the processor or tokenizer that belongs to it",
         )
-    return _InMemory(require_family(loaded.config.model_type), loaded, processor)
+    if getattr(loaded, "is_quantized", False):
+        raise UserError(
+            "the model is packed or quantized and cannot be pruned",
+            where=WHERE,
+            remedy="give the dense model; model.dequantize() makes it of a packed one",
+        )
+    return _InMemory(family_of(loaded.config), loaded, processor)

@@ -16,9 +16,8 @@ import ctypes
 import json
 import shutil
 import sys
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,21 +25,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
-from transformers import PreTrainedModel
-from transformers.core_model_loading import revert_weight_conversion
 
+from efficientllava.errors import UserError
 from efficientllava.files import save_tensors
 from efficientllava.models.families import Adapter, Matrix
-from efficientllava.models.weight_files import INDEX, WHOLE, weight_files
+from efficientllava.models.weight_files import INDEX, WHOLE
 from efficientllava.offload.block_stream import BlockStream, Copy, streaming
-
-
-@dataclass(frozen=True)
-class WeightLocation:
-    """The file of a weight and its name there."""
-
-    file: Path
-    key: str
+from efficientllava.offload.file_layout import FileLayout, WeightLocation
 
 
 class Overlay(Protocol):
@@ -79,15 +70,15 @@ class BlocksOnDisk:
             {name: paths[id(value)] for name, value in block.named_parameters()}
             for block in adapter.blocks
         ]
-        locations = weight_locations(adapter.model, folder)
-        self._contents = _contents(adapter.model, locations, weight_files(folder))
+        self._layout = FileLayout(adapter.model, folder)
+        locations = self._layout.locations
         self._locations = {
             name: locations[name]
             for names in self._names
             for name in names.values()
             if name in locations
         }
-        prunable = {f"{matrix.name}.weight" for matrix in adapter.matrices}
+        prunable = {matrix.parameter for matrix in adapter.matrices}
         self._prunable = [
             {name for name, path in names.items() if path in prunable} for names in self._names
         ]
@@ -181,7 +172,7 @@ class BlocksOnDisk:
 
     def weight(self, matrix: Matrix) -> torch.Tensor:
         """A matrix's weight as it lies in its file now, mapped but not read."""
-        return self._open(f"{matrix.name}.weight")
+        return matrix.of(self._open(matrix.parameter))
 
     def _open(self, path: str) -> torch.Tensor:
         location = self._locations[path]
@@ -196,13 +187,15 @@ class BlocksOnDisk:
         """
         self.release()
         state = self._model.state_dict()
-        count, size, weight_map = len(self._contents), 0, {}
-        for number, names in enumerate(self._contents, 1):
+
+        def value(name: str) -> torch.Tensor:
+            return self._open(name) if name in self._locations else state[name].cpu()
+
+        contents = self._layout.contents
+        count, size, weight_map = len(contents), 0, {}
+        for number, names in enumerate(contents, 1):
             file = WHOLE if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
-            tensors = {
-                key: self._open(name) if name in self._locations else state[name].cpu().contiguous()
-                for key, name in names.items()
-            }
+            tensors = self._layout.tensors(names, value)
             save_file(tensors, folder / file, metadata={"format": "pt"})
             size += sum(tensor.nbytes for tensor in tensors.values())
             weight_map.update(dict.fromkeys(tensors, file))
@@ -214,57 +207,12 @@ class BlocksOnDisk:
             (folder / INDEX).write_text(text, encoding="utf-8")
 
 
-def _contents(
-    model: nn.Module, locations: Mapping[str, WeightLocation], files: Sequence[Path]
-) -> list[dict[str, str]]:
-    """The weights of each file of a model: names in the model by names in the file.
-
-    Every weight is held once: of tied weights the first that lies in a file. Weights that lie in
-    none go to the last file.
-    """
-    tied: dict[int, list[str]] = {}
-    for name, value in model.state_dict(keep_vars=True).items():
-        tied.setdefault(id(value), []).append(name)
-    keys = {name: key for key, name in _names_in_files(model).items()}
-    contents: dict[Path, dict[str, str]] = {file: {} for file in files}
-    for names in tied.values():
-        name = next((name for name in names if name in locations), names[0])
-        location = locations.get(name) or WeightLocation(files[-1], keys[name])
-        contents[location.file][location.key] = name
-    return [names for names in contents.values() if names]
-
-
 def _lies_as_is(location: WeightLocation | None, value: torch.Tensor) -> bool:
     if location is None:
         return False
     with safe_open(location.file, framework="pt") as opened:
         stored = opened.get_tensor(location.key)
     return bool(stored.dtype == value.dtype and stored.shape == value.shape)
-
-
-def weight_locations(model: nn.Module, folder: Path) -> dict[str, WeightLocation]:
-    """Where a checkpoint's files hold the parameters of a model that was loaded from them."""
-    names = _names_in_files(model)
-    locations = {}
-    for file in weight_files(folder):
-        with safe_open(file, framework="pt") as opened:
-            locations.update(
-                {names[key]: WeightLocation(file, key) for key in opened.keys() if key in names}
-            )
-    return locations
-
-
-def _names_in_files(model: nn.Module) -> dict[str, str]:
-    """Names in the model by names in its files.
-
-    Names in files are those of the hub's layout; transformers turns the model's names into them
-    when it saves, and is asked to do that here with numbers instead of weights.
-    """
-    assert isinstance(model, PreTrainedModel)
-    names = list(model.state_dict())
-    numbered = {name: torch.tensor(index) for index, name in enumerate(names)}
-    in_files = revert_weight_conversion(model, numbered)
-    return {key: names[int(number)] for key, number in in_files.items()}
 
 
 def _bring_rest(model: nn.Module, stays: set[str], device: torch.device) -> None:
@@ -293,7 +241,16 @@ def blocks_on_disk(
             have another dtype in memory than in the folder.
         device: where blocks run and the rest of the model lies; None: where the model is. Blocks
             are on the CPU again afterwards.
+
+    Raises:
+        UserError: the model is packed.
     """
+    if any(matrix.packed for matrix in adapter.matrices):
+        raise UserError(
+            "the blocks of a packed checkpoint cannot be brought to a device one by one",
+            where=str(folder),
+            remedy="use a device that holds all of it, the CPU, or efficientllava unpack",
+        )
     block_files = Path(work) / "blocks"
     shutil.rmtree(block_files, ignore_errors=True)  # of a run that was killed
     block_files.mkdir(parents=True)

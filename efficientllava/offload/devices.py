@@ -44,11 +44,15 @@ def require_device(name: str) -> torch.device:
 
 
 @contextmanager
-def enough_memory(device: str) -> Iterator[None]:
+def enough_memory(
+    device: str,
+    remedy: str = "free some, or use fewer segments or pairs, or set search.kl_tokens",
+) -> Iterator[None]:
     """Report memory that runs out as an error of the user.
 
     Args:
         device: the name that the user gave.
+        remedy: what helps on the host.
 
     Raises:
         UserError: an allocation fails, on the device or on the host.
@@ -60,7 +64,6 @@ def enough_memory(device: str) -> Iterator[None]:
         if plain and "can't allocate memory" not in str(error):
             raise
         host = plain or isinstance(error, MemoryError) or device == "cpu"
-        remedy = "free some, or use fewer segments or pairs, or set search.kl_tokens"
         raise UserError(
             "the memory does not suffice; finished work is kept",
             where="this machine" if host else f"device {device}",

@@ -20,6 +20,7 @@ from efficientllava.parameters.section import (
     RuntimeName,
     Section,
 )
+from efficientllava.parameters.sensitivity import SensitivityParameters
 from efficientllava.parameters.whole import Parameters
 
 __all__ = [
@@ -41,5 +42,6 @@ __all__ = [
     "RuntimeName",
     "SearchParameters",
     "Section",
+    "SensitivityParameters",
     "TrackingParameters",
 ]

@@ -75,7 +75,7 @@ class ExportParameters(Section):
     """The exported model and its speed."""
 
     runtimes: tuple[RuntimeName, ...] = Field(
-        ("deepsparse", "onnxruntime"), min_length=1, description="runtimes that are measured"
+        ("sparse", "onnxruntime"), min_length=1, description="runtimes that are measured"
     )
     prompt_tokens: int = Field(128, ge=8, description="length of the prefill graph, in tokens")
     context: int = Field(

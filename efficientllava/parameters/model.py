@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -47,6 +47,11 @@ class ModelParameters(Section):
         description="`demo`, `smollm2` (SmolLM2-135M-Instruct of the package index, with the demo's vision tower), a folder with a transformers checkpoint, or a hub id",
     )
     revision: str | None = Field(None, description="commit of the hub id; required with a hub id")
+    family: Literal["auto", "generic"] = Field(
+        "auto",
+        description="`auto` takes the known family of the model's type; `generic` finds decoder "
+        "and projector by structure and logs them to be checked",
+    )
     demo: DemoParameters = DemoParameters()
 
 

@@ -9,6 +9,9 @@ from pydantic import Field, model_validator
 from efficientllava.parameters.section import Section
 from efficientllava.registry import METHODS
 
+MOST_DENSE_LEVELS = 5
+"""Levels up to which a database is stored as it is, unless `pruning.storage` says otherwise."""
+
 
 class PruningParameters(Section):
     """Optimal Brain Surgeon."""
@@ -41,8 +44,8 @@ class PruningParameters(Section):
         "auto", description="column loop: plain torch, compiled for the CPU (float32; same bits), Triton for CUDA (float32), or the fastest that can run"
     )
 
-    storage: Literal["dense", "compact"] = Field(
-        "dense", description="the database on disk: matrices as they are, or a bitmask and the weights that are left (half the size, decoded when used)"
+    storage: Literal["auto", "dense", "compact"] = Field(
+        "auto", description="the database on disk: matrices as they are, or a bitmask and the weights that are left (half the size, decoded when used); auto: compact above five levels"
     )
 
     @model_validator(mode="after")
@@ -88,6 +91,10 @@ class PruningParameters(Section):
             return f"pattern {self.pattern}"
         return "patterns " + ", ".join(f"{zeros}:{group}" for zeros, group in self.groups)
 
+    def stores_compact(self, levels: int) -> bool:
+        """Whether a database of so many levels is stored as bitmasks and the weights left."""
+        return self.storage == "compact" or (self.storage == "auto" and levels > MOST_DENSE_LEVELS)
+
     def misfit(self, ratio: float, method: str) -> tuple[str, str] | None:
         """Why a method cannot meet a ratio with the n:m patterns, and which it can; None if it can.
 
@@ -132,5 +139,8 @@ class PruneParameters(Section):
     )
     compensation: Literal["scp", "replaceme", "none"] = Field(
         "scp", description="short_lvlm: what is folded into the block before removed ones (published: scp)"
+    )
+    slope: float = Field(
+        0.05, ge=-0.5, le=0.5, description="slope: ratios rise linearly over the blocks, from this much below the target to this much above (ATP)"
     )
     components: int = Field(8, ge=1, description="short_lvlm: singular vectors that scp keeps")

@@ -58,7 +58,7 @@ class SearchParameters(Section):
     )
     patience: int | None = Field(None, ge=1, description="stop after this many rounds without gain")
     max_seconds: float | None = Field(
-        None, gt=0.0, description="stop at the first end of a round after this time"
+        None, gt=0.0, description="begin no round that would end later than so many seconds after the start, set-up included; the first round always runs"
     )
     seed: int = Field(0, ge=0, description="seed of the search")
 

@@ -13,6 +13,7 @@ from efficientllava.parameters.pipeline import ExperimentParameters, TrackingPar
 from efficientllava.parameters.pruning import PruneParameters, PruningParameters
 from efficientllava.parameters.search import SearchParameters
 from efficientllava.parameters.section import MethodName, Ratio, Section
+from efficientllava.parameters.sensitivity import SensitivityParameters
 from efficientllava.registry import METHODS
 
 
@@ -24,13 +25,14 @@ class Parameters(Section):
     pruning: PruningParameters = PruningParameters()
     prune: PruneParameters = PruneParameters()
     search: SearchParameters = SearchParameters()
+    sensitivity: SensitivityParameters = SensitivityParameters()
     evaluation: EvaluationParameters = EvaluationParameters()
     export: ExportParameters = ExportParameters()
     tracking: TrackingParameters = TrackingParameters()
     experiments: ExperimentParameters = ExperimentParameters()
     machine: MachineParameters = MachineParameters()
     methods: tuple[MethodName, ...] = Field(
-        ("magnitude", "sparsegpt", "efficientllava"),
+        ("magnitude", "sparsegpt", "efficientllava", "efficientllava_plus"),
         min_length=1,
         description="methods that are compared; dense is always among them",
     )
@@ -74,3 +76,7 @@ class Parameters(Section):
             return [zeros / group for zeros, group in self.pruning.groups]
         levels = sorted({round(ratio + offset, 4) for offset in self.search.offsets})
         return [level for level in levels if 0.0 <= level <= 1.0]
+
+    def wide_levels(self, ratio: float) -> list[float]:
+        """The ratios a matrix may take at a target ratio in an allocation by sensitivity."""
+        return self.levels(ratio) if self.pruning.groups else self.sensitivity.levels(ratio)

@@ -18,6 +18,7 @@ from efficientllava.errors import UserError
 from efficientllava.models.checkpoint import load_model, save_checkpoint
 from efficientllava.models.families import Adapter, adapter_for, device_of
 from efficientllava.offload.blocks_on_disk import blocks_on_disk
+from efficientllava.progress import Event
 from efficientllava.pruning.methods import Method
 
 GRADIENTS = 3
@@ -48,12 +49,19 @@ def finalize(
             "version": __version__,
         }
         write = None if opened.blocks is None else opened.blocks.save_weights
+        context.progress(Event("saving", 0, 1))
         save_checkpoint(model, context.model, folder, {"pruning.json": record}, write)
+        context.progress(Event("saving", 1, 1))
+        context.progress(Event("checking", 0, 2))
         reloaded = load_model(folder)
-        require_kept_weights(load_model(context.model), reloaded, method, allocation.projector)
+        require_kept_weights(
+            load_model(context.model, checked=True), reloaded, method, allocation.projector
+        )
+        context.progress(Event("checking", 1, 2))
         used = None if device.type == "cpu" else device
         with blocks_on_disk(adapter_for(reloaded), folder, context.work / "reloaded", used):
             require_same_logits(model, reloaded, context.proxy)
+        context.progress(Event("checking", 2, 2))
         return record | {"parameters": model.num_parameters()}
 
 
@@ -98,12 +106,13 @@ def require_kept_weights(
     before, after = adapter_for(dense), adapter_for(pruned)
     expected = dense.state_dict()
     if projector:
-        prefix = next(name for name, module in dense.named_modules() if module is before.projector)
+        assert before.projector is not None
+        names = {id(value): name for name, value in dense.state_dict(keep_vars=True).items()}
+        own = before.projector.state_dict(keep_vars=True)
         expected |= {
-            f"{prefix}.{name}": value.to(expected[f"{prefix}.{name}"].dtype)
-            for name, value in projector.items()
+            names[id(own[key])]: value.to(own[key].dtype) for key, value in projector.items()
         }
-    matrices = {f"{matrix.name}.weight" for matrix in before.matrices}
+    matrices = {matrix.parameter for matrix in before.matrices}
     blocks = _names_in_blocks(before) | _names_in_blocks(after)
     for name, value in pruned.state_dict().items():
         if method.structured and name in blocks:

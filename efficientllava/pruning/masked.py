@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
+from math import isfinite
 from typing import Any
 
 import torch
 
 from efficientllava.allocation.context import Allocation
+from efficientllava.calibration.block_walk import FEW_TOKENS
 from efficientllava.calibration.opened import OpenModel
+from efficientllava.calibration.sample_losses import Difference, difference
 from efficientllava.calibration.structural_risk import COMPLEXITIES, structural_risk
 from efficientllava.data.proxy import ProxyData
 from efficientllava.database.solutions import Database
-from efficientllava.models.families import Adapter
+from efficientllava.models.families import Adapter, replace_weights
 from efficientllava.parameters import Parameters, PruningParameters
 from efficientllava.progress import Progress, silent
 from efficientllava.pruning.measures import ProxyMeasures
@@ -22,6 +26,8 @@ from efficientllava.pruning.sequential import (
     stitch_model,
     verify,
 )
+
+logger = logging.getLogger(__name__)
 
 
 @torch.no_grad()
@@ -37,8 +43,8 @@ def prune_masked(
     """Prune a dense model in place with its ratios and its evolved projector, and verify it.
 
     The model is pruned sequentially, each block calibrated on the pruned blocks before it. With a
-    database it is stitched as well, and the one of lower structural risk is kept, every scored
-    position counting once (method.md section 3).
+    database it is stitched as well; the stitched model is kept where its risk (or loss) is lower by
+    more than the paired error, every scored position counting once (method.md section 3).
 
     Args:
         criterion: "magnitude", "wanda" or "obs".
@@ -54,36 +60,62 @@ def prune_masked(
     """
     adapter, policy = opened.adapter, allocation.policy
     dense = _weights(opened) if database is not None else []
-    measures = ProxyMeasures(adapter, proxy, parameters.search)
+    measures = ProxyMeasures(adapter, proxy, parameters.search, progress)
     measures.move_projector(adapter, allocation.projector)
+    finished = () if opened.blocks is None else (opened.blocks.release,)
     rows = prune_model(
-        adapter, proxy, criterion, policy, parameters.pruning, progress, parameters.prune.refine
+        adapter,
+        proxy,
+        criterion,
+        policy,
+        parameters.pruning,
+        progress,
+        parameters.prune.refine,
+        *finished,
     )
-    scores, loss = measures(adapter.language_model)
-    chosen, risks = "sequential", _risks(rows, scores, allocation, "sequential", loss)
+    scores, losses = measures(adapter.language_model)
+    chosen, risks = "sequential", _risks(rows, scores, allocation, "sequential")
     if database is not None:
+        measures.warn_of_few_positions("the choice between the sequential and the stitched model")
         sequential = _weights(opened)
         _replace(adapter, dense)
-        finished = () if opened.blocks is None else (opened.blocks.release,)
         stitched_rows = stitch_model(adapter, database, policy, *finished)
-        stitched_scores, loss = measures(adapter.language_model)
-        stitched = _risks(stitched_rows, stitched_scores, allocation, "stitched", loss)
-        if stitched["stitched_risk"] < risks["sequential_risk"]:
+        stitched_scores, stitched_losses = measures(adapter.language_model)
+        stitched = _risks(stitched_rows, stitched_scores, allocation, "stitched")
+        apart = difference(stitched_losses, losses, measures.fitness)
+        apart = Difference(_weighed(apart, risks, stitched, allocation), apart.error)
+        risks |= {"choice_difference": apart.mean, "choice_error": _finite(apart.error)}
+        if apart.better:
             rows, scores, chosen = stitched_rows, stitched_scores, "stitched"
             risks = risks | stitched
         else:
             risks = stitched | risks
             _replace(adapter, sequential)
     _verify(opened, rows)
+    _warn_of_few_tokens(rows)
     return {
         **scores,
-        **risks,
+        **{name: value for name, value in risks.items() if value is not None},
+        **({} if allocation.gain is None else {"gain": dict(allocation.gain)}),
         "chosen": chosen,
         "pattern": _patterns(rows, parameters.pruning),
         "policy": dict(policy),
         "achieved_sparsity": achieved_sparsity(rows),
         "matrices": rows,
     }
+
+
+def _warn_of_few_tokens(rows: Sequence[dict[str, Any]]) -> None:
+    few = [row["name"] for row in rows if "few_tokens" in row]
+    if few:
+        logger.warning(
+            "%d of %d matrices belong to experts that fewer than %d calibration tokens reach (%s); "
+            "they are pruned by magnitude: more calibration data reaches more experts",
+            len(few),
+            len(rows),
+            FEW_TOKENS,
+            few[0],
+        )
 
 
 def _patterns(rows: Sequence[dict[str, Any]], parameters: PruningParameters) -> str | list[str]:
@@ -101,22 +133,29 @@ def _risks(
     scores: dict[str, float],
     allocation: Allocation,
     how: str,
-    loss: float,
-) -> dict[str, float]:
-    """Complexity and structural risk of a model that was searched; nothing for others.
-
-    Args:
-        loss: mean over all scored positions; `HOW_risk` is made of it, and decides.
-    """
+) -> dict[str, Any]:
+    """Complexity and structural risk of a model that was searched; nothing for others."""
     if allocation.risk is None:
         return {}
     complexity = COMPLEXITIES[allocation.risk.complexity]([row["norm_ratio"] for row in rows])
-    eta = allocation.risk.eta
-    return {
-        "complexity": complexity,
-        "risk": structural_risk(scores["proxy_loss"], complexity, eta),
-        f"{how}_risk": structural_risk(loss, complexity, eta),
-    }
+    risk = structural_risk(scores["proxy_loss"], complexity, allocation.risk.eta)
+    return {"complexity": complexity, "risk": risk, f"{how}_risk": risk}
+
+
+def _weighed(
+    apart: Difference,
+    sequential: Mapping[str, Any],
+    stitched: Mapping[str, Any],
+    allocation: Allocation,
+) -> float:
+    """The difference that decides: of structural risks where these count, else of losses."""
+    if allocation.risk is None or not allocation.risk.decides:
+        return apart.mean
+    return float(stitched["stitched_risk"] - sequential["sequential_risk"])
+
+
+def _finite(error: float) -> float | None:
+    return error if isfinite(error) else None
 
 
 def _weights(opened: OpenModel) -> list[torch.Tensor]:
@@ -128,8 +167,7 @@ def _weights(opened: OpenModel) -> list[torch.Tensor]:
 
 
 def _replace(adapter: Adapter, weights: Sequence[torch.Tensor]) -> None:
-    for matrix, weight in zip(adapter.matrices, weights, strict=True):
-        matrix.replace(weight)
+    replace_weights(list(zip(adapter.matrices, weights, strict=True)))
 
 
 def _verify(opened: OpenModel, rows: Sequence[dict[str, Any]]) -> None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 if TYPE_CHECKING:
     # at run time torch is imported when a method starts, not when its name is checked
     from efficientllava.allocation.context import Allocation, Context
+    from efficientllava.allocation.sensitivity.allocate import Costs
     from efficientllava.calibration.opened import OpenModel
-    from efficientllava.parameters import SearchParameters
+    from efficientllava.parameters import Parameters, SearchParameters
 
 Need = Literal["database", "calibration", "gradients"]
 """`database`: the OBS solution of every matrix at every level; `calibration`: activations of the
@@ -44,6 +45,10 @@ class Method(Protocol):
     def keeps_weights(self) -> bool:
         """Whether the weights that do not become zero stay as they are."""
 
+    def levels(self, parameters: Parameters, ratio: float) -> list[float]:
+        """The ratios a matrix may take at a target ratio; asked only of methods that need the
+        database."""
+
     def evolves_projector(self, search: SearchParameters) -> bool:
         """Whether it needs image-text pairs, because it moves the vision projector."""
 
@@ -60,12 +65,18 @@ class Method(Protocol):
         """
 
 
+BY_COSTS = ("sensitivity", "output_error", "plus")
+"""Allocations over wide levels, at exactly the budget."""
+
+
 @dataclass(frozen=True)
 class MaskingMethod:
     """Sets weights to zero in matrices that stay: an allocation of ratios and a criterion.
 
     Attributes:
-        allocation: the same ratio for all matrices, by the outliers of each block, or searched.
+        allocation: the same ratio for all matrices; by the outliers of each block; linear over the
+            blocks; by the paper's search; by one knapsack of Fisher costs or of output errors; or
+            all of these compared and corrected ("plus").
         criterion: which weights go: the smallest |w|, the smallest |w| * ||x||, or by OBS, which
             also updates the weights that stay.
         changes: search parameters that the method fixes, for the ablations.
@@ -73,7 +84,9 @@ class MaskingMethod:
     """
 
     name: str
-    allocation: Literal["uniform", "outliers", "search"]
+    allocation: Literal[
+        "uniform", "outliers", "slope", "search", "sensitivity", "output_error", "plus"
+    ]
     criterion: Literal["magnitude", "wanda", "obs"]
     changes: Mapping[str, Any] = field(default_factory=dict)
     upper_bound: bool = True
@@ -83,16 +96,18 @@ class MaskingMethod:
     def needs(self) -> frozenset[Need]:
         """See `Method`."""
         needs: set[Need] = set()
-        if self.allocation == "search":
+        if self.allocation in ("search", *BY_COSTS):
             needs.add("database")
-        if self.allocation != "uniform" or self.criterion != "magnitude":
+        if self.allocation in ("sensitivity", "plus"):
+            needs.add("gradients")
+        if self.allocation not in ("uniform", "slope") or self.criterion != "magnitude":
             needs.add("calibration")
         return frozenset(needs)
 
     @property
     def takes_pattern(self) -> bool:
         """See `Method`: an n:m pattern fixes every ratio."""
-        return self.allocation != "outliers"
+        return self.allocation not in ("outliers", "slope")
 
     @property
     def keeps_weights(self) -> bool:
@@ -103,9 +118,16 @@ class MaskingMethod:
         """The search parameters with the method's own changes."""
         return parameters.model_copy(update=dict(self.changes))
 
+    def levels(self, parameters: Parameters, ratio: float) -> list[float]:
+        """The ratios a matrix may take at a target ratio; none without a database."""
+        if self.allocation in BY_COSTS:
+            return parameters.wide_levels(ratio)
+        return parameters.levels(ratio) if self.allocation == "search" else []
+
     def evolves_projector(self, search: SearchParameters) -> bool:
         """See `Method`."""
-        return self.allocation == "search" and self.search_parameters(search).evolve_projector
+        moves = self.allocation in ("search", "plus")
+        return moves and self.search_parameters(search).evolve_projector
 
     def allocate(self, context: Context) -> Allocation:
         """See `Method`."""
@@ -117,7 +139,16 @@ class MaskingMethod:
             from efficientllava.allocation.owl import outliers
 
             return outliers(context)
-        from efficientllava.allocation.searched import searched
+        if self.allocation == "slope":
+            from efficientllava.allocation.slope import sloped
+
+            return sloped(context)
+        if self.allocation in BY_COSTS:
+            from efficientllava.allocation.sensitivity.allocate import allocated
+
+            search = self.search_parameters(context.parameters.search)
+            return allocated(context, search, cast("Costs", self.allocation))
+        from efficientllava.allocation.search.searched import searched
 
         parameters = self.search_parameters(context.parameters.search)
         return searched(context, parameters, self.upper_bound)
@@ -155,6 +186,10 @@ class StructuredMethod:
     structured = True
     takes_pattern = False
     keeps_weights = False
+
+    def levels(self, parameters: Parameters, ratio: float) -> list[float]:
+        """See `Method`: there are none."""
+        return []
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -194,10 +229,14 @@ OURS: dict[str, Method] = {
         MaskingMethod("wanda", "uniform", "wanda"),
         MaskingMethod("sparsegpt", "uniform", "obs"),
         MaskingMethod("owl", "outliers", "obs"),
+        MaskingMethod("slope", "slope", "obs"),
+        MaskingMethod("output_error", "output_error", "obs"),
+        MaskingMethod("sensitivity", "sensitivity", "obs"),
         StructuredMethod("llm_pruner", "heads_and_channels"),
         StructuredMethod("short_lvlm", "blocks_by_important_tokens"),
         StructuredMethod("shortgpt", "blocks_by_influence"),
         StructuredMethod("sleb", "blocks_by_loss"),
+        MaskingMethod("efficientllava_plus", "plus", "obs"),
         MaskingMethod("efficientllava", "search", "obs"),
         MaskingMethod("auto_without_generalization", "search", "obs", {"eta": 0.0}),
         MaskingMethod("no_evolution", "search", "obs", {"evolve_projector": False}),

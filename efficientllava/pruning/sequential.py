@@ -15,10 +15,13 @@ from efficientllava.finite import all_finite
 from efficientllava.kernels.hessian import InverseFactor, inverse_factor, relative_error
 from efficientllava.kernels.masks import magnitude, wanda, zeros_at
 from efficientllava.kernels.obs import prune
-from efficientllava.models.families import Adapter, Matrix
+from efficientllava.models.families import Adapter, Matrix, replace_weights
 from efficientllava.parameters import PruningParameters
 from efficientllava.progress import Event, Progress, silent
 from efficientllava.pruning.refine import refine
+
+WITHOUT_CALIBRATION = ("magnitude", "none")
+"""Updates that look at weights alone."""
 
 Policy = Mapping[str, float]
 """The share of zeros of each prunable matrix, by name."""
@@ -32,19 +35,22 @@ def prune_model(
     parameters: PruningParameters,
     progress: Progress = silent,
     refinement: str = "none",
+    finished: Callable[[int], None] = lambda block: None,
 ) -> list[dict[str, Any]]:
     """Prune a model in place, each block calibrated on the outputs of the pruned blocks before it.
 
     Args:
-        update: "obs", "wanda", "magnitude" (no calibration decides; it is walked for the record's
-            errors) or "none".
+        update: "obs", "wanda", or what needs no calibration data and walks none: "magnitude",
+            "none".
         policy: ratio of every prunable matrix.
         refinement: with "obs", how kept weights are solved again: "none", "least_squares" or
             "admm".
+        finished: called with a block when it is pruned and no walk will take it off the memory.
 
     Returns:
         One row per matrix: name, block, level, size, zeros, already_zero (zero before, or fed by
-        a dead input), relative_error, norm_ratio.
+        a dead input), relative_error (None where no calibration data was walked), norm_ratio;
+        `few_tokens` where an expert was reached by too few of them (`GroupHessian.few_tokens`).
 
     Raises:
         UserError: a matrix of the model has no ratio; a Hessian is not positive definite.
@@ -52,6 +58,8 @@ def prune_model(
     missing = [matrix.name for matrix in adapter.matrices if matrix.name not in policy]
     if missing:
         raise UserError(f"the policy has no ratio for {missing[0]} ({len(missing)} in all)")
+    if update in WITHOUT_CALIBRATION:
+        return _prune_by_weights(adapter, update, policy, parameters, progress, finished)
     rows: list[dict[str, Any]] = []
     walk = block_walk(adapter, proxy, parameters)
     total = len(adapter.blocks)
@@ -75,11 +83,10 @@ def prune_model(
                 if factor is not None:
                     already |= factor.dead
                 row = matrix_row(matrix.name, block, level, dense, new, error, int(already.sum()))
-                rows.append(row)
+                rows.append(row | group.few_tokens)
                 pruned.append((matrix, new))
         # all Hessians of a block are taken before any of its matrices changes (as SparseGPT does)
-        for matrix, new in pruned:
-            matrix.replace(new)
+        replace_weights(pruned)
         if block + 1 < total:
             walk.advance(block)
         progress(Event("block", block + 1, total))
@@ -109,14 +116,35 @@ def _pruned(
         if refinement != "none":
             new = refine(dense, new, group.hessian, refinement)
         return new
-    if update == "magnitude":
-        return magnitude(dense, level, parameters.group_size)
     if update == "wanda":
         # H = (2/n) X X^T: its diagonal holds the squared norms of the inputs
         return wanda(dense, group.hessian.diagonal().sqrt(), level, parameters.group_size)
-    if update == "none":
-        return dense.clone()
     raise ValueError(f"no update {update!r} of single matrices")
+
+
+def _prune_by_weights(
+    adapter: Adapter,
+    update: str,
+    policy: Policy,
+    parameters: PruningParameters,
+    progress: Progress,
+    finished: Callable[[int], None],
+) -> list[dict[str, Any]]:
+    """Prune every matrix by its own weights, a block at a time; nothing runs through the model."""
+    rows: list[dict[str, Any]] = []
+    total = len(adapter.blocks)
+    for block in range(total):
+        for matrix in (matrix for group in adapter.of_block(block) for matrix in group):
+            level, dense = policy[matrix.name], matrix.weight
+            new = dense.clone()
+            if update == "magnitude":
+                new = magnitude(dense, level, parameters.group_size)
+            already = int((dense == 0).sum())
+            rows.append(matrix_row(matrix.name, block, level, dense, new, None, already))
+            matrix.replace(new)
+        finished(block)
+        progress(Event("block", block + 1, total))
+    return rows
 
 
 def stitch_model(
@@ -134,17 +162,20 @@ def stitch_model(
         Rows as `prune_model`; relative errors are those of the dense calibration pass.
     """
     rows = []
-    for matrix in adapter.matrices:
-        level = policy[matrix.name]
-        new = database.solution(matrix.name, level)
-        record = database.manifest["matrices"][matrix.name]
-        error = record["levels"][level_key(level)]["relative_error"]
-        already = record["already_zero"]
-        row = matrix_row(matrix.name, matrix.block, level, matrix.weight, new, error, already)
-        rows.append(row)
-        if matrix.block > 0 and matrix is adapter.of_block(matrix.block)[0][0]:
-            finished(matrix.block - 1)
-        matrix.replace(new)
+    for block in range(len(adapter.blocks)):
+        stitched = []
+        for matrix in (matrix for group in adapter.of_block(block) for matrix in group):
+            level = policy[matrix.name]
+            new = database.solution(matrix.name, level)
+            record = database.manifest["matrices"][matrix.name]
+            error = record["levels"][level_key(level)]["relative_error"]
+            already = record["already_zero"]
+            row = matrix_row(matrix.name, block, level, matrix.weight, new, error, already)
+            few = {key: record[key] for key in ("few_tokens",) if key in record}
+            rows.append(row | few)
+            stitched.append((matrix, new))
+        replace_weights(stitched)
+        finished(block)
     return rows
 
 
@@ -180,10 +211,14 @@ def verify(
     adapter: Adapter,
     rows: Sequence[Mapping[str, Any]],
     weight_of: Callable[[Matrix], torch.Tensor] = lambda matrix: matrix.weight,
+    rounded: bool = False,
 ) -> None:
     """Check a pruned model against its record: round(level * size) zeros in every matrix.
 
     More are allowed only where weights were zero before or are fed by dead inputs.
+
+    Args:
+        rounded: weights were rounded to int8 since, which makes further zeros.
 
     Raises:
         UserError: a matrix has another number of zeros than recorded or asked for, or holds NaN
@@ -196,6 +231,8 @@ def verify(
         row = recorded[matrix.name]
         weight = weight_of(matrix)
         zeros = int((weight == 0).sum())
+        if rounded:
+            zeros = min(zeros, row["zeros"])
         expected = zeros_at(row["level"], matrix.size)
         if not all_finite(weight):
             raise UserError("holds NaN or inf after pruning", where=matrix.name)

@@ -205,8 +205,8 @@ def timings(latency: Latency | None, lines: bool = False) -> list[str]:
     for phase in PHASES:
         cell, speedup = _short(getattr(latency, f"{phase}_ms")), latency.speedup(phase)
         if speedup is not None and lines:
-            factor = " " if speedup.factor is not None else "\n"
-            cell += f"{factor}{speedup.formatted}\n{speedup.interval}"
+            cell = "\n".join([cell, speedup.formatted, speedup.interval])
+            cell = cell.replace(" measured", "\nmeasured").replace(", wide", ",\nwide")
         elif speedup is not None:
             cell += f" {speedup}"
         cells.append(cell)
@@ -286,7 +286,7 @@ def markdown_table(
 def comma_separated(rows: Sequence[Row]) -> str:
     """Everything of every row as CSV with unrounded numbers; empty where unknown.
 
-    A speed-up whose interval holds 1 is "no difference"; the interval's ends have their columns.
+    A speed-up whose interval holds 1 is "no difference measured"; its ends have their columns.
     """
     columns = [_flat(row) for row in rows]
     names = list(dict.fromkeys(name for row in columns for name in row))

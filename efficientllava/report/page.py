@@ -11,6 +11,7 @@ from typing import Any
 from efficientllava.errors import without_users
 from efficientllava.files import read_json, replacing, write_text
 from efficientllava.report.accuracy_latency import accuracy_latency_plot
+from efficientllava.report.best_dense import TITLE, best_dense_table
 from efficientllava.report.comparison import (
     Row,
     comma_separated,
@@ -61,11 +62,14 @@ def write_report(
     parts = [part for row in rows if (part := _part(artifacts, row)) is not None]
     if parameters:
         parts.append(Part("params.yaml", text=without_users(parameters)))
+    if best := best_dense_table(artifacts, rows):
+        parts.insert(0, Part(TITLE, markdown=best, open=True))
     tables = [] if experiments is None else _experiments(Path(experiments))
     page = html_page(rows, pictures, parts, _facts(artifacts, rows), tables)
     with replacing(Path(folder)) as temporary:
         temporary.mkdir()
-        write_text(temporary / "table.md", markdown(rows))
+        compared = f"\n{TITLE}:\n\n{best}" if best else ""
+        write_text(temporary / "table.md", markdown(rows) + compared)
         write_text(temporary / "table.csv", comma_separated(rows))
         accuracy_latency_plot(rows, temporary / "accuracy_latency.png")
         write_text(temporary / "report.html", page)

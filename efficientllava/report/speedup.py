@@ -1,6 +1,7 @@
-"""How a speed-up is written: a factor where the runs show one, otherwise "no difference".
+"""How a speed-up is written: faster, slower, or "no difference measured", with its interval.
 
-Everything that shows or logs a speed-up asks here: tables, page, plots, CSV, MLflow, benches.
+Everything that shows or logs a speed-up asks here: tables, page, plots, CSV, MLflow, DVC's metrics,
+benches.
 """
 
 from __future__ import annotations
@@ -11,9 +12,13 @@ from math import inf
 from statistics import fmean
 from typing import Any
 
-NO_DIFFERENCE = "no difference"
+NO_DIFFERENCE = "no difference measured"
+NARROW = 0.1
+"""An interval wider than this share of its middle is called wide (as in export/speed.py)."""
+TOLD = "_told"
+"""How names of speed-ups in words end."""
 PHASES = ("prefill", "decode")
-_FACTORS = ("_speedup", "_speedup_over_best_dense")
+_FACTORS = ("_speedup", "_speedup_over_best_dense", "_speedup_over_dense_kernel")
 
 
 @dataclass(frozen=True)
@@ -36,13 +41,18 @@ class Speedup:
 
     @property
     def formatted(self) -> str:
-        """As "×1.25", or "no difference"."""
-        return NO_DIFFERENCE if self.factor is None else f"×{self.factor:.2f}"
+        """As "faster ×1.25", "slower ×0.80" or "no difference measured"."""
+        if self.factor is None:
+            return NO_DIFFERENCE
+        return f"{'faster' if self.factor > 1 else 'slower'} ×{self.factor:.2f}"
 
     @property
     def interval(self) -> str:
-        """As "(1.20–1.31)"."""
-        return "(no interval)" if self.high == inf else f"({self.low:.2f}–{self.high:.2f})"
+        """As "(1.20–1.31)"; "(0.70–1.40, wide)" where other programs kept it from being narrow."""
+        if self.high == inf:
+            return "(no interval)"
+        wide = self.high - self.low > NARROW * (self.low + self.high) / 2
+        return f"({self.low:.2f}–{self.high:.2f}{', wide' if wide else ''})"
 
     def __str__(self) -> str:
         return f"{self.formatted} {self.interval}"
@@ -90,6 +100,38 @@ def combined(speedups: Sequence[Speedup]) -> Speedup | None:
         fmean(value.low for value in speedups),
         fmean(value.high for value in speedups),
     )
+
+
+def speedup_of(timing: Mapping[str, Any], key: str) -> Speedup | None:
+    """A speed-up in a runtime's part of export.json, by its key; None where it is not there."""
+    if key not in timing:
+        return None
+    ends = timing.get(f"{key}_interval")
+    return Speedup(timing[key], *(() if ends is None else (ends["low"], ends["high"])))
+
+
+def export_metrics(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What DVC's metrics and MLflow tell of an export: times, speed-ups in words, bytes.
+
+    Args:
+        record: of export.json.
+    """
+    metrics: dict[str, Any] = {"bytes": dict(record.get("bytes", {})), "runtimes": {}}
+    for name, row in record["runtimes"].items():
+        told: dict[str, Any] = {"available": row["available"]}
+        if not row["available"]:
+            metrics["runtimes"][name] = told | {"reason": row["reason"]}
+            continue
+        for phase in PHASES:
+            told |= {
+                f"{phase}_ms": row["pruned"][f"{phase}_ms"],
+                f"{phase}_dense_ms": row["dense"][f"{phase}_ms"],
+            }
+            for key in (f"{phase}{factor}" for factor in _FACTORS):
+                if (speedup := speedup_of(row, key)) is not None:
+                    told[f"{key}{TOLD}"] = str(speedup)
+        metrics["runtimes"][name] = told
+    return metrics
 
 
 def is_factor(name: str) -> bool:

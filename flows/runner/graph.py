@@ -17,6 +17,9 @@ from efficientllava.errors import UserError, without_users
 from efficientllava.parameters import Parameters
 from flows.runner.locks import lock_error
 
+MODELS = "efficientllava/models"
+"""The dependency of every stage that works with models (tests/tasks/test_dvc_yaml.py)."""
+
 
 @dataclass(frozen=True)
 class Node:
@@ -25,10 +28,12 @@ class Node:
     Attributes:
         name: as dvc.yaml and `dvc repro` call it, e.g. `search@efficientllava-0.5`.
         depends_on: names of the stages whose outputs it reads.
+        works_with_models: whether its code imports torch and transformers.
     """
 
     name: str
     depends_on: tuple[str, ...]
+    works_with_models: bool = False
 
     @property
     def base(self) -> str:
@@ -72,7 +77,11 @@ def read_graph(root: Path, until: Collection[str] = ()) -> list[Node]:
         except DvcException as error:
             raise _unreadable(error) from error
         nodes = [
-            Node(stage.addressing, tuple(sorted(other.addressing for other in graph[stage])))
+            Node(
+                stage.addressing,
+                tuple(sorted(other.addressing for other in graph[stage])),
+                any(dependency.def_path == MODELS for dependency in stage.deps),
+            )
             for stage in plan_repro(graph, repo.stage.collect(PROJECT_FILE))
         ]
     if not nodes:

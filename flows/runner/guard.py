@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 
 def guarded(
@@ -35,8 +35,19 @@ def guarded(
     )
 
 
-def stop(process: subprocess.Popen[str], patience: float = 5.0) -> None:
-    """End a guarded process and all its descendants: SIGTERM, then SIGKILL."""
+class Leader(Protocol):
+    """A process that leads a group of its own."""
+
+    @property
+    def pid(self) -> int:
+        """Its number, and that of its group."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Its exit status, when it has ended."""
+
+
+def stop(process: Leader, patience: float = 5.0) -> None:
+    """End a process group, that of a guarded process or of a stage: SIGTERM, then SIGKILL."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, number)

@@ -6,17 +6,18 @@ import json
 import os
 import queue
 import re
-import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
 from efficientllava.progress import Event
-from flows.runner.guard import guarded, stop
+from flows.runner.graph import Node
+from flows.runner.guard import stop
+from flows.runner.host import Reproduction, StageHost
 from flows.runner.loopback import environment_of_stages
 
 # messages of `dvc repro` for a terminal; the flow has its own
@@ -41,7 +42,7 @@ class StageProcess:
     """
 
     stage: str
-    process: subprocess.Popen[str]
+    process: Reproduction
     events: Path
     lines: list[str] = field(default_factory=list)
     ran: bool = False
@@ -68,7 +69,6 @@ class StageProcess:
         self.status = self._status()
 
     def _read(self, printed: queue.SimpleQueue[str]) -> None:
-        assert self.process.stdout is not None
         for line in self.process.stdout:
             printed.put(line.rstrip())
 
@@ -110,36 +110,30 @@ class StageProcess:
 
 
 @contextmanager
-def reproduce(root: Path, stage: str, environment: dict[str, str]) -> Iterator[StageProcess]:
+def reproduce(
+    host: StageHost, root: Path, node: Node, environment: Mapping[str, str]
+) -> Iterator[StageProcess]:
     """Start `dvc repro --single-item STAGE`; leaving the block early kills its process group.
 
     Args:
+        host: of whose process it is a fork.
         root: the workspace.
-        stage: the stage's name.
         environment: variables for the stage's command, on top of this process' own.
     """
-    events = root / ".work" / "events" / f"{stage.replace('/', '-')}.jsonl"
+    events = root / ".work" / "events" / f"{node.name.replace('/', '-')}.jsonl"
     events.parent.mkdir(parents=True, exist_ok=True)
     events.write_text("")
     env = {
         **environment_of_stages(),
-        # the command says `python`: let it be this one
+        # a command that says `python` and no module of ours: let it be this one
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
         "PYTHONUNBUFFERED": "1",
         **environment,
         "EFFICIENTLLAVA_EVENTS": str(events),
     }
-    process = guarded(
-        [sys.executable, "-m", "dvc", "repro", "--single-item", stage],
-        env,
-        cwd=root,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
+    process = host.reproduce(root, node.name, env, node.works_with_models)
     try:
-        yield StageProcess(stage, process, events)
+        yield StageProcess(node.name, process, events)
     finally:
         stop(process)
-        for stream in (process.stdin, process.stdout):
-            if stream is not None:
-                stream.close()
+        process.close()

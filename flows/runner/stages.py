@@ -14,6 +14,7 @@ from prefect.states import Cancelled, Completed, Failed, State
 from efficientllava.errors import UserError
 from flows.runner.console import terminal_bar
 from flows.runner.graph import Changes, Node, restore_outputs
+from flows.runner.host import StageHost
 from flows.runner.live import LiveView, Values
 from flows.runner.process import StageProcess, reproduce
 from tasks.runtime.progress import SHOWN
@@ -55,10 +56,11 @@ class Call:
         self,
         root: Path,
         changes: Changes,
+        host: StageHost,
         watchers: Watchers,
         environment: Callable[[Node], dict[str, str]],
     ) -> None:
-        self.root, self.changes = root, changes
+        self.root, self.changes, self.host = root, changes, host
         self.watchers, self.environment = watchers, environment
 
 
@@ -106,7 +108,7 @@ def _follow(node: Node, call: Call) -> StageProcess:
 
     with terminal_bar(node.name) as show:
         variables = call.environment(node) | ({} if show is None else {SHOWN: "true"})
-        with reproduce(call.root, node.name, variables) as stage:
+        with reproduce(call.host, call.root, node, variables) as stage:
             LiveView(node.name, stage.messages(), show, on_step).follow()
     return stage
 

@@ -5,9 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from efficientllava.parameters import Parameters
 from flows.tracking.record import DENSE, ModelRecord
 
 CHAMPION = "champion"
+
+
+def target_ratio(parameters: Parameters) -> float:
+    """The ratio at which a model can be champion: `tracking.champion_ratio`."""
+    target = parameters.tracking.champion_ratio
+    return parameters.ratios[0] if target is None else target
 
 
 def champion_rule(ratio: str) -> str:

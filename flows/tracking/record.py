@@ -13,7 +13,7 @@ from typing import Any
 from dvc.dependency.param import ParamsDependency
 
 from efficientllava.files import value_digest
-from efficientllava.report.speedup import is_factor
+from efficientllava.report.speedup import TOLD, is_factor
 from flows.runner.graph import Node, flatten, open_repo
 
 DENSE = "dense"
@@ -63,6 +63,7 @@ class ModelRecord:
         inputs: outputs of the stages it shares with others: questions, dense model, proxy data.
         outputs: outputs of its own stages.
         metrics: `STAGE/dotted.name` -> number, from its own stages' metrics files.
+        words: `STAGE/dotted.name` -> a speed-up in words, from the same files: a tag of its run.
         rounds: number of the round -> name -> number, from its search history.
         artifacts: (file, folder in the run) of its plots and readable records.
         checkpoint: the folder with its weights, an output of stage `prune`.
@@ -77,6 +78,7 @@ class ModelRecord:
     inputs: list[Pinned] = field(default_factory=list)
     outputs: list[Pinned] = field(default_factory=list)
     metrics: dict[str, float] = field(default_factory=dict)
+    words: dict[str, str] = field(default_factory=dict)
     rounds: dict[int, dict[str, float]] = field(default_factory=dict)
     artifacts: list[tuple[Path, str]] = field(default_factory=list)
     checkpoint: Pinned | None = None
@@ -194,10 +196,13 @@ def _read_output(record: ModelRecord, base: str, path: Path) -> None:
         # a metrics file of its own, or the record named after the stage in its folder; of speed-ups
         # the ends of their intervals
         if file.suffix == ".json" and (file is path or file.stem == base):
-            values = json.loads(file.read_text(encoding="utf-8"))
+            values = flatten(json.loads(file.read_text(encoding="utf-8")))
+            record.words.update(
+                (f"{base}/{name}", value) for name, value in values.items() if name.endswith(TOLD)
+            )
             record.metrics.update(
                 (f"{base}/{name}", float(value))
-                for name, value in flatten(values).items()
+                for name, value in values.items()
                 if isinstance(value, bool | int | float) and not is_factor(name)
             )
         if file.suffix == ".jsonl":

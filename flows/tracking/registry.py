@@ -30,6 +30,10 @@ class Registry:
         versions = self.client.search_model_versions(f"name = '{self.name}' and run_id = '{run}'")
         return versions[0] if versions else None
 
+    def holds(self, run: str) -> bool:
+        """Whether a version points at a run."""
+        return self._version_of(run) is not None
+
     def register(self, run: str, record: ModelRecord) -> None:
         """Register the run's model as a version that points at the weights, once."""
         if (known := self._version_of(run)) is not None:

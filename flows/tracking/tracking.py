@@ -133,15 +133,24 @@ class Tracking:
         for cell in list(self._open):
             self.fail(cell, cause)
 
+    def known(self, record: ModelRecord) -> str | None:
+        """The id of the run in which exactly this model is logged and registered; None if none."""
+        for run in self._finished(record):
+            whole = _output_tags(record).items() <= run.data.tags.items()
+            if whole and self.registry.holds(run.info.run_id):
+                return str(run.info.run_id)
+        return None
+
+    def _finished(self, record: ModelRecord) -> list[Any]:
+        return self._runs(f"attributes.status = 'FINISHED' and tags.`{DIGEST}` = '{record.digest}'")
+
     def log(self, record: ModelRecord) -> tuple[str, bool]:
         """Log a finished model and register it, unless exactly this was logged before.
 
         Returns:
             The id of its run, and whether anything in it is new.
         """
-        known = self._runs(
-            f"attributes.status = 'FINISHED' and tags.`{DIGEST}` = '{record.digest}'"
-        )
+        known = self._finished(record)
         if known:
             if repeated := self._open.pop(record.cell, None):
                 self.client.delete_run(repeated)  # ran again, and gave exactly the same
@@ -181,6 +190,7 @@ class Tracking:
             "method": record.method,
             "ratio": f"{record.ratio:g}",
             "mlflow.note.content": note(record),
+            **record.words,
             **_output_tags(record),
             DIGEST: record.digest,  # last: it says that all is there
         }

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from efficientllava.allocation.policy import check_band
+from efficientllava.allocation.search.policy import check_band
 from efficientllava.errors import UserError
 from efficientllava.models.source import BUILT, local_folder, require_source
 from efficientllava.parameters import Parameters
@@ -23,8 +23,9 @@ def check_parameters(parameters: Parameters) -> None:
     _check_proxy(parameters)
     _check_evaluation(parameters)
     for ratio in parameters.ratios:
-        if any("database" in METHODS[name].needs for name in parameters.methods):
-            check_band(parameters.levels(ratio), ratio, parameters.search.band)
+        for method in (METHODS[name] for name in parameters.methods):
+            if "database" in method.needs:
+                check_band(method.levels(parameters, ratio), ratio, parameters.search.band)
 
 
 def check_spelling(ratios: Sequence[Any]) -> None:

@@ -69,7 +69,12 @@ def reach_loopback() -> None:
             os.environ[name] = ",".join([*known, *missing])
 
 
+def thread_settings(threads: int) -> dict[str, str]:
+    """The variables that give a process `threads` threads for its arithmetic."""
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    return dict.fromkeys(names, str(threads))
+
+
 def use_threads(threads: int) -> None:
     """Give this process `threads` threads for its arithmetic; call it before torch is imported."""
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        os.environ[name] = str(threads)
+    os.environ.update(thread_settings(threads))

@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from efficientllava.allocation.evolution import (
+from efficientllava.allocation.search.evolution import (
     Candidate,
     first_generation,
     offspring,
     stream,
     survivors,
 )
-from efficientllava.allocation.policy import PolicySpace, check_band, policy_space
+from efficientllava.allocation.search.policy import PolicySpace, check_band, policy_space
 from efficientllava.errors import UserError
 
 LEVELS = (0.4, 0.45, 0.5, 0.55, 0.6)

@@ -13,7 +13,7 @@ from PIL import Image
 from torch.autograd.graph import saved_tensors_hooks
 
 from efficientllava.allocation.gradient_checkpointing import checkpointed
-from efficientllava.allocation.projector import ProjectorEvolution
+from efficientllava.allocation.search.projector import ProjectorEvolution
 from efficientllava.calibration.proxy_loss import pair_loss_batches, remember_dense
 from efficientllava.data.proxy import Pairs, ProxyData, build_pairs
 from efficientllava.data.questions import Question

@@ -8,7 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from efficientllava.allocation.search import Search, SearchGoal, SearchInputs, SearchResult
+from efficientllava.allocation.search.algorithm import (
+    Search,
+    SearchGoal,
+    SearchInputs,
+    SearchResult,
+)
 from efficientllava.calibration.proxy_loss import ProxyLoss
 from efficientllava.data.proxy import ProxyData
 from efficientllava.database.build import build_database

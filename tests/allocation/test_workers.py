@@ -16,7 +16,12 @@ import torch
 from efficientllava.allocation.scoring.evaluation import swap_order
 from efficientllava.allocation.scoring.executors import dask_executor
 from efficientllava.allocation.scoring.workers import ProcessEvaluator, Work
-from efficientllava.allocation.search import Search, SearchGoal, SearchInputs, SearchResult
+from efficientllava.allocation.search.algorithm import (
+    Search,
+    SearchGoal,
+    SearchInputs,
+    SearchResult,
+)
 from efficientllava.data.proxy import save_proxy
 from efficientllava.database.build import build_database
 from efficientllava.database.solutions import Database, open_database

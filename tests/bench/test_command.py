@@ -46,7 +46,7 @@ def test_the_pages_name_benches_and_options_that_exist(capsys: pytest.CaptureFix
     pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
     text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
     assert not re.findall(r"python -m bench\.", text)
-    commands = re.findall(r"python -m bench ([a-z_]+)([^`|\n]*)", text)
+    commands = re.findall(r"python -m bench ([a-z_.]+)([^`|\n]*)", text)
     assert len(commands) > 5
     for name, options in commands:
         with pytest.raises(SystemExit):

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from efficientllava.calibration.block_walk import block_walk, largest_share
+from efficientllava.calibration.block_walk import block_walk
+from efficientllava.calibration.visual_tokens import largest_share
 from efficientllava.data.proxy import ProxyData
 from efficientllava.models.families import Adapter
 from efficientllava.parameters import PruningParameters

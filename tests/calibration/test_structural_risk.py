@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from efficientllava.allocation.projector import importance_weights
+from efficientllava.allocation.search.projector import importance_weights
 from efficientllava.calibration.structural_risk import (
     geometric_mean,
     mean_log_norm,

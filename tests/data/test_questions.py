@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import pytest
 from PIL import Image
@@ -13,6 +16,7 @@ from PIL import Image
 from efficientllava.data.prompts import answer_text, chat_prompt, join_answer, question_prompt
 from efficientllava.data.questions import read_questions
 from efficientllava.errors import UserError
+from efficientllava.export.assistant import read_image
 
 RECORD: dict[str, Any] = {
     "question": "What colour is the circle?",
@@ -55,6 +59,53 @@ def test_a_record_is_read(tmp_path: Path) -> None:
     assert question_prompt(question) == (
         "<image>\nContext: Look. Options: red, blue. Question: What colour is the circle?"
     )
+
+
+def packed(folder: Path) -> Path:
+    """The folder's images as an archive in their place."""
+    with ZipFile(folder / "images.zip", "w") as archive:
+        for path in sorted((folder / "images").rglob("*.png")):
+            archive.write(path, path.relative_to(folder))
+    shutil.rmtree(folder / "images")
+    return folder
+
+
+def test_images_may_lie_in_an_archive(tmp_path: Path) -> None:
+    folder = write(tmp_path, RECORD)
+    (loose,) = read_questions(folder, "test")
+    expected = loose.open_image()
+    (question,) = read_questions(packed(folder), "test")
+    assert question.image == folder / "images.zip" / "images" / "test" / "7" / "image.png"
+    image = question.open_image()
+    assert image is not None and expected is not None
+    assert image.tobytes() == expected.tobytes()
+    # what `efficientllava ask` is given
+    assert read_image(question.image).tobytes() == expected.tobytes()
+    # another archive under the same name is another one
+    with ZipFile(folder / "images.zip", "w") as archive:
+        archive.writestr("images/test/7/image.png", b"no image")
+    with pytest.raises(UserError, match=r"images\.zip/images/test/7/.*: broken image file"):
+        question.open_image()
+
+
+def test_a_folder_of_images_comes_before_an_archive(tmp_path: Path) -> None:
+    folder = write(tmp_path, RECORD)
+    with ZipFile(folder / "images.zip", "w"):
+        pass
+    (question,) = read_questions(folder, "test")
+    assert question.image == folder / "images" / "test" / "7" / "image.png"
+
+
+def test_an_archive_without_the_image_or_broken_is_told(tmp_path: Path) -> None:
+    folder = packed(write(tmp_path, RECORD))
+    with ZipFile(folder / "images.zip", "w") as archive:
+        archive.writestr("images/test/8/image.png", b"")
+    where = re.escape(str(folder / "images.zip" / "images" / "test" / "7" / "image.png"))
+    with pytest.raises(UserError, match=f"{where}: image file missing"):
+        read_questions(folder, "test")
+    (folder / "images.zip").write_bytes(b"no archive")
+    with pytest.raises(UserError, match=r"broken image file \(in images.zip: "):
+        read_questions(folder, "test")
 
 
 def test_files_that_begin_with_a_byte_order_mark(tmp_path: Path) -> None:

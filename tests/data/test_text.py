@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from efficientllava.data.text import (
     _docstrings,
+    _tokenise,
     demo_text,
     held_out_segments,
     read_text,
@@ -151,6 +152,33 @@ def test_docstrings_are_found_wherever_a_definition_can_stand(tmp_path: Path) ->
         'match x:\n case 1:\n  def i(): "10"\nj = [lambda: "no", "no", f"{x}"]\n'
     )
     assert sorted(_docstrings(file), key=int) == [str(number) for number in range(1, 11)]
+
+
+def byte_pairs(words: list[str], normalised: bool) -> PreTrainedTokenizerFast:
+    """A trained byte-pair tokenizer: as GPT-2's (words apart), or as Llama 2's (none apart)."""
+    backend = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=False))
+    if normalised:
+        backend.normalizer = normalizers.Sequence(
+            [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+        )
+    else:
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=["<unk>"])
+    backend.train_from_iterator(words, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
+
+
+@pytest.mark.parametrize("normalised", [False, True], ids=["byte level", "one word"])
+@pytest.mark.parametrize("piece", [31, 97, 1000])
+def test_pieces_have_the_tokens_of_the_whole(
+    normalised: bool, piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = demo_text()[:6000].replace(". ", ".  ").replace(", ", ",\n \t")
+    tokenizer = byte_pairs(text.split("\n"), normalised)
+    whole = tokenizer(text, add_special_tokens=False)["input_ids"]
+    monkeypatch.setattr("efficientllava.data.text.PIECE", piece)
+    monkeypatch.setattr("efficientllava.data.text.MARGIN", 200)
+    assert list(_tokenise(tokenizer, text)) == whole
 
 
 def test_the_test_text_of_a_folder_is_held_out_before_the_validation_text(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from efficientllava.benchmarks.scienceqa.scores import BREAKDOWNS
+from efficientllava.data.images import image_bytes
 from efficientllava.data.questions import read_questions
 from efficientllava.demo.questions.facts import RELATIONS
 from efficientllava.demo.questions.generator import draw_conversation, draw_item, question_words
@@ -47,7 +48,7 @@ def contents(folder: Path, split: str) -> set[tuple[object, ...]]:
             each.question,
             each.hint,
             tuple(sorted(each.choices)),
-            None if each.image is None else each.image.read_bytes(),
+            None if each.image is None else image_bytes(each.image),
         )
         for each in read_questions(folder, split)
     }

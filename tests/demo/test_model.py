@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from efficientllava.data.images import image_bytes
 from efficientllava.data.prompts import answer_text, question_prompt
 from efficientllava.data.questions import read_questions
 from efficientllava.data.text import demo_text
@@ -85,16 +86,21 @@ def test_training_leaves_the_caller_s_randomness_alone(
     assert not torch.are_deterministic_algorithms_enabled()
 
 
-def test_plain_transformers_loads_and_answers(checkpoint: Path, questions_folder: Path) -> None:
+def test_plain_transformers_loads_and_answers(
+    checkpoint: Path, questions_folder: Path, tmp_path: Path
+) -> None:
     """In a process that never imports this package, with text alone and with pictures."""
     question = next(each for each in read_questions(questions_folder, "test") if each.image)
+    assert question.image is not None
+    picture = tmp_path / "picture.png"
+    picture.write_bytes(image_bytes(question.image))
     script = f"""
 import sys, torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 processor = AutoProcessor.from_pretrained({str(checkpoint)!r})
 model = AutoModelForImageTextToText.from_pretrained({str(checkpoint)!r}).eval()
-image = Image.open({str(question.image)!r})
+image = Image.open({str(picture)!r})
 inputs = processor(text=[{question_prompt(question)!r}, "<image> which?"], images=[image, image],
                    padding=True, return_tensors="pt")
 assert (inputs["input_ids"] == model.config.image_token_id).sum().item() == 32

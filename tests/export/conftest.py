@@ -21,9 +21,10 @@ from transformers import (
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from efficientllava.export.assistant import Assistant, Prompt
+from efficientllava.export.assistant import Assistant
+from efficientllava.export.decoding import Prompt
 from efficientllava.export.model import export_model
-from efficientllava.export.runtimes import unavailable
+from efficientllava.export.runtimes import takes_graphs, unavailable
 from efficientllava.models.checkpoint import save_checkpoint
 from efficientllava.models.families import adapter_for
 from efficientllava.parameters import ExportParameters
@@ -31,9 +32,13 @@ from efficientllava.registry import RUNTIMES
 
 PROMPT_TOKENS, CONTEXT, NEW_TOKENS = 24, 32, 6
 PARAMETERS = ExportParameters(
-    prompt_tokens=PROMPT_TOKENS, context=CONTEXT, new_tokens=NEW_TOKENS, repetitions=5
+    runtimes=("deepsparse", "onnxruntime"),
+    prompt_tokens=PROMPT_TOKENS,
+    context=CONTEXT,
+    new_tokens=NEW_TOKENS,
+    repetitions=5,
 )
-REASONS = {name: unavailable(name) for name in RUNTIMES}
+REASONS = {name: unavailable(name) for name in RUNTIMES if takes_graphs(name)}
 each_runtime = pytest.mark.parametrize(
     "runtime",
     [

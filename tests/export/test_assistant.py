@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 from efficientllava.errors import UserError
-from efficientllava.export.assistant import Assistant, Prompt, answer
+from efficientllava.export.assistant import Assistant, answer
+from efficientllava.export.decoding import Prompt
 from efficientllava.models.checkpoint import load_model, load_processor
 from tests.export.conftest import NEW_TOKENS, PROMPT_TOKENS, Assistants, each_runtime
 
@@ -107,7 +108,7 @@ def test_bad_exports_and_prompts_are_told(
         answer(tmp_path / "nowhere", None, "w1")
     with pytest.raises(UserError, match=r"vision\.onnx: no such file"):
         answer(tmp_path, None, "w1", "onnxruntime")
-    with pytest.raises(UserError, match="no runtime of this name"):
+    with pytest.raises(UserError, match="no runtime of ONNX graphs has this name"):
         answer(exported, None, "w1", "abacus")
     with pytest.raises(UserError, match="the processor refuses the prompt: Found 1 <image> tokens"):
         answer(exported, None, "<image> w1", "onnxruntime")

@@ -11,9 +11,11 @@ import torch
 from onnx import numpy_helper
 
 from efficientllava.errors import UserError
-from efficientllava.export.assistant import Decoding, prefill_inputs
-from efficientllava.export.graphs import export_graphs
-from efficientllava.export.parity import graph_zeros, sparsity
+from efficientllava.export.decoding import Decoding, prefill_inputs
+from efficientllava.export.graphs import matrices, writing
+from efficientllava.export.graphs.writing import export_graphs
+from efficientllava.export.graphs.zeros import graph_zeros, sparsity
+from efficientllava.export.measure import timing_inputs
 from efficientllava.export.runtimes import open_graph
 from efficientllava.models.checkpoint import load_model
 from efficientllava.models.families import adapter_for
@@ -116,3 +118,33 @@ def test_context_beyond_the_models_positions_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="context 512 exceeds the 256 positions"):
         export_graphs(tiny_model(), tmp_path, prompt_tokens=8, context=512)
     assert not list(tmp_path.iterdir())
+
+
+def test_weights_beyond_a_graph_lie_in_a_data_file_that_both_graphs_share(
+    graphs: Path, checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same numbers come out as of weights inside the graphs; the limit is made small."""
+    monkeypatch.setattr(writing, "LARGEST_GRAPH", 1000)
+    monkeypatch.setattr(matrices, "ROWS_AT_ONCE", 7)
+    model = load_model(checkpoints["pruned"])
+    (tmp_path / "decoder.data").write_bytes(b"of an older export")
+    export_graphs(model, tmp_path, prompt_tokens=24, context=32)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == set(writing.FILES)
+    linear = [*adapter_for(model).matrices, model.get_output_embeddings()]
+    weights = sum(4 * each.weight.numel() for each in linear)
+    size = (tmp_path / "decoder.data").stat().st_size
+    assert weights <= size < weights + 4096 * len(linear)
+    for name in ("prefill", "decode"):
+        assert (tmp_path / f"{name}.onnx").stat().st_size < weights
+        assert sparsity(model, tmp_path / f"{name}.onnx") == sparsity(
+            model, graphs / f"{name}.onnx"
+        )
+    for name in ("vision", "prefill", "decode"):
+        one, other = (
+            open_graph("onnxruntime", at / f"{name}.onnx", 1) for at in (graphs, tmp_path)
+        )
+        inputs = timing_inputs(name, one)
+        outside = other.run(inputs)
+        for key, inside in one.run(inputs).items():
+            assert np.array_equal(inside, outside[key]), (name, key)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from efficientllava.export.heads import padded_width, with_padded_heads
+from efficientllava.export.graphs.heads import padded_width, with_padded_heads
 from tests.export.conftest import tiny_model
 
 

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from efficientllava.errors import UserError
-from efficientllava.export.assistant import Prompt, answer, usable_runtime
+from efficientllava.export.assistant import answer, usable_runtime
+from efficientllava.export.decoding import Prompt
 from efficientllava.export.model import export_model
 from efficientllava.export.parity import parity, require_parity
-from efficientllava.export.reference import reference_answer
-from efficientllava.export.runtimes import unavailable
+from efficientllava.export.reference import graph_reference
+from efficientllava.export.runtimes import remedy, unavailable
 from efficientllava.export.speed import WARM_UP, interleaved, milliseconds, ratio_quartiles
 from efficientllava.models.checkpoint import load_model, load_processor, save_checkpoint
 from efficientllava.models.families import adapter_for
@@ -60,7 +60,8 @@ def test_the_record_tells_what_was_measured(
         for name in GRAPHS:
             dense, pruned = row["dense"][f"{name}_ms"], row["pruned"][f"{name}_ms"]
             assert dense > 0 and pruned > 0
-            assert row[f"{name}_speedup"] == pytest.approx(dense / pruned, abs=1e-3)
+            # milliseconds are rounded to a microsecond
+            assert row[f"{name}_speedup"] == pytest.approx(dense / pruned, rel=0.05)
             lower, upper = row["pruned"][f"{name}_quartiles_ms"]
             assert lower <= pruned <= upper
         assert ("engine_share" in row["pruned"]) == (runtime == "deepsparse")
@@ -71,7 +72,7 @@ def test_the_record_tells_what_was_measured(
     )
     row = record["runtimes"]["onnxruntime"]
     assert row["prefill_speedup_over_best_dense"] == pytest.approx(
-        best / row["pruned"]["prefill_ms"], abs=1e-3
+        best / row["pruned"]["prefill_ms"], rel=0.05
     )
 
 
@@ -90,9 +91,9 @@ def test_parity_sees_another_model(
     """Held against the dense model the pruned graphs must fail, features alone must not."""
     dense, processor = load_model(checkpoints["dense"]), load_processor(checkpoints["dense"])
     references = [
-        reference_answer(dense, processor, prompt, NEW_TOKENS, PROMPT_TOKENS) for prompt in prompts
+        graph_reference(dense, processor, prompt, NEW_TOKENS, PROMPT_TOKENS) for prompt in prompts
     ]
-    errors = parity(assistants(runtime), references)
+    errors = parity(assistants(runtime).model, references)
     assert errors["features"] < 5e-5
     assert errors["prefill_logits"] > 0.1 and errors["decode_logits"] > 0.1
     with pytest.raises(UserError, match="prefill_logits by .*, decode_logits by"):
@@ -117,7 +118,7 @@ def test_a_failure_leaves_the_finished_export(
     long = Prompt(" ".join(["w1"] * (PROMPT_TOKENS + 1)), None)
     with pytest.raises(UserError, match="the prefill graph takes"):
         export_model(*arguments, [long], folder, quick)
-    monkeypatch.setattr("efficientllava.export.model.TOLERANCE", 0.0)
+    monkeypatch.setattr("efficientllava.export.parity.TOLERANCE", 0.0)
     with pytest.raises(UserError, match="the exported model differs from PyTorch: .*logits by"):
         export_model(*arguments, prompts, folder, quick)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
@@ -129,11 +130,14 @@ def test_a_crash_of_deepsparse_is_recorded(prompts: list[Prompt], tmp_path: Path
     """1.8.0 ends its process on shared keys in a prefill graph of under 16 tokens."""
     save_checkpoint(tiny_model(kv_heads=2), tiny_processor(), tmp_path / "grouped")
     grouped, folder = tmp_path / "grouped", tmp_path / "export"
-    short = ExportParameters(prompt_tokens=12, context=32, new_tokens=2, repetitions=3)
+    short = ExportParameters(
+        runtimes=PARAMETERS.runtimes, prompt_tokens=12, context=32, new_tokens=2, repetitions=3
+    )
     record = export_model(grouped, grouped, prompts[2:3], folder, short)
     assert record["runtimes"]["deepsparse"] == {
         "available": False,
         "reason": "deepsparse crashed during the comparison with PyTorch",
+        "remedy": remedy("deepsparse"),
     }
     assert record["runtimes"]["onnxruntime"]["available"] and record["tokens_match"]
     assert usable_runtime(folder) == "onnxruntime"
@@ -151,7 +155,12 @@ def test_a_missing_runtime_is_recorded_and_told(
     arguments: tuple[Any, ...] = (checkpoints["pruned"], checkpoints["dense"], prompts[:1])
     record = export_model(*arguments, tmp_path / "export", PARAMETERS, events.append)
     missing = record["runtimes"]["deepsparse"]
-    assert missing == {"available": False, "reason": "deepsparse is not installed"}
+    assert missing == {
+        "available": False,
+        "reason": "deepsparse is not installed",
+        "remedy": remedy("deepsparse"),
+    }
+    assert "pip install 'efficientllava[deepsparse]'" in missing["remedy"]
     assert record["runtimes"]["onnxruntime"]["available"] and record["tokens_match"]
     assert [event.done for event in events] == list(range(1, events[0].total + 1))
     assert any("deepsparse" in str(event.values["step"]) for event in events)
@@ -174,21 +183,6 @@ def test_another_family_is_recorded_as_not_exported(
     assert events[-1].done == events[-1].total
 
 
-def test_a_model_beyond_one_file_is_recorded_as_not_exported(
-    exported: Path,
-    checkpoints: dict[str, Path],
-    prompts: list[Prompt],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """In the place of an older export, whose graphs are of another model."""
-    monkeypatch.setattr("efficientllava.export.graphs.LARGEST_GRAPH", 1000)
-    shutil.copytree(exported, tmp_path / "export")
-    arguments = (checkpoints["pruned"], checkpoints["dense"], prompts)
-    record = export_model(*arguments, tmp_path / "export", PARAMETERS)
-    _check_not_exported(record, tmp_path / "export", "holds at most 2 GiB")
-
-
 def _check_not_exported(record: dict[str, Any], folder: Path, reason: str) -> None:
     assert set(record["runtimes"]) == set(PARAMETERS.runtimes)
     for row in record["runtimes"].values():
@@ -201,28 +195,13 @@ def _check_not_exported(record: dict[str, Any], folder: Path, reason: str) -> No
         assert reason in str(error.value)
 
 
-class Recorder:
-    """A graph that writes down when it ran."""
-
-    shapes: dict[str, tuple[int, ...]] = {}
-    compile_seconds = 0.0
-    engine_share = None
-
-    def __init__(self, name: str, log: list[str]) -> None:
-        self.name, self.log = name, log
-
-    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        self.log.append(self.name)
-        return {}
-
-
 def test_dense_and_pruned_run_in_turns() -> None:
     log: list[str] = []
-    graphs = {"a": Recorder("a", log), "b": Recorder("b", log)}
-    seconds = interleaved(graphs, {"a": {}, "b": {}}, 4)
+    calls = {name: functools.partial(log.append, name) for name in "ab"}
+    runs = interleaved(calls, 4)
     assert log[-8:] == ["a", "b", "b", "a", "a", "b", "b", "a"]
     assert len(log) == 2 * (WARM_UP + 4)
-    assert {name: len(times) for name, times in seconds.items()} == {"a": 4, "b": 4}
+    assert {name: len(times) for name, times in runs.items()} == {"a": 4, "b": 4}
     assert milliseconds([0.001, 0.002, 0.003, 0.004, 0.1]) == {
         "ms": 3.0,
         "quartiles_ms": [1.5, 52.0],

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from efficientllava.errors import UserError
-from efficientllava.export.assistant import Assistant, Prompt, answer
+from efficientllava.export.assistant import Assistant, answer
+from efficientllava.export.decoding import Prompt
 from efficientllava.export.model import export_model
 from efficientllava.files import write_json
 from efficientllava.parsing import parse_parameters
@@ -57,7 +58,7 @@ def installed(site: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_it_runs_and_is_tabled(
     checkpoints: dict[str, Path], prompts: list[Prompt], tmp_path: Path
 ) -> None:
-    assert list(RUNTIMES) == ["deepsparse", "onnxruntime", "abacus"]
+    assert list(RUNTIMES) == ["sparse", "deepsparse", "onnxruntime", "openvino", "abacus"]
     values = {"export": {"runtimes": ["onnxruntime", "abacus"]}}
     runtimes = parse_parameters(values).export.runtimes
     artifacts = tmp_path / "artifacts"
@@ -80,7 +81,7 @@ def test_it_runs_and_is_tabled(
     page = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
     assert "<th>Abacus decode ms</th>" in page
     assert [column.header for column in rich_table(rows).columns][-1].startswith("Abacus\n")
-    assert "list of: `deepsparse`, `onnxruntime`, `abacus`" in parameters_page()
+    assert "`onnxruntime`, `openvino`, `abacus`" in parameters_page()
 
 
 @pytest.mark.usefixtures("installed")
@@ -93,7 +94,7 @@ def test_a_misspelt_name_is_refused_with_the_nearest() -> None:
 
 
 def test_without_its_package_it_is_unknown() -> None:
-    with pytest.raises(UserError, match=r"unknown runtime 'abacus' \(known: deepsparse, onnxrunt"):
+    with pytest.raises(UserError, match=r"unknown runtime 'abacus' \(known: sparse, deepsparse"):
         parse_parameters({"export": {"runtimes": ["abacus"]}})
 
 

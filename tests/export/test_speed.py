@@ -7,12 +7,13 @@ import logging
 from collections.abc import Callable
 from math import comb
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from efficientllava.export import speed
-from efficientllava.export.assistant import Prompt
+from efficientllava.export.decoding import Prompt
 from efficientllava.export.model import export_model
 from efficientllava.export.speed import COVERAGE, milliseconds_interval, ratio_interval
 from tests.export.conftest import PARAMETERS
@@ -111,3 +112,73 @@ def test_a_busy_machine_is_warned_of(
         assert low <= row["pruned"][f"{name}_ms"] <= high
     caplog.clear()
     assert speed.warn_of_load(4.0, 4) is None and not caplog.records
+
+
+@pytest.mark.parametrize("noise", NOISE)
+def test_ending_when_the_interval_is_narrow_keeps_the_coverage(
+    noise: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end depends on the runs, but a model that does not differ is seldom called different."""
+    generator, tries, wrong, ended = np.random.default_rng(1), 400, 0, set()
+
+    def drawn(calls: dict[str, speed.Call], repetitions: int, warm_up: int = 3) -> speed.Runs:
+        return {
+            name: [speed.Run(time, time) for time in NOISE[noise](generator, repetitions).tolist()]
+            for name in calls
+        }
+
+    monkeypatch.setattr(speed, "interleaved", drawn)
+    calls: dict[str, speed.Call] = {"dense": int, "pruned": int}
+    for _ in range(tries):
+        runs = speed.timed_until_narrow(calls, 30, "cpu")
+        seconds = [speed.seconds_of(runs[name], "cpu") for name in calls]
+        ends = ratio_interval(*seconds, speed.LOOK_COVERAGE)
+        assert ends is not None
+        wrong += not ends["low"] <= 1 <= ends["high"]
+        ended.add(len(runs["dense"]))
+    assert wrong / tries <= 0.01 + 3 * (0.01 * 0.99 / tries) ** 0.5
+    assert ended <= {30, 60, 120, 240}
+    assert (240 in ended) == (noise == "heavy"), "bounded, and no longer than it needs"
+
+
+def test_a_minute_ends_the_repetitions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "MOST_SECONDS", -1.0)
+    runs = speed.timed_until_narrow({"dense": int, "pruned": int}, 3, "wall")
+    assert len(runs["dense"]) == 3
+
+
+def test_wide_intervals_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    rows = {
+        "sparse": {"prefill_narrow": True, "decode_narrow": False, "decode_runs": 240},
+        "onnxruntime": {"prefill_narrow": True, "decode_narrow": True},
+    }
+    told = speed.wide_intervals(rows)
+    assert told is not None and told.endswith(": decode in sparse (after 240 runs)")
+    assert told in caplog.text
+    del rows["sparse"]
+    assert speed.wide_intervals(rows) is None
+
+
+def test_only_times_of_one_precision_are_compared() -> None:
+    def row(precision: str, dense: float, pruned: float, **more: float) -> dict[str, Any]:
+        variants = {"dense": dense, "pruned": pruned, **more}
+        measured = {
+            name: {"decode_ms": ms, "decode_interval_ms": [ms, ms]} for name, ms in variants.items()
+        }
+        return {"precision": precision, "decode_speedup": dense / pruned, **measured} | {
+            "decode_speedup_interval": {"low": 1.0, "high": 1.1},
+            "decode_speedup_over_dense_kernel_interval": {"low": 1.5, "high": 1.6},
+        }
+
+    rows = {
+        "sparse": row("bfloat16", 4.0, 2.0, dense_kernel=3.0),
+        "openvino": row("bfloat16", 5.0, 5.0),
+        "onnxruntime": row("float32", 1.0, 1.0),
+    }
+    speed.compare_with_best_dense(rows)
+    assert rows["sparse"]["decode_best_dense"] == "sparse, dense_kernel"
+    assert rows["sparse"]["decode_speedup_over_best_dense"] == 1.5
+    # in turns with it: the interval of the pairs
+    assert rows["sparse"]["decode_speedup_over_best_dense_interval"] == {"low": 1.5, "high": 1.6}
+    assert rows["openvino"]["decode_speedup_over_best_dense_interval"] == {"low": 0.6, "high": 0.6}
+    assert rows["onnxruntime"]["decode_best_dense"] == "onnxruntime"

@@ -7,15 +7,18 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from dvc.repo import Repo
 
-from flows.runner.graph import Changes, read_graph, why
+from flows.runner.graph import Changes, Node, read_graph, why
 from flows.runner.guard import guarded, stop
-from flows.runner.process import reproduce
+from flows.runner.host import StageHost
+from flows.runner.process import StageProcess, reproduce
 from tests.flows.conftest import ROOT
 
 
@@ -33,6 +36,14 @@ def wait_until_gone(process: int, seconds: float = 10.0) -> bool:
     while alive(process) and time.monotonic() < end:
         time.sleep(0.05)
     return not alive(process)
+
+
+@contextmanager
+def stage_of(
+    root: Path, name: str, environment: dict[str, str] | None = None
+) -> Iterator[StageProcess]:
+    with StageHost(1) as host, reproduce(host, root, Node(name, ()), environment or {}) as stage:
+        yield stage
 
 
 SLEEPER = "sh -c 'sleep 600 & echo $!; wait'"  # prints the process id of a grandchild
@@ -77,7 +88,7 @@ def test_exit_status_passes_through() -> None:
 
 def test_stage_tells_lines_and_events(toy: Path) -> None:
     assert why(toy, "model") == "it has not run yet"
-    with reproduce(toy, "model", {}) as stage:
+    with stage_of(toy, "model") as stage:
         messages = list(stage.messages())
     assert stage.ran and stage.status == 0
     assert "working on model ".strip() in [str(m).strip() for m in messages]
@@ -90,7 +101,7 @@ def test_stage_tells_lines_and_events(toy: Path) -> None:
 
 
 def test_why_names_what_changed(toy: Path) -> None:
-    with reproduce(toy, "model", {}) as stage:
+    with stage_of(toy, "model") as stage:
         list(stage.messages())
     (toy / "params.yaml").write_text(
         (toy / "params.yaml").read_text().replace("{seed: 0}}", "{seed: 3}}")
@@ -105,7 +116,7 @@ def test_why_names_what_changed(toy: Path) -> None:
 def test_changes_asks_dvc_once_until_a_stage_runs(
     toy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with reproduce(toy, "model", {}) as stage:
+    with stage_of(toy, "model") as stage:
         list(stage.messages())
     asked: list[Any] = []
     status = Repo.status
@@ -127,7 +138,7 @@ def test_changes_asks_dvc_once_until_a_stage_runs(
 
 
 def test_why_names_no_password(toy: Path) -> None:
-    with reproduce(toy, "model", {}) as stage:
+    with stage_of(toy, "model") as stage:
         list(stage.messages())
     values = (toy / "params.yaml").read_text()
     address = '"http://user:password@host/v1"'
@@ -137,20 +148,20 @@ def test_why_names_no_password(toy: Path) -> None:
 
 @pytest.mark.parametrize("status", [2, 3])
 def test_failed_stage_has_the_status_of_its_command(toy: Path, status: int) -> None:
-    with reproduce(toy, "model", {}) as stage:
+    with stage_of(toy, "model") as stage:
         list(stage.messages())
     failing = {"TOY_FAILS": f"search magnitude-0.5 {status}"}
-    with reproduce(toy, "search@magnitude-0.5", failing) as stage:
+    with stage_of(toy, "search@magnitude-0.5", failing) as stage:
         list(stage.messages())
     assert stage.status == status
     assert stage.message == "error: params.yaml: search.rounds cannot work\n  -> mend it"
 
 
 def test_leaving_early_kills_the_stage(toy: Path) -> None:
-    with reproduce(toy, "model", {}) as stage:
+    with stage_of(toy, "model") as stage:
         list(stage.messages())
     slow = {"TOY_FAILS": "search magnitude-0.5 sleep"}
-    with reproduce(toy, "search@magnitude-0.5", slow) as stage:
+    with stage_of(toy, "search@magnitude-0.5", slow) as stage:
         for message in stage.messages():
             if str(message).startswith("working on search"):
                 break

@@ -15,6 +15,7 @@ from prefect.client.schemas.objects import State
 
 from efficientllava.errors import UserError
 from efficientllava.parameters import TrackingParameters
+from efficientllava.report.speedup import export_metrics
 from flows.runner.graph import read_graph
 from flows.tracking.champion import champion
 from flows.tracking.record import ModelRecord, _read_output, read_record
@@ -249,6 +250,26 @@ def test_speedups_are_logged_as_intervals_never_as_factors(tmp_path: Path) -> No
         f"{name}.prefill_speedup_interval.high": 6.23,
         "export/runtimes.deepsparse.available": 0.0,
     }
+
+
+def test_speedups_in_words_become_tags(tmp_path: Path) -> None:
+    """The words of DVC's metrics, which are those of the tables."""
+    ends = {"low": 1.2, "high": 1.31}
+    row = {"available": True, "dense": {}, "pruned": {}}
+    for phase in ("prefill", "decode"):
+        row |= {f"{phase}_speedup": 1.25, f"{phase}_speedup_interval": ends}
+        row["dense"][f"{phase}_ms"], row["pruned"][f"{phase}_ms"] = 1.25, 1.0
+    row["decode_speedup_interval"] = {"low": 0.9, "high": 1.6}
+    path = tmp_path / "a-0.5.json"
+    path.write_text(json.dumps(export_metrics({"runtimes": {"sparse": row}})))
+    record = ModelRecord("a-0.5", "a", 0.5)
+    _read_output(record, "export", path)
+    name = "export/runtimes.sparse"
+    assert record.words == {
+        f"{name}.prefill_speedup_told": "faster ×1.25 (1.20–1.31)",
+        f"{name}.decode_speedup_told": "no difference measured (0.90–1.60, wide)",
+    }
+    assert record.metrics[f"{name}.prefill_ms"] == 1.0
 
 
 def test_rounds_are_told_again_from_the_history(finished: Path) -> None:

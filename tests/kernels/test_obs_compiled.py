@@ -12,7 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.obs_accuracy import fasterprune
-from efficientllava.allocation.search import Search, SearchGoal, SearchInputs, SearchResult
+from efficientllava.allocation.search.algorithm import (
+    Search,
+    SearchGoal,
+    SearchInputs,
+    SearchResult,
+)
 from efficientllava.data.proxy import ProxyData
 from efficientllava.database.build import build_database
 from efficientllava.database.solutions import open_database

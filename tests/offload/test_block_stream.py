@@ -10,7 +10,7 @@ import torch
 
 from efficientllava.allocation.context import Allocation, Risk
 from efficientllava.allocation.scoring.evaluation import StreamedModel, stitched_models
-from efficientllava.allocation.search import Search, SearchGoal, SearchInputs
+from efficientllava.allocation.search.algorithm import Search, SearchGoal, SearchInputs
 from efficientllava.calibration.opened import OpenModel
 from efficientllava.calibration.proxy_loss import ProxyLoss
 from efficientllava.database.build import build_database

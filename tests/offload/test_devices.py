@@ -10,7 +10,7 @@ import torch
 
 from efficientllava.allocation.context import Allocation, Risk
 from efficientllava.allocation.scoring.executors import worker_devices
-from efficientllava.allocation.search import Search, SearchGoal, SearchInputs
+from efficientllava.allocation.search.algorithm import Search, SearchGoal, SearchInputs
 from efficientllava.calibration.opened import OpenModel
 from efficientllava.calibration.working_set import Tokens, search_bytes
 from efficientllava.database import storage

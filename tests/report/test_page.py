@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from efficientllava.files import folder_digest, write_json
+from efficientllava.files import folder_digest, read_json, write_json
 from efficientllava.report.page import write_report
 
 ROOT = Path(__file__).parents[2]
@@ -106,3 +106,27 @@ def test_report_of_a_model_that_is_not_exported(artifacts: Path, tmp_path: Path)
     page.feed((tmp_path / "report" / "report.html").read_text(encoding="utf-8"))
     assert f"not measured: {reason}" in page.text
     assert "82.5 ± 0.6" in (tmp_path / "report" / "table.md").read_text(encoding="utf-8")
+
+
+def test_speed_against_the_best_dense_runtime_is_tabled(artifacts: Path, tmp_path: Path) -> None:
+    path = artifacts / "export" / "sparsegpt-0.5" / "export.json"
+    record = read_json(path)
+    row = record["runtimes"]["deepsparse"]
+    row |= {
+        "precision": "float32",
+        "prefill_speedup_over_best_dense": 0.8,
+        "prefill_speedup_over_best_dense_interval": {"low": 0.78, "high": 0.83},
+        "prefill_best_dense": "onnxruntime",
+        "decode_speedup_over_best_dense": 1.3,
+        "decode_speedup_over_best_dense_interval": {"low": 0.9, "high": 1.9},
+        "decode_best_dense": "sparse, dense_kernel",
+    }
+    write_json(path, record)
+    write_report(artifacts, tmp_path / "report", METHODS, RATIOS)
+    line = (
+        "| sparsegpt 0.5 | DeepSparse | float32 | slower ×0.80 (0.78–0.83), against dense ONNX "
+        "Runtime | no difference measured (0.90–1.90, wide), against our dense kernel |"
+    )
+    assert line in (tmp_path / "report" / "table.md").read_text(encoding="utf-8")
+    page = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
+    assert "slower ×0.80 (0.78–0.83), against dense ONNX Runtime" in page

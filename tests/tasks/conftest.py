@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import pytest
 from dvc.utils.serialize import load_yaml
@@ -187,3 +188,11 @@ def ready(workspace: Workspace, finished: Path) -> Iterator[Workspace]:
     """A workspace in which the stages up to `proxy` have run; safe to damage."""
     shutil.copytree(finished / "artifacts", workspace.folder / "artifacts")
     yield workspace
+
+
+def unpack_images(artifacts: Path) -> Path:
+    """The folder of questions, whose images lie in images/ from now on."""
+    questions = artifacts / "questions"
+    with ZipFile(questions / "images.zip") as archive:
+        archive.extractall(questions)
+    return questions

@@ -13,7 +13,7 @@ import torch
 
 from efficientllava.files import folder_digest, load_tensors, read_json, save_tensors, write_json
 from efficientllava.offload import blocks_on_disk
-from tests.tasks.conftest import Here, Outcome, Workspace, clean_environment
+from tests.tasks.conftest import Here, Outcome, Workspace, clean_environment, unpack_images
 
 CELL = ("--method", "efficientllava", "--ratio", "0.5")
 
@@ -179,9 +179,9 @@ def test_more_pairs_than_questions(ready: Workspace, here: Here) -> None:
 
 
 def image_of(folder: Path, split: str) -> Path:
-    return next(
-        iter(sorted((folder / "artifacts" / "questions" / "images" / split).rglob("*.png")))
-    )
+    """One of the questions' images, which lie in a folder from now on."""
+    questions = unpack_images(folder / "artifacts")
+    return next(iter(sorted((questions / "images" / split).rglob("*.png"))))
 
 
 def test_image_missing(ready: Workspace, here: Here) -> None:

@@ -15,7 +15,7 @@ from efficientllava.data.proxy import load_proxy
 from efficientllava.files import read_json
 from efficientllava.registry import BENCHMARKS
 from efficientllava.report.comparison import _scores
-from tests.tasks.conftest import Here, Workspace
+from tests.tasks.conftest import Here, Workspace, unpack_images
 from tests.tasks.test_bad_data import assert_told
 
 DENSE = ("tasks.evaluate", "--method", "dense", "--ratio", "0")
@@ -89,7 +89,7 @@ def test_score_command(ready: Workspace, tmp_path: Path) -> None:
 
 def black_sides(artifacts: Path) -> None:
     """Pictures are white with black sides, which a centre crop cuts off; CLIP's mean and std."""
-    for file in (artifacts / "questions").rglob("*.png"):
+    for file in unpack_images(artifacts).rglob("*.png"):
         picture = Image.new("RGB", (96, 32))
         picture.paste((255, 255, 255), (16, 0, 80, 32))
         picture.save(file)

@@ -11,7 +11,7 @@ from efficientllava.models.checkpoint import save_checkpoint
 from efficientllava.models.processors.text_processor import TextProcessor
 from tests.tasks.conftest import Here, Workspace
 
-STAGES = ("model", "proxy", "search", "prune", "evaluate")
+STAGES = ("model", "proxy", "search", "prune", "evaluate", "export")
 
 
 def test_stages_prune_a_text_only_model(
@@ -47,3 +47,6 @@ def test_stages_prune_a_text_only_model(
     assert 0.5 <= metrics["achieved_sparsity"] <= 0.51
     scores = read_json(artifacts / "evaluation" / "efficientllava-0.5" / "scores.json")
     assert 0 < scores["n"] == scores["breakdowns"]["TXT"]["n"] + scores["breakdowns"]["NO"]["n"]
+    record = read_json(artifacts / "export" / "efficientllava-0.5" / "export.json")
+    assert record["runtimes"]["sparse"]["available"] and record["tokens_match"]
+    assert "models of type 'llama' are not exported" in record["runtimes"]["onnxruntime"]["reason"]

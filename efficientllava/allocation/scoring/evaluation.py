@@ -13,7 +13,7 @@ from torch import nn
 
 from efficientllava.calibration.proxy_loss import ProxyLoss
 from efficientllava.database.solutions import Database
-from efficientllava.models.families import Adapter
+from efficientllava.models.families import Adapter, Matrix
 from efficientllava.offload.blocks_on_disk import BlocksOnDisk
 
 
@@ -22,29 +22,29 @@ class StitchedModel:
 
     Args:
         language_model: changed in place.
-        modules: its prunable matrices in the adapter's order.
-        names: their names in the database.
+        modules: those that hold its prunable matrices, in the adapter's order.
+        matrices: the adapter's.
     """
 
     def __init__(
         self,
         language_model: nn.Module,
         modules: Sequence[nn.Module],
-        names: Sequence[str],
+        matrices: Sequence[Matrix],
         database: Database,
     ) -> None:
         self.language_model, self.database = language_model, database
-        self._modules, self._names = modules, names
-        self.sizes = [module.weight.numel() for module in modules]  # type: ignore[operator,union-attr]
-        self._current: list[float | None] = [None] * len(names)
+        self._modules, self._matrices = modules, matrices
+        self.sizes = [matrix.size for matrix in matrices]
+        self._current: list[float | None] = [None] * len(matrices)
 
     @torch.no_grad()
     def stitch(self, policy: Sequence[float]) -> None:
         """Put the solutions of a policy in place; only matrices whose level changed are copied."""
         for index, level in enumerate(policy):
             if self._current[index] != level:
-                weight: torch.Tensor = self._modules[index].weight  # type: ignore[assignment]
-                self.database.put(self._names[index], level, weight.data)
+                matrix = self._matrices[index]
+                self.database.put(matrix.name, level, matrix.weight_in(self._modules[index]))
                 self._current[index] = level
 
 
@@ -60,31 +60,33 @@ class StreamedModel(StitchedModel):
     """
 
     def __init__(self, adapter: Adapter, database: Database, blocks: BlocksOnDisk) -> None:
-        names = [matrix.name for matrix in adapter.matrices]
         modules = [matrix.module for matrix in adapter.matrices]
-        super().__init__(adapter.language_model, modules, names, database)
-        if blocks.stream is None or blocks.prunable != {f"{name}.weight" for name in names}:
+        super().__init__(adapter.language_model, modules, adapter.matrices, database)
+        parameters = {matrix.parameter for matrix in adapter.matrices}
+        if blocks.stream is None or blocks.prunable != parameters:
             raise ValueError("not every prunable matrix is streamed")
         self._blocks = blocks
         self._levels: dict[str, float] = {}
-        self._of_block: dict[int, list[str]] = {}
+        self._of_block: dict[int, list[Matrix]] = {}
         for matrix in adapter.matrices:
-            self._of_block.setdefault(matrix.block, []).append(matrix.name)
+            self._of_block.setdefault(matrix.block, []).append(matrix)
 
     def stitch(self, policy: Sequence[float]) -> None:
         """From now on blocks come with the solutions of a policy."""
-        self._levels = dict(zip(self._names, policy, strict=True))
+        names = (matrix.name for matrix in self._matrices)
+        self._levels = dict(zip(names, policy, strict=True))
         self._blocks.overlay = self
 
     def key(self, block: int) -> Hashable:
         """The levels of a block's matrices."""
-        return tuple(self._levels[name] for name in self._of_block[block])
+        return tuple(self._levels[matrix.name] for matrix in self._of_block[block])
 
     @torch.no_grad()
     def put(self, block: int, slots: Mapping[str, torch.Tensor]) -> None:
         """Copy a block's solutions into their slots on the device."""
-        for name in self._of_block[block]:
-            self.database.put(name, self._levels[name], slots[f"{name}.weight"])
+        for matrix in self._of_block[block]:
+            slot = matrix.of(slots[matrix.parameter])
+            self.database.put(matrix.name, self._levels[matrix.name], slot)
 
 
 def swap_order(policies: Sequence[Sequence[float]], sizes: Sequence[int]) -> list[int]:
@@ -117,14 +119,13 @@ def stitched_models(
     """
     if blocks is not None:
         return [StreamedModel(adapter, database, blocks)]
-    names = [matrix.name for matrix in adapter.matrices]
     paths = {module: path for path, module in adapter.language_model.named_modules()}
     originals = [matrix.module for matrix in adapter.matrices]
-    models = [StitchedModel(adapter.language_model, originals, names, database)]
+    models = [StitchedModel(adapter.language_model, originals, adapter.matrices, database)]
     for _ in range(count - 1):
         duplicate = copy.deepcopy(adapter.language_model)
         modules = [duplicate.get_submodule(paths[module]) for module in originals]
-        models.append(StitchedModel(duplicate, modules, names, database))
+        models.append(StitchedModel(duplicate, modules, adapter.matrices, database))
     return models
 
 

@@ -18,7 +18,13 @@ from efficientllava.benchmarks.records import (
 )
 from efficientllava.benchmarks.rows import Row
 from efficientllava.benchmarks.scienceqa.prompts import LETTERS, cqm_a, qcm_lea
-from efficientllava.data.questions import PROBLEMS, SPLITS, Question, parse_question
+from efficientllava.data.questions import (
+    PROBLEMS,
+    SPLITS,
+    Question,
+    image_root,
+    parse_question,
+)
 from efficientllava.errors import UserError
 from efficientllava.files import read_json
 
@@ -173,10 +179,11 @@ def _from_question_file(identifier: str, row: Row, folder: Path, split: str, sty
     if letter not in LETTERS[:choices]:
         raise UserError(f"answer {letter!r} is none of its {choices} choices", where=row.where)
     image = row.values.get("image")
+    images = image_root(folder) / "images" / split.removeprefix("mini")
     return Problem(
         id=identifier,
         text=text if style == "llava_v1_5" else "",
-        image=None if image is None else folder / "images" / split.removeprefix("mini") / image,
+        image=None if image is None else images / image,
         choices=choices,
         answer=LETTERS.index(letter),
         has_hint=text.removeprefix("<image>\n").startswith("Context: "),

@@ -19,7 +19,7 @@ from efficientllava.calibration.block_walk import (
 from efficientllava.data.proxy import ProxyData
 from efficientllava.errors import UserError
 from efficientllava.kernels.masks import zeros_at
-from efficientllava.models.families import Adapter, require_family
+from efficientllava.models.families import Adapter, family_of
 from efficientllava.progress import Event, Progress, silent
 from efficientllava.pruning.structured.token_importance import cosine_sum, important_tokens
 
@@ -67,7 +67,7 @@ class BlockList:
 
     def __init__(self, adapter: Adapter) -> None:
         self.adapter = adapter
-        path = require_family(str(adapter.model.config.model_type)).blocks  # type: ignore[union-attr]
+        path = family_of(adapter.model.config).blocks  # type: ignore[union-attr]
         parent, _, self._name = path.rpartition(".")
         self._parent = adapter.language_model.get_submodule(parent)
         configs = (adapter.language_model.config, adapter.model.config.get_text_config())  # type: ignore[operator,union-attr]
@@ -146,7 +146,7 @@ def mean_cosines(
                     weights.clear()
                     value, number = cosine_sum(walk.hidden[index], output, chosen)
                     summed, count = summed + value, count + number
-                    walk.hidden[index] = output
+                    walk.enter(block + 1, index, output)
             finally:
                 handle.remove()
             result.append(summed / max(count, 1))

@@ -208,7 +208,8 @@ def cut_out(parts: Coupled, units: torch.Tensor, channels: torch.Tensor) -> None
             setattr(attention, name, value)
 
 
-def _take(linear: nn.Linear, indices: torch.Tensor, dimension: int) -> None:
+def _take(linear: nn.Module, indices: torch.Tensor, dimension: int) -> None:
+    assert isinstance(linear, nn.Linear)
     kept = linear.weight.data.index_select(dimension, indices).contiguous()
     linear.weight = nn.Parameter(kept, requires_grad=linear.weight.requires_grad)
     if linear.bias is not None and dimension == 0:
@@ -236,6 +237,6 @@ def blank_out(parts: Coupled, units: torch.Tensor, channels: torch.Tensor) -> di
         gone = gone.to(matrix.weight.device)
         matrix.weight.masked_fill_(gone[:, None] if dimension == 0 else gone, 0.0)
         if dimension == 0 and matrix.module.bias is not None:
-            matrix.module.bias.data.masked_fill_(gone, 0.0)
+            matrix.module.get_parameter("bias").data.masked_fill_(gone, 0.0)
         zeroed[matrix.name] = int(gone.sum()) * matrix.weight.shape[1 - dimension]
     return zeroed

@@ -66,7 +66,7 @@ def prune_structure(
     Raises:
         UserError: see `remove_parts` and `verify_structure`.
     """
-    measures = ProxyMeasures(adapter, proxy, parameters.search)
+    measures = ProxyMeasures(adapter, proxy, parameters.search, progress)
     left, rows, structure = remove_parts(
         adapter, proxy, removal, ratio, parameters, measures.loss, progress
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-from efficientllava.calibration.block_walk import largest_share
+from efficientllava.calibration.visual_tokens import largest_share
 
 
 def token_importance(

@@ -1,6 +1,6 @@
 """The paper's own numbers (tables 1 to 4), shown beside our measurements, never mixed with them.
 
-EfficientLLaVA, CVPR 2025. Accuracies in per cent, as printed; docs/method.md, section 9, names the
+EfficientLLaVA, CVPR 2025. Accuracies in per cent, as printed; docs/method.md, section 10, names the
 slips.
 """
 

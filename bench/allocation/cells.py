@@ -1,0 +1,222 @@
+"""One cell of the comparison: allocate, prune sequentially, score on held-out text."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch.nn import functional
+
+from bench.allocation.evopress import EvoPress
+from efficientllava.allocation.context import Context
+from efficientllava.allocation.scoring.evaluation import stitched_models
+from efficientllava.allocation.sensitivity.knapsack import nearest
+from efficientllava.calibration.sample_losses import DenseReference
+from efficientllava.data.proxy import ProxyData, save_proxy
+from efficientllava.data.text import read_text, sample_segments
+from efficientllava.database.solutions import open_database
+from efficientllava.files import value_digest
+from efficientllava.models.checkpoint import load_model, load_processor
+from efficientllava.models.families import Adapter, adapter_for
+from efficientllava.parameters import Parameters
+from efficientllava.parsing import parse_parameters
+from efficientllava.progress import Event
+from efficientllava.pruning.sequential import achieved_sparsity, prune_model
+from efficientllava.registry import METHODS
+
+CRITERIA = {"magnitude": "magnitude", "wanda": "wanda"}
+
+
+def measure(wanted: argparse.Namespace) -> None:
+    """Measure the cells that the results lack: all methods of a ratio and draw, draw after draw."""
+    test = _held_out(wanted)
+    cells = [("dense", 0.0, 0)]
+    cells += [(m, r, d) for d in wanted.draws for r in wanted.ratios for m in wanted.methods]
+    for method, ratio, draw in cells:
+        key = _key(wanted, method, ratio, draw)
+        if key in {row["key"] for row in rows_of(wanted.results)}:
+            continue
+        row = {"key": key, "method": method, "ratio": ratio, "draw": draw}
+        row |= _cell(wanted, method, ratio, draw, test)
+        wanted.results.parent.mkdir(parents=True, exist_ok=True)
+        with open(wanted.results, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        print(f"{method} at {ratio:g}, draw {draw}: nll {row['nll']:.4f}", flush=True)
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """The finished cells; a line that a kill cut off is none."""
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows
+
+
+def _key(wanted: argparse.Namespace, method: str, ratio: float, draw: int) -> str:
+    """Everything that decides a cell's numbers, but the code."""
+    given = {
+        "model": str(wanted.model.resolve()),
+        "text": wanted.text,
+        "set": wanted.set,
+        "segments": [wanted.segments, wanted.length, wanted.test_segments],
+        "cell": [method, ratio, draw],
+        "evopress": wanted.evopress_tokens if method == "evopress" else None,
+    }
+    return value_digest(given)[:16]
+
+
+def _held_out(wanted: argparse.Namespace) -> torch.Tensor:
+    """[test segments, length] of the test part, from its beginning."""
+    tokenizer = load_processor(wanted.model).tokenizer
+    test = Path(wanted.text) / "ptb.test.txt"
+    text = read_text(wanted.text, "held_out")
+    if test.is_file():
+        text = " ".join(test.read_text(encoding="utf-8").split())
+    tokens = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    count = min(wanted.test_segments, len(tokens) // wanted.length) * wanted.length
+    return torch.tensor(tokens[:count]).view(-1, wanted.length)
+
+
+def _context(wanted: argparse.Namespace, method: str, ratio: float, draw: int) -> Context:
+    """The context of a cell; all cells of a draw share the database of all ratios."""
+    folder = wanted.work / f"proxy-{wanted.segments}x{wanted.length}-{draw}"
+    if not (folder / "manifest.json").exists():
+        tokenizer = load_processor(wanted.model).tokenizer
+        text = read_text(wanted.text)
+        drawn = sample_segments(tokenizer, text, wanted.segments, wanted.length, draw)
+        save_proxy(folder, ProxyData(drawn, None), {})
+    name, _, value = method.partition(" ")
+    values: dict[str, dict[str, Any]] = {
+        # as narrow as the paper's random policies can hit; they are snapped to equal zeros
+        "search": {"evolve_projector": False, "band": [0.0, 0.001], "fitness_data": "text"},
+        "pruning": {"calibration": "text"},
+        "prune": {{"owl": "outlier_spread", "slope": "slope"}[name]: float(value)} if value else {},
+        "machine": {"threads": wanted.threads, "workers": 1},
+    }
+    for given in wanted.set:
+        path, _, number = given.partition("=")
+        section, _, key = path.partition(".")
+        values.setdefault(section, {})[key] = json.loads(number)
+    parameters = parse_parameters({**values, "ratios": wanted.ratios}, where="--set")
+    return Context(wanted.model, folder, ratio, parameters, wanted.work / "work", _told(method))
+
+
+def _told(label: str) -> Any:
+    def show(event: Event) -> None:
+        told = {k: round(v, 4) if isinstance(v, float) else v for k, v in event.values.items()}
+        print(f"  {label}: {event.name} {event.done}/{event.total} {told or ''}", flush=True)
+
+    return show
+
+
+def _cell(
+    wanted: argparse.Namespace, method: str, ratio: float, draw: int, test: torch.Tensor
+) -> dict[str, Any]:
+    context = _context(wanted, method, ratio, draw)
+    name, row = method.partition(" ")[0], {}
+    adapter = adapter_for(load_model(context.model))
+    if method != "dense":
+        if name in ("sensitivity", "output_error", "evopress", "efficientllava_plus"):
+            levels = _all_levels(context.parameters)
+            context.database_folders(levels, levels)  # shared by the cells: no cost of one method
+        with counted() as passed:
+            began = time.process_time()
+            policy = _policy(wanted, name, context, adapter, row)
+            row["seconds_allocation"] = time.process_time() - began
+        head = cast("Any", adapter.model).get_output_embeddings().weight.numel()
+        row["tokens_allocation"] = passed["products"] // (sum(adapter.sizes) + head)
+        began, calls = time.process_time(), context.parameters.pruning
+        criterion = CRITERIA.get(name, "obs")
+        adapter = adapter_for(load_model(context.model))
+        done = prune_model(adapter, context.proxy, criterion, policy, calls, context.progress)
+        row["seconds_pruning"] = time.process_time() - began
+        row["sparsity"], row["policy"] = achieved_sparsity(done), list(policy.values())
+    reference = DenseReference(adapter, ProxyData(test, None), "text").dense
+    return row | {
+        "nll": reference.mean("nll"),
+        "segments": (reference.nll / reference.positions).tolist(),
+    }
+
+
+def _all_levels(parameters: Parameters) -> list[float]:
+    return sorted({level for ratio in parameters.ratios for level in parameters.wide_levels(ratio)})
+
+
+def _policy(
+    wanted: argparse.Namespace, name: str, context: Context, adapter: Adapter, row: dict[str, Any]
+) -> dict[str, float]:
+    if name == "evopress":
+        return _evopress(wanted, context, adapter)
+    chosen = METHODS[{"uniform": "sparsegpt"}.get(name, name)]
+    allocation = chosen.allocate(context)
+    if allocation.gain is not None:
+        row["gain"] = dict(allocation.gain)
+        row["origins"] = {r["origin"]: r["loss"] for r in allocation.history}
+    policy = dict(allocation.policy)
+    if name == "efficientllava":  # to exactly the zeros of the others
+        levels, ratio = context.parameters.levels(context.ratio), context.ratio
+        snapped = nearest(list(policy.values()), levels, adapter.sizes, ratio, ratio)
+        policy = {key: levels[index] for key, index in zip(policy, snapped, strict=True)}
+    return policy
+
+
+def _evopress(wanted: argparse.Namespace, context: Context, adapter: Adapter) -> dict[str, float]:
+    levels = context.parameters.wide_levels(context.ratio)
+    database = open_database(context.database_folders(levels), levels)
+    segments = context.proxy.segments
+    references = [
+        DenseReference(
+            adapter, replace(context.proxy, segments=segments[index : index + 1]), "text"
+        )
+        for index in range(len(segments))
+    ]
+    (model,) = stitched_models(adapter, database, 1)
+
+    def score(policy: tuple[int, ...], chosen: list[int]) -> float:
+        model.stitch([levels[index] for index in policy])
+        return sum(references[index](model.language_model).mean("kl") for index in chosen)
+
+    groups: dict[int, list[int]] = {}
+    for index, size in enumerate(adapter.sizes):
+        groups.setdefault(size, []).append(index)
+    search = EvoPress(score, list(groups.values()), len(levels), *segments.shape)
+    ratio, sizes = context.ratio, adapter.sizes
+    start = tuple(nearest([ratio] * len(sizes), levels, sizes, ratio, ratio))
+    best = search.run(start, wanted.evopress_tokens, seed=0)
+    names = [matrix.name for matrix in adapter.matrices]
+    return {name: levels[index] for name, index in zip(names, best, strict=True)}
+
+
+@contextmanager
+def counted() -> Iterator[dict[str, int]]:
+    """Multiplications and additions of all linear layers and products with changes of weights.
+
+    One with a gradient counts twice: the gradient of its input takes as many again. Of OBS itself
+    nothing is counted.
+    """
+    done, linear, lock = {"products": 0}, functional.linear, threading.Lock()
+
+    def counting(x: torch.Tensor, weight: torch.Tensor, bias: Any = None) -> torch.Tensor:
+        times = 2 if x.requires_grad and torch.is_grad_enabled() else 1
+        with lock:
+            done["products"] += times * weight.numel() * (x.numel() // max(x.shape[-1], 1))
+        return linear(x, weight, bias)
+
+    functional.linear = counting
+    try:
+        yield done
+    finally:
+        functional.linear = linear

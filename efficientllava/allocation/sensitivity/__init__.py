@@ -1,0 +1,1 @@
+"""Ratios by the sensitivity of every matrix: Fisher costs, exact knapsack, correction, choice."""

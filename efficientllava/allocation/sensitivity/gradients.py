@@ -1,0 +1,249 @@
+"""Costs of changing single matrices, from gradients that pass through the model once.
+
+For matrix i with input x_t and output gradient g_t at token t, a change dW moves the loss by
+g_t . dW x_t to first order. Its square, summed over tokens, is dW's cost in the Fisher metric where
+the loss is that of labels drawn from the model itself (Martens 2020; the data's labels would give
+the empirical Fisher, which is another matrix).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from efficientllava.allocation.gradient_checkpointing import checkpointed
+from efficientllava.calibration.proxy_loss import LossBatch, chunks, hidden_states
+from efficientllava.errors import UserError
+from efficientllava.models.families import Adapter, Matrix
+
+Changes = Callable[[Matrix], Iterator[torch.Tensor]]
+"""The changes dW [out, in] of a matrix that are priced, in float32 on the model's device."""
+
+
+@dataclass
+class Sums:
+    """Sums over all tokens of one or more batches, in float64.
+
+    Attributes:
+        squares: [K][L] sum of (g . dW x)^2, squared at each token.
+        linear: [K][L] sum of g . dW x.
+        gradient: [K] sum of |g|^2.
+        output: [K] sum of |W x|^2.
+        tokens: how many tokens (padding left out).
+        positions: scored positions whose losses were added.
+    """
+
+    squares: list[list[float]]
+    linear: list[list[float]]
+    gradient: list[float]
+    output: list[float]
+    tokens: int = 0
+    positions: int = 0
+
+    @classmethod
+    def joined(cls, parts: Sequence[Sums]) -> Sums:
+        """The sums over all batches, added in their order."""
+        first = parts[0]
+        for part in parts[1:]:
+            first = cls(
+                _added(first.squares, part.squares),
+                _added(first.linear, part.linear),
+                _added(first.gradient, part.gradient),
+                _added(first.output, part.output),
+                first.tokens + part.tokens,
+                first.positions + part.positions,
+            )
+        return first
+
+
+def _added(one: Any, other: Any) -> Any:
+    if isinstance(one, list):
+        return [_added(a, b) for a, b in zip(one, other, strict=True)]
+    return one + other
+
+
+def gathered(
+    adapter: Adapter,
+    batch: LossBatch,
+    changes: Changes,
+    uniforms: torch.Tensor | None = None,
+    dense: torch.Tensor | None = None,
+    streamed: bool = False,
+) -> Sums:
+    """One forward and one backward pass of a batch, and what it says of every matrix.
+
+    Of the forward pass only the inputs of the blocks are kept; a block is computed again when its
+    gradient is, and the inputs of its matrices live only until then. Products and sums are float32
+    and float64 in models of 16 bits, too.
+
+    Args:
+        changes: asked once for every matrix, when its block is on the device.
+        uniforms: numbers in [0, 1) [n], one for each scored position: the loss is -log p of labels
+            that they draw from the model.
+        dense: the dense model's hidden states [n, width] at the scored positions: the loss is
+            KL(dense || model). One of both is given.
+        streamed: the blocks are streamed, and so computed again in any case.
+
+    Raises:
+        UserError: a gradient is NaN or inf, naming the matrix.
+    """
+    observer = _Observer(adapter, changes)
+    inputs = dict(batch.inputs.arguments)
+    embeddings = inputs["inputs_embeds"].detach().clone().requires_grad_(True)
+    inputs["inputs_embeds"] = embeddings
+    with ExitStack() as stack:
+        stack.enter_context(_frozen(adapter.model))
+        if not streamed:
+            stack.enter_context(checkpointed(adapter.blocks))
+        stack.enter_context(observer.watching())
+        stack.enter_context(torch.enable_grad())
+        hidden = hidden_states(
+            adapter.language_model,
+            type(batch.inputs)(inputs, batch.inputs.tokens, batch.inputs.visual),
+        )
+        upstream = torch.zeros_like(hidden)
+        upstream[batch.positions] = _at_hidden(
+            adapter, hidden.detach()[batch.positions], uniforms, dense
+        ).to(hidden.dtype)
+        observer.backward = True
+        (hidden * upstream).sum().backward()
+    return observer.sums(int(batch.inputs.tokens.sum()), int(batch.positions.sum()))
+
+
+def _at_hidden(
+    adapter: Adapter,
+    hidden: torch.Tensor,
+    uniforms: torch.Tensor | None,
+    dense: torch.Tensor | None,
+) -> torch.Tensor:
+    """Gradient of each position's loss at its hidden state [n, width]; the vocabulary in chunks.
+
+    p - 1(y) for a label y drawn from p by the inverse of its distribution function, and
+    p - p_dense for the KL divergence.
+    """
+    gradient = torch.zeros_like(hidden)
+    # the gradient of a product's sum is the other factor: the sum itself is of no interest
+    for rows in chunks(adapter.head, hidden):
+        part = hidden[rows].clone().requires_grad_(True)
+        logits = adapter.head(part).float()
+        with torch.no_grad():
+            probabilities = logits.softmax(dim=-1)
+            if dense is not None:
+                change = probabilities - adapter.head(dense[rows]).float().softmax(dim=-1)
+            else:
+                assert uniforms is not None, "labels are drawn with these numbers"
+                change = _without_label(probabilities, uniforms[rows].to(hidden.device))
+        (logits * change).sum().backward()
+        assert part.grad is not None
+        gradient[rows] = part.grad
+    return gradient
+
+
+def _without_label(probabilities: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+    """p - 1(y) [n, vocabulary], y the first token at which the distribution function exceeds u."""
+    reached = probabilities.cumsum(dim=-1)
+    drawn = torch.searchsorted(
+        reached, (uniforms[:, None] * reached[:, -1:]).contiguous(), right=True
+    )
+    drawn = drawn.clamp(max=probabilities.shape[-1] - 1)
+    return probabilities.scatter_add(1, drawn, torch.full_like(drawn, -1.0, dtype=torch.float32))
+
+
+class _Observer:
+    """Prices the changes of every matrix when its output's gradient arrives."""
+
+    def __init__(self, adapter: Adapter, changes: Changes) -> None:
+        self.backward = False
+        self._adapter, self._changes = adapter, changes
+        self._inputs: dict[str, torch.Tensor] = {}
+        self._waiting: dict[str, torch.Tensor] = {}
+        self._squares: dict[str, list[float]] = {}
+        self._linear: dict[str, list[float]] = {}
+        self._gradient: dict[str, float] = {}
+        self._output: dict[str, float] = {}
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Hooks on every prunable matrix, taken away at the end."""
+        with ExitStack() as hooks:
+            for matrix in self._adapter.matrices:
+                keep, ask = self._keeping(matrix), self._asking(matrix)
+                hooks.callback(matrix.module.register_forward_pre_hook(keep).remove)
+                hooks.callback(matrix.module.register_forward_hook(ask).remove)
+            yield
+
+    def _keeping(self, matrix: Matrix) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def keep(module: nn.Module, args: tuple[Any, ...]) -> None:
+            # only when the block is computed again: the first pass would keep all blocks' inputs
+            if self.backward:
+                self._inputs[matrix.name] = args[0].detach()
+                # a block's last gradient arrives before the block is computed again
+                if (waiting := self._waiting.pop(matrix.name, None)) is not None:
+                    self._price(matrix, waiting)
+
+        return keep
+
+    def _asking(self, matrix: Matrix) -> Callable[..., None]:
+        def ask(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
+            if not self.backward:
+                output.register_hook(lambda gradient: self._arrived(matrix, gradient))
+
+        return ask
+
+    def _arrived(self, matrix: Matrix, gradient: torch.Tensor) -> None:
+        if matrix.name in self._inputs:
+            self._price(matrix, gradient)
+        else:
+            self._waiting[matrix.name] = gradient
+
+    @torch.no_grad()
+    def _price(self, matrix: Matrix, gradient: torch.Tensor) -> None:
+        name = matrix.name
+        given, gradient = self._inputs.pop(name).float(), gradient.float()
+        if not bool(torch.isfinite(gradient).all()):
+            raise UserError(
+                "the gradient of its output is NaN or inf",
+                where=name,
+                remedy="16 bits overflow here: convert the model to bfloat16 or float32 first",
+            )
+        squares, linear = [], []
+        for change in self._changes(matrix):
+            moved = torch.linalg.vecdot(functional.linear(given, change), gradient).double()
+            squares.append(moved.square().sum())
+            linear.append(moved.sum())
+        # asked for at once: the host waits for the device here
+        self._squares[name] = torch.stack(squares).tolist() if squares else []
+        self._linear[name] = torch.stack(linear).tolist() if linear else []
+        self._gradient[name] = float(gradient.square().sum(dtype=torch.float64))
+        output = functional.linear(given, matrix.weight.float()) if not squares else given[..., :0]
+        self._output[name] = float(output.square().sum(dtype=torch.float64))
+
+    def sums(self, tokens: int, positions: int) -> Sums:
+        """What was gathered, in the order of the matrices."""
+        names = [matrix.name for matrix in self._adapter.matrices]
+        return Sums(
+            [self._squares[name] for name in names],
+            [self._linear[name] for name in names],
+            [self._gradient[name] for name in names],
+            [self._output[name] for name in names],
+            tokens,
+            positions,
+        )
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """While this lasts no parameter asks for a gradient."""
+    required = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        model.requires_grad_(False)
+        yield
+    finally:
+        for parameter, was in required:
+            parameter.requires_grad_(was)

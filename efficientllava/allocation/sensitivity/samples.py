@@ -1,0 +1,63 @@
+"""Which of the proxy data gives the costs, and which compares the policies: never the same."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import torch
+
+from efficientllava.data.proxy import ProxyData
+from efficientllava.parameters import SensitivityParameters
+
+logger = logging.getLogger(__name__)
+
+FEW = 512
+"""Scored positions below which costs or comparisons are mostly noise: a warning says so."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Two parts of the proxy data without a sample in common.
+
+    Attributes:
+        gradients: gives the costs.
+        choice: compares policies.
+    """
+
+    gradients: ProxyData
+    choice: ProxyData
+
+
+def split(proxy: ProxyData, parameters: SensitivityParameters, uses_pairs: bool) -> Samples:
+    """The first segments and pairs for gradients, others for the choice.
+
+    At least half of the segments are left for the choice, for a policy that wins on the tokens of
+    its own costs has won nothing. A single segment serves both, which a warning says.
+    """
+    segments, length = proxy.segments.shape
+    given = min(-(-parameters.tokens // length), max(segments // 2, 1))
+    compared = min(-(-parameters.choice_tokens // length), segments - given)
+    text = proxy.segments[given : given + compared]
+    if compared == 0:
+        logger.warning("there is one text segment: costs and choice rest on the same tokens")
+        text = proxy.segments
+    first = other = None
+    if uses_pairs and proxy.pairs is not None:
+        count = len(proxy.pairs)
+        begin = min(parameters.pairs, count // 2)
+        end = min(begin + parameters.choice_pairs, count)
+        first = proxy.pairs[torch.arange(begin)] if begin else None
+        other = proxy.pairs[torch.arange(begin, end)] if end > begin else None
+    return Samples(ProxyData(proxy.segments[:given], first), ProxyData(text, other))
+
+
+def warn_of_few(positions: int, what: str) -> None:
+    """Warn where something rests on few scored positions."""
+    if positions < FEW:
+        logger.warning(
+            "%s on %d scored positions: fewer than %d are mostly noise; give more proxy text",
+            what,
+            positions,
+            FEW,
+        )

@@ -1,0 +1,237 @@
+"""Checkpoints with packed matrices, and back. Both folders are written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from efficientllava.errors import UserError
+from efficientllava.files import read_json, replacing
+from efficientllava.models.packed import SECTION, is_packed, record_of
+from efficientllava.models.weight_files import (
+    PICKLES,
+    weight_files,
+    weights_entry,
+)
+from efficientllava.sparse.layout import dtype_name
+from efficientllava.sparse.pruned import (
+    Packing,
+    find_pruned,
+    module_of,
+    places_of,
+    read_tensor,
+    settings_for,
+    unpacked_weight,
+)
+from efficientllava.sparse.record import (
+    PIECES,
+    Settings,
+    metadata,
+    packed_settings,
+    verify,
+)
+from efficientllava.sparse.tensor_file import (
+    NAMES,
+    ORDER,
+    Entry,
+    TensorFile,
+    entries_of,
+    metadata_of,
+)
+from efficientllava.sparse.threads import in_threads
+
+WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", *PICKLES)
+Make = Callable[[str], dict[str, torch.Tensor]]
+"""From a name to the tensors that are written for it."""
+
+
+def pack_checkpoint(folder: str | Path, out: str | Path, dtype: str | None = None) -> Settings:
+    """Write a checkpoint with the pruned matrices of another one packed.
+
+    A linear layer is pruned if it is smaller packed than as it is. Everything else is copied bit
+    by bit, but for pickles and safetensors that transformers would not read.
+
+    Args:
+        dtype: None keeps each weight bit by bit; "int8" rounds the packed ones to 255 levels a row,
+            and the relative error of each is recorded.
+
+    Raises:
+        UserError: the folder is no checkpoint of a known family, is packed or quantized already,
+            holds NaN or inf (named), or no pruned matrix; `out` exists; the disk is full.
+    """
+    folder, out = Path(folder), Path(out)
+    if dtype not in (None, "int8"):
+        raise UserError(f"{dtype!r} is no dtype to pack in", "dtype", "leave it out, or give int8")
+    _require_new(folder, out)
+    config = _unquantized_config(folder)
+    packings = find_pruned(folder, weight_files(folder), dtype)
+    settings = settings_for(packings)
+    config[SECTION] = settings.section()
+    contents = {file: _packed_entries(file, packings) for file in weight_files(folder)}
+    total = sum(map(len, contents.values()))
+
+    def write(file: Path, place: Path) -> TensorFile:
+        source = metadata_of(file)
+
+        def make(name: str) -> dict[str, torch.Tensor]:
+            tensor, packing = read_tensor(file, name), packings.get(module_of(name))
+            return {name: tensor} if packing is None else packing.tensors(tensor)
+
+        return _write(
+            TensorFile(place, contents[file]),
+            entries_of(file),
+            make,
+            lambda sums: metadata(sums, config, source, total),
+        )
+
+    with replacing(out) as temporary:
+        _copy_rest(folder, temporary, config)
+        _write_weights(folder, temporary, write)
+    return settings
+
+
+def unpack_checkpoint(folder: str | Path, out: str | Path) -> None:
+    """Write the checkpoint that a packed one was made from: `pack_checkpoint` backwards.
+
+    Tensors are the same bit by bit, and so are files that transformers had written. int8 codes
+    become numbers of the dtype that the matrix had.
+
+    Raises:
+        UserError: the folder is not packed or is damaged (see `record.verify`); `out` exists; the
+            disk is full.
+    """
+    folder, out = Path(folder), Path(out)
+    _require_new(folder, out)
+    files, settings = weight_files(folder), packed_settings(folder)
+    if settings is None:
+        raise UserError(
+            "is no packed checkpoint", str(folder), "efficientllava pack FOLDER OUT makes one"
+        )
+    verify(files, settings, folder / "config.json")
+    config = read_json(folder / "config.json")
+    del config[SECTION]
+    file_of = places_of(files)
+    with replacing(out) as temporary:
+        _copy_rest(folder, temporary, config)
+        _write_weights(
+            folder, temporary, lambda file, place: _unpack_file(file, place, file_of, settings)
+        )
+
+
+def _require_new(folder: Path, out: Path) -> None:
+    """Refuse a folder that holds something, and one inside of the other."""
+    where, remedy = f"writing {out}", "name another folder, or remove it"
+    if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
+        raise UserError("it exists already", where, remedy)
+    if out.resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"it lies in {folder}", where, remedy)
+
+
+def _unquantized_config(folder: Path) -> dict[str, Any]:
+    weights_entry(folder)  # raises where there is no config.json, or one that is no object
+    config: dict[str, Any] = read_json(folder / "config.json")
+    if is_packed(folder):
+        raise UserError("is packed already", str(folder), "efficientllava unpack FOLDER OUT")
+    if config.get(SECTION) is not None:
+        raise UserError(
+            f"is quantized ({SECTION} in config.json); quantized weights cannot be packed",
+            str(folder),
+            "give a pruned checkpoint in bfloat16, float16 or float32",
+        )
+    return config
+
+
+def _packed_entries(file: Path, packings: dict[str, Packing]) -> list[Entry]:
+    """What the packed file in the place of another one holds."""
+    entries = []
+    for name, entry in entries_of(file).items():
+        packing = packings.get(module_of(name))
+        entries += [entry] if packing is None else packing.entries()
+    return entries
+
+
+def _unpack_file(
+    file: Path, place: Path, file_of: Mapping[str, Path], settings: Settings
+) -> TensorFile:
+    entries, source = [], record_of(file)["source"]
+    for name, entry in entries_of(file).items():
+        module, _, piece = name.rpartition(".")
+        if module not in settings.modules or piece not in ("weight", *PIECES):
+            entries.append(entry)
+        elif piece == "weight":
+            rows, columns = settings.modules[module]
+            dtype = settings.unpacked_dtype or dtype_name(ORDER[entry.dtype])
+            entries.append(Entry(name, NAMES[getattr(torch, dtype)], (rows, columns)))
+
+    def make(name: str) -> dict[str, torch.Tensor]:
+        if module_of(name) in settings.modules:
+            return {name: unpacked_weight(module_of(name), file_of, settings)}
+        return {name: read_tensor(file, name)}
+
+    names = [entry.name for entry in entries]
+    return _write(TensorFile(place, entries), names, make, lambda sums: source)
+
+
+def _write(
+    written: TensorFile,
+    names: Iterable[str],
+    make: Make,
+    metadata_of_file: Callable[[dict[str, str]], dict[str, str]],
+) -> TensorFile:
+    """Write a file, a few of its tensors at the same time.
+
+    Args:
+        names: what `make` is asked for.
+        metadata_of_file: by the checksums of the tensors.
+    """
+
+    def bring(name: str) -> None:
+        for new, tensor in make(name).items():
+            written.write(new, tensor)
+
+    with closing(written):
+        written.begin(metadata_of_file(written.checksums))
+        for _ in in_threads(bring, names):
+            pass
+        written.finish(metadata_of_file(written.checksums))
+    return written
+
+
+def _write_weights(
+    folder: Path, temporary: Path, write: Callable[[Path, Path], TensorFile]
+) -> None:
+    """Write every file of weights anew, and the index with the new names and sizes."""
+    entry, size = weights_entry(folder), 0
+    placed: dict[str, str] = {}
+    for file in weight_files(folder):
+        written = write(file, temporary / file.name)
+        size += sum(each.nbytes for each in written.entries.values())
+        placed |= dict.fromkeys(written.entries, file.name)
+    if entry.name.endswith(".json"):
+        index = read_json(entry)
+        index["weight_map"] = placed
+        if "total_size" in index["metadata"]:
+            index["metadata"]["total_size"] = size
+        _write_json(temporary / entry.name, index)
+
+
+def _copy_rest(folder: Path, temporary: Path, config: dict[str, Any]) -> None:
+    """Copy everything that is no file of weights, and write config.json."""
+    temporary.mkdir()
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        place = temporary / file.relative_to(folder)
+        if not any(file.match(pattern) for pattern in WEIGHT_FILES):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, place)
+    _write_json(temporary / "config.json", config)
+
+
+def _write_json(path: Path, value: Any) -> None:
+    """As transformers writes it, so that what is unpacked has the bytes of the original."""
+    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")

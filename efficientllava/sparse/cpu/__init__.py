@@ -1,0 +1,1 @@
+"""Products with packed and dense matrices on a CPU, by LLVM: AVX-512, AVX2 and any processor."""

@@ -1,0 +1,201 @@
+"""Which matrices of a checkpoint are packed, and how one of them becomes tensors of a file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from efficientllava.errors import UserError
+from efficientllava.finite import all_finite
+from efficientllava.models.checkpoint import skeleton
+from efficientllava.models.weight_files import FLOATS
+from efficientllava.sparse.format import PackedMatrix, pack, packed_bytes, quantize, unpack
+from efficientllava.sparse.layout import LAYOUTS, ROWS, dtype_name, layout_of, padding_of
+from efficientllava.sparse.names import names_in_model, packable_layers
+from efficientllava.sparse.record import PIECES, Settings
+from efficientllava.sparse.tensor_file import NAMES, Entry, entries_of
+from efficientllava.sparse.threads import in_threads
+
+WEIGHT = ".weight"
+
+
+class NothingToPack(UserError):
+    """No matrix of a checkpoint becomes smaller packed."""
+
+
+@dataclass(frozen=True)
+class Packing:
+    """A matrix that is packed.
+
+    Attributes:
+        module: its name in the files, without `.weight`.
+        stored: dtype of the weight as it is.
+        dtype: of the packed values.
+        kept: packed values, those that are not zero.
+        error: of int8 codes, see `format.quantize`; None where nothing is lost.
+    """
+
+    module: str
+    rows: int
+    columns: int
+    stored: torch.dtype
+    dtype: torch.dtype
+    kept: int
+    error: float | None = None
+
+    def entries(self) -> list[Entry]:
+        """Its tensors in a packed file."""
+        layout, name = layout_of(self.dtype), NAMES[self.dtype]
+        groups, steps = -(-self.rows // ROWS), -(-self.columns // layout.columns)
+        entries = [
+            Entry(f"{self.module}{WEIGHT}", name, (0,)),
+            Entry(f"{self.module}.masks", NAMES[layout.mask], (groups, steps)),
+            Entry(f"{self.module}.values", name, (self.kept + padding_of(self.dtype),)),
+            Entry(f"{self.module}.offsets", "I64", (groups + 1,)),
+        ]
+        if self.dtype == torch.int8:
+            entries.append(Entry(f"{self.module}.scales", "F32", (self.rows,)))
+        return entries
+
+    def tensors(self, weight: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The tensors of those entries; an empty one stands at the weight's own name."""
+        scales = None
+        if self.dtype == torch.int8:
+            weight, scales, _ = quantize(weight)
+        packed = pack(weight, scales, threads=1)
+        pieces = {f"{self.module}.{piece}": each for piece, each in packed.tensors.items()}
+        return pieces | {f"{self.module}{WEIGHT}": torch.empty(0, dtype=packed.dtype)}
+
+
+def find_pruned(folder: Path, files: Sequence[Path], dtype: str | None) -> dict[str, Packing]:
+    """The matrices that are smaller packed, by module; every tensor is read once.
+
+    Args:
+        dtype: as in `pack_checkpoint`. int8 codes are made of the same matrices.
+
+    Raises:
+        UserError: a weight lies in two files, or holds NaN or inf (named); there is no such matrix.
+    """
+    model = skeleton(folder)
+    layers, file_of = packable_layers(model), places_of(files)
+    linear = {
+        name
+        for name, known in names_in_model(model, file_of).items()
+        if module_of(name) and module_of(known) in layers
+    }
+    sparsest, share = "", 0.0
+
+    def look(name: str) -> tuple[float, Packing | None]:
+        tensor = read_tensor(file_of[name], name)
+        if tensor.dtype in FLOATS and not all_finite(tensor):
+            raise UserError(
+                f"weight {name} holds NaN or inf",
+                str(folder),
+                "the checkpoint is damaged: get it again",
+            )
+        if name not in linear or tensor.dtype not in LAYOUTS or tensor.numel() == 0:
+            return 0.0, None
+        return _packing_of(module_of(name), tensor, dtype)
+
+    packings = {}
+    for name, (zeros, packing) in zip(file_of, in_threads(look, file_of), strict=True):
+        if zeros > share:
+            sparsest, share = name, zeros
+        if packing is not None:
+            packings[packing.module] = packing
+    if not packings:
+        told = f"; most zeros has {sparsest}, {share:.1%}" if sparsest else ""
+        raise NothingToPack(
+            f"no matrix has enough zeros to become smaller{told}",
+            str(folder),
+            "prune it first: efficientllava prune",
+        )
+    return packings
+
+
+def places_of(files: Sequence[Path]) -> dict[str, Path]:
+    """The file in which each tensor lies, by name.
+
+    Raises:
+        UserError: one lies in two files.
+    """
+    places: dict[str, Path] = {}
+    for file in files:
+        for name in entries_of(file):
+            if name in places:
+                raise UserError(f"{name} lies in {places[name].name} too", str(file))
+            places[name] = file
+    return places
+
+
+def _packing_of(
+    module: str, weight: torch.Tensor, dtype: str | None
+) -> tuple[float, Packing | None]:
+    """The share of zeros, and how the matrix is packed if that makes it smaller."""
+    rows, columns = weight.shape
+    # by bits: -0.0 is kept
+    kept = int(torch.count_nonzero(weight.view(LAYOUTS[weight.dtype].bits)))
+    share = 1 - kept / weight.numel()
+    if packed_bytes(rows, columns, kept, weight.dtype) >= weight.nbytes:
+        return share, None
+    if dtype is None:
+        return share, Packing(module, rows, columns, weight.dtype, weight.dtype, kept)
+    codes, _, error = quantize(weight)
+    kept = int(torch.count_nonzero(codes))
+    return share, Packing(module, rows, columns, weight.dtype, torch.int8, kept, error)
+
+
+def settings_for(packings: dict[str, Packing]) -> Settings:
+    """What config.json says of packed matrices.
+
+    Raises:
+        UserError: int8 codes are made of matrices of several dtypes.
+    """
+    ordered = sorted(packings.values(), key=lambda packing: packing.module)
+    modules = {each.module: [each.rows, each.columns] for each in ordered}
+    errors = {each.module: each.error for each in ordered if each.error is not None}
+    dtypes = sorted({dtype_name(each.dtype) for each in ordered})
+    stored = sorted({dtype_name(each.stored) for each in ordered})
+    if errors and len(stored) > 1:
+        raise UserError(
+            f"the pruned matrices have several dtypes: {', '.join(stored)}",
+            "dtype int8",
+            "convert the checkpoint to one of them first",
+        )
+    return Settings(
+        dtypes[0] if len(dtypes) == 1 else "mixed", modules, errors, stored[0] if errors else None
+    )
+
+
+def module_of(name: str) -> str:
+    """The module of a weight's name; empty where it is none."""
+    return name.removesuffix(WEIGHT) if name.endswith(WEIGHT) else ""
+
+
+def unpacked_weight(module: str, file_of: Mapping[str, Path], settings: Settings) -> torch.Tensor:
+    """The matrix of a packed module.
+
+    Args:
+        file_of: where each tensor of the checkpoint lies, by name: transformers may put those of
+            one matrix into several files.
+    """
+    names = {piece: f"{module}.{piece}" for piece in PIECES}
+    tensors = {
+        piece: read_tensor(file_of[name], name) for piece, name in names.items() if name in file_of
+    }
+    rows, columns = settings.modules[module]
+    weight = unpack(PackedMatrix(rows, columns, **tensors), threads=1)
+    if settings.unpacked_dtype is not None:
+        weight = weight.to(getattr(torch, settings.unpacked_dtype))
+    return weight
+
+
+def read_tensor(file: Path, name: str) -> torch.Tensor:
+    """One tensor of a file, with pread and no mapping: it stays in memory no longer than used."""
+    with safe_open(file, framework="pt", backend="pread") as opened:
+        tensor: torch.Tensor = opened.get_tensor(name)
+        return tensor
