@@ -17,6 +17,7 @@ from efficientllava.registry import RUNTIMES
 from efficientllava.report.speedup import NO_DIFFERENCE, PHASES
 from efficientllava.report.speedup import Latency as Latency  # of a row
 
+LOSSES = ("text_loss", "perplexity", "perplexity_error", "answer_nll")
 BREAKDOWNS = ("NAT", "SOC", "LAN", "TXT", "IMG", "NO", "G1-6", "G7-12")
 
 
@@ -153,10 +154,7 @@ def _scores(path: Path) -> dict[str, Any]:
             "score": Score(record["accuracy"], record["standard_error"], record["n"])
             if record["n"]
             else None,
-            "text_loss": record.get("text_loss"),
-            "perplexity": record.get("perplexity"),
-            "perplexity_error": record.get("perplexity_error"),
-            "answer_nll": record.get("answer_nll"),
+            **{name: record.get(name) for name in LOSSES},
             **{
                 group: {
                     name: Score(part["accuracy"], part["standard_error"], part["n"])
