@@ -60,14 +60,14 @@ def measure_packed(
         pack_checkpoint(checkpoint, folder)
     except NothingToPack as error:
         return not_available(RUNTIME, error.what) | {"of_model": True}
-    pruned, processor = load_model(checkpoint), load_processor(checkpoint, style)
-    precision = dtype_name(pruned.dtype)
+    packed, processor = load_model(folder), load_processor(checkpoint, style)
+    precision = dtype_name(packed.dtype)
     if references is None or precision != "float32":
+        pruned = load_model(checkpoint)
         references = [
             reference_answer(pruned, processor, prompt, parameters.new_tokens) for prompt in prompts
         ]
-    del pruned
-    packed = load_model(folder)
+        del pruned
     measured = {
         "available": True,
         "version": efficientllava.__version__,

@@ -10,7 +10,7 @@ import importlib
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, ClassVar
@@ -153,13 +153,21 @@ class OpenVino(Runtime):
         kind = self._model.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         self.precision = {"bf16": "bfloat16", "f16": "float16"}.get(kind, "float32")
         self._request = self._model.create_infer_request()
-        self.shapes = {value.any_name: tuple(value.shape) for value in self._model.inputs}
-        self._outputs = [value.any_name for value in self._model.outputs]
+        self.shapes = {_graph_name(each.names): tuple(each.shape) for each in self._model.inputs}
+        self._outputs = [_graph_name(each.names) for each in self._model.outputs]
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
         """All outputs by name."""
         results = self._request.infer({name: inputs[name] for name in self.shapes})
         return dict(zip(self._outputs, results.to_tuple(), strict=True))
+
+
+def _graph_name(names: Iterable[str]) -> str:
+    """Of a tensor's names that of an input or output; those of nodes begin with a slash.
+
+    OpenVINO joins the names of tensors that are the same after it has left out nodes.
+    """
+    return min(names, key=lambda name: (name.startswith("/"), name))
 
 
 OURS: dict[str, type[Backend]] = {

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 ALIGNMENT = 4096
 """Bytes: runtimes map the data file, and maps begin at pages."""
-PLACEHOLDER = "ConstantOfShape"
+PLACEHOLDER = "RandomNormal"
 ROWS_AT_ONCE = 1024
 """Rows that are transposed at a time: the only copy of weights that is made."""
 
@@ -36,9 +36,9 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def symbolic(graph: Any, x: Any, index: int, columns: int, rows: int) -> Any:
         """MatMul with a node of the matrix's shape, which holds its index."""
-        shape = graph.op("Constant", value_t=torch.tensor([columns, rows]))
-        value = torch.tensor([index], dtype=torch.float32)
-        return graph.op("MatMul", x, graph.op(PLACEHOLDER, shape, value_t=value))
+        # the exporter keeps no value of a random matrix; a constant one it would compute
+        matrix = graph.op(PLACEHOLDER, shape_i=[columns, rows], seed_f=float(index), dtype_i=1)
+        return graph.op("MatMul", x, matrix)
 
 
 @contextmanager
@@ -70,15 +70,12 @@ def used_layers(model: onnx.ModelProto, layers: Sequence[nn.Linear]) -> dict[str
     """The layers by the names of their placeholders, whose nodes are taken out of the graph."""
     nodes = {node.output[0]: node for node in model.graph.node if node.op_type == PLACEHOLDER}
     found: dict[str, int] = {}
-    shapes = set()
     for node in model.graph.node:
         name = node.input[1] if node.op_type == "MatMul" else ""
         if name in nodes:
-            value = numpy_helper.to_array(nodes[name].attribute[0].t)
-            found[name] = int(value.item())
-            shapes.add(nodes[name].input[0])
-    gone = shapes | found.keys()
-    kept = [node for node in model.graph.node if node.output[0] not in gone]
+            [seed] = [each.f for each in nodes[name].attribute if each.name == "seed"]
+            found[name] = int(seed)
+    kept = [node for node in model.graph.node if node.output[0] not in found]
     del model.graph.node[:]
     model.graph.node.extend(kept)
     # by their place in the model: prefill and decode find them at the same offsets
