@@ -321,9 +321,8 @@ def _batches(count: int, size: int, seed: int) -> Iterator[Tensor]:
     """Random rows without end; every row once before any row twice."""
     generator = torch.Generator().manual_seed(seed)
     while True:
-        yield from torch.randperm(count, generator=generator)[: max(count // size, 1) * size].split(
-            size
-        )
+        order = torch.randperm(count, generator=generator)
+        yield from order[: max(count // size, 1) * size].split(size)
 
 
 def _report(progress: Progress, name: str, step: int, steps: int, **values: float) -> None:

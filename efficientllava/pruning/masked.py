@@ -63,16 +63,8 @@ def prune_masked(
     measures = ProxyMeasures(adapter, proxy, parameters.search, progress)
     measures.move_projector(adapter, allocation.projector)
     finished = () if opened.blocks is None else (opened.blocks.release,)
-    rows = prune_model(
-        adapter,
-        proxy,
-        criterion,
-        policy,
-        parameters.pruning,
-        progress,
-        parameters.prune.refine,
-        *finished,
-    )
+    settings, refine = parameters.pruning, parameters.prune.refine
+    rows = prune_model(adapter, proxy, criterion, policy, settings, progress, refine, *finished)
     scores, losses = measures(adapter.language_model)
     record = {**scores, **_risks(rows, scores, allocation, "sequential"), "chosen": "sequential"}
     if database is not None:
