@@ -138,7 +138,8 @@ def usable_runtime(folder: Path) -> str:
     worked = [
         name
         for name in RUNTIMES
-        if takes_graphs(name) and recorded.get(name, {}).get("available", True)
+        if takes_graphs(name)
+        and recorded.get(name, {"available": not recorded}).get("available", True)
     ]
     usable = (name for name in worked if unavailable(name) is None)
     return next(usable, ["onnxruntime", *worked][-1])

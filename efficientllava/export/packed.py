@@ -125,7 +125,7 @@ def _by_dense_kernel(model: PreTrainedModel) -> PreTrainedModel:
     other = copy.deepcopy(model, shared)
     for layer in other.modules():
         if isinstance(layer, torch.nn.Linear):
-            layer.forward = _dense_forward(layer)  # type: ignore[method-assign,assignment]
+            layer.forward = _dense_forward(layer)  # type: ignore[assignment, method-assign]
     return other
 
 
