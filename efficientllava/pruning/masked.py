@@ -59,16 +59,8 @@ def prune_masked(
     measures = ProxyMeasures(adapter, proxy, parameters.search, progress)
     measures.move_projector(adapter, allocation.projector)
     finished = () if opened.blocks is None else (opened.blocks.release,)
-    rows = prune_model(
-        adapter,
-        proxy,
-        criterion,
-        policy,
-        parameters.pruning,
-        progress,
-        parameters.prune.refine,
-        *finished,
-    )
+    how = (parameters.pruning, progress, parameters.prune.refine, *finished)
+    rows = prune_model(adapter, proxy, criterion, policy, *how)
     scores, losses = measures(adapter.language_model)
     record = {**scores, **_risks(rows, scores, allocation, "sequential"), "chosen": "sequential"}
     if database is not None:
