@@ -26,7 +26,27 @@ _OF_THE_PAPER = (
     "no_evolution",
     "evolution_without_upper_bound",
 )
-_MARKERS = ("*", "s", "D", "o", "^", "v", "P", "X", "<", ">", "p", "h", "d")
+_MARKERS = (
+    "*",
+    "s",
+    "D",
+    "o",
+    "^",
+    "v",
+    "P",
+    "X",
+    "<",
+    ">",
+    "p",
+    "h",
+    "d",
+    "H",
+    "8",
+    "+",
+    "x",
+    "1",
+    "2",
+)
 _DPI = 130
 
 
