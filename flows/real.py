@@ -69,6 +69,7 @@ def main() -> int:
         parameters = parse_parameters(values)
         check_parameters(parameters)
         make_workspace(Path.cwd(), WORKSPACE, values)
+        (WORKSPACE / "experiments").mkdir(exist_ok=True)  # the report reads it; none here
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR

@@ -162,9 +162,8 @@ def train_vision_tower(
 
 def training_picture(draw: random.Random) -> Picture:
     """A picture of the training split, of any kind."""
-    draws = (draw_scene, draw_digit, draw_map)
     while True:
-        picture = draw.choices(draws, (3, 6, 1))[0](draw)
+        picture = draw.choices((draw_scene, draw_digit, draw_map), (3, 6, 1))[0](draw)
         if split_of(picture.key) == "train":
             return picture
 
