@@ -54,8 +54,8 @@ def take(given: Path, folder: Path) -> None:
     A copy and no hard link: DVC makes what it caches read-only, and the user's files are not ours.
 
     Raises:
-        UserError: see `require_plain_checkpoint`, `checkpoint_files`, `require_unpacked`, `require_room`, `load_model` and
-            `check_images`.
+        UserError: see `require_plain_checkpoint`, `checkpoint_files`, `require_unpacked`,
+            `require_room`, `load_model` and `check_images`.
     """
     from efficientllava.files import replacing, write_json
     from efficientllava.models.checkpoint import check_tokenizer, load_model, load_processor

@@ -2,7 +2,8 @@
 
 A model that takes no images gets no pairs.
 
-In:  params proxy, evaluation.style, evaluation.chat_template; artifacts/model (tokenizer, processor), artifacts/questions
+In:  params proxy, evaluation.style, evaluation.chat_template; artifacts/model (tokenizer,
+     processor), artifacts/questions
 Out: artifacts/proxy/ (segments.safetensors, pairs.safetensors, manifest.json)
 """
 

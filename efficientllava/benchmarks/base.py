@@ -263,7 +263,7 @@ def require_images(
             f"{len(without)} of {len(records)} questions have no image (first: {without[0]}), and "
             "the model takes no question without one",
             where=benchmark.title,
-            remedy="take a benchmark whose questions all have one (scienceqa_img), or another model",
+            remedy="take a benchmark whose questions all have one (scienceqa_img)",
         )
 
 

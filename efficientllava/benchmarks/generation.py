@@ -23,7 +23,6 @@ from efficientllava.models.families import family_of
 from efficientllava.models.processors.llava_images import crops_images
 from efficientllava.progress import Event, Progress, announce_if_long
 
-
 THOUGHT = "</think>"
 """The end of what models that think write before their answer."""
 

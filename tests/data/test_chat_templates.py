@@ -28,7 +28,8 @@ def template(token: str, begin: str = "") -> str:
         f"{begin}{{% for message in messages %}}w40 {{% if message.content is string %}}"
         "{{ message.content }}{% else %}{% for part in message.content %}"
         f"{{% if part.type == 'image' %}}{token}\n{{% else %}}{{{{ part.text }}}}{{% endif %}}"
-        "{% endfor %}{% endif %} w41\n{% endfor %}{% if add_generation_prompt %}w42 w43\n{% endif %}"
+        "{% endfor %}{% endif %} w41\n{% endfor %}"
+        "{% if add_generation_prompt %}w42 w43\n{% endif %}"
     )
 
 
