@@ -6,8 +6,11 @@ The library emits events and knows nothing of terminals, Prefect or MLflow; `tas
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -31,3 +34,25 @@ Progress = Callable[[Event], None]
 
 def silent(event: Event) -> None:
     """The progress callback of those who do not watch."""
+
+
+LONG = 3600.0
+"""Seconds above which questions announce how long they take."""
+
+
+def announce_if_long(asked: int, seconds: float, left: int) -> None:
+    """Warn that questions take hours, after a trial of the first ones.
+
+    Args:
+        asked: questions of the trial, which took `seconds`.
+        left: questions that follow.
+    """
+    each = seconds / max(asked, 1)
+    if left * each > LONG:
+        logger.warning(
+            "%d questions are left and the first %d took %.1f s each: about %.1f hours",
+            left,
+            asked,
+            each,
+            left * each / 3600,
+        )

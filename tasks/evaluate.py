@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasks.runtime.check import check_questions
 from tasks.runtime.stage import ARTIFACTS, WORK, Stage, run_stage
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 def evaluate(stage: Stage) -> None:
     """Answer the test questions and score them; measure the held-out text loss."""
     from efficientllava.benchmarks.judge.client import require_key
+    from efficientllava.files import read_json
     from efficientllava.registry import BENCHMARKS
 
     settings, dense = stage.parameters.evaluation, stage.method == "dense"
@@ -32,6 +34,8 @@ def evaluate(stage: Stage) -> None:
     if any(BENCHMARKS[name].judge for name in settings.named_benchmarks):
         require_key()  # fail now, not after hours of answers
 
+    # before the weights are read
+    check_questions(stage.parameters, read_json(checkpoint / "config.json"), local=False)
     with _answering(stage, checkpoint) as model:
         _measure(stage, model, checkpoint, folder)
 
@@ -83,7 +87,7 @@ def _measure(stage: Stage, model: Any, checkpoint: Path, folder: Path) -> None:
     from efficientllava.models.checkpoint import load_processor
 
     settings = stage.parameters.evaluation
-    processor = load_processor(checkpoint, settings.style)
+    processor = load_processor(checkpoint, settings.style, settings.chat_template)
     key = folder_digest(checkpoint) if settings.named_benchmarks else ""
     results = {
         name: _benchmark(stage, name, model, processor, key) for name in settings.named_benchmarks
@@ -121,15 +125,21 @@ def _measure(stage: Stage, model: Any, checkpoint: Path, folder: Path) -> None:
 
 
 def _demo(stage: Stage, model: Any, processor: Any) -> tuple[dict[str, Any], list[str]]:
-    """The likeliest choice of each demo question; a text-only model gets those in words."""
+    """The likeliest choice of each demo question that the model takes.
+
+    A text-only model gets those in words, one that needs images those about a picture.
+    """
     from efficientllava.benchmarks.demo_questions.multiple_choice import answer_questions, scores
     from efficientllava.data.questions import read_questions
     from efficientllava.models.families import family_of
+    from efficientllava.models.source import NEEDS_IMAGES
 
     settings = stage.parameters.evaluation
     questions = read_questions(ARTIFACTS / "questions", "test")
     if not family_of(model.config).takes_images:
         questions = [question for question in questions if question.image is None]
+    elif model.config.model_type in NEEDS_IMAGES:
+        questions = [question for question in questions if question.image is not None]
     questions = questions[: settings.questions]
     predictions = answer_questions(model, processor, questions, settings.batch_size, stage.progress)
     lines = [json.dumps(asdict(prediction), sort_keys=True) for prediction in predictions]
@@ -151,6 +161,7 @@ def _benchmark(stage: Stage, name: str, model: Any, processor: Any, key: str) ->
         questions=settings.questions,
         batch_size=settings.batch_size,
         new_tokens=settings.new_tokens,
+        chat_template=settings.chat_template,
     )
     judging = judging_by(benchmark, settings.judge, WORK / "judge")
     work = WORK / "answers" / f"{name}-{key[:16]}.jsonl"

@@ -54,25 +54,33 @@ def take(given: Path, folder: Path) -> None:
     A copy and no hard link: DVC makes what it caches read-only, and the user's files are not ours.
 
     Raises:
-        UserError: see `checkpoint_files`, `require_unpacked`, `require_room` and `load_model`.
+        UserError: see `require_plain_checkpoint`, `checkpoint_files`, `require_unpacked`,
+            `require_room`, `load_model` and `check_images`.
     """
     from efficientllava.files import replacing, write_json
     from efficientllava.models.checkpoint import check_tokenizer, load_model, load_processor
     from efficientllava.models.families import adapter_for
+    from efficientllava.models.folder_kind import require_plain_checkpoint
     from efficientllava.models.own_files import checkpoint_files, require_room
     from efficientllava.models.packed import require_unpacked
+    from efficientllava.models.processors.one_image import check_images
     from efficientllava.models.source import MATRICES
 
+    require_plain_checkpoint(given)
     files = checkpoint_files(given)
     require_unpacked(given)
     require_room(files, folder)
     loaded = load_model(given)  # every weight is read: truncated, NaN or unknown is told here
-    check_tokenizer(load_processor(given), loaded, str(given))
+    processor = load_processor(given)
+    check_tokenizer(processor, loaded, str(given))
+    check_images(processor, loaded, str(given))
     matrices = adapter_for(loaded).matrices
     with replacing(folder) as temporary:
         temporary.mkdir(parents=True)
         for file in files:
-            shutil.copyfile(file, temporary / file.name)
+            place = temporary / file.relative_to(given)
+            place.parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, place)
         write_json(
             temporary / "training.json",
             {"prunable_matrices": len(matrices), "prunable_weights": sum(m.size for m in matrices)},

@@ -2,7 +2,8 @@
 
 A model that takes no images gets no pairs.
 
-In:  params proxy, evaluation.style; artifacts/model (tokenizer, processor), artifacts/questions
+In:  params proxy, evaluation.style, evaluation.chat_template; artifacts/model (tokenizer,
+     processor), artifacts/questions
 Out: artifacts/proxy/ (segments.safetensors, pairs.safetensors, manifest.json)
 """
 
@@ -23,8 +24,8 @@ def proxy(stage: Stage) -> None:
     from efficientllava.models.checkpoint import load_processor
     from efficientllava.models.families import family_of
 
-    settings = stage.parameters.proxy
-    processor = load_processor(ARTIFACTS / "model", stage.parameters.evaluation.style)
+    settings, asked = stage.parameters.proxy, stage.parameters.evaluation
+    processor = load_processor(ARTIFACTS / "model", asked.style, asked.chat_template)
     text = read_text(settings.text)
     segments = sample_segments(
         processor.tokenizer, text, settings.segments, settings.segment_length, settings.seed

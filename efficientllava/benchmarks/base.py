@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from efficientllava.data.conversations import CONVERSATIONS, IMAGE_TOKEN
 from efficientllava.errors import UserError
 from efficientllava.progress import Progress
 
@@ -22,31 +23,6 @@ if TYPE_CHECKING:
     from efficientllava.benchmarks.records import Record
 
 R = TypeVar("R", bound="Record")
-IMAGE_TOKEN = "<image>"
-_SYSTEM = (
-    "A chat between a curious {person} and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the {person}'s questions."
-)
-
-
-@dataclass(frozen=True)
-class Conversation:
-    """The text around a question, as LLaVA was trained with it (llava/conversation.py).
-
-    A system sentence stands before the first turn; two roles; single spaces between.
-    """
-
-    system: str
-
-    def prompt(self, message: str) -> str:
-        """Everything the model reads before its first answer; the tokenizer adds BOS."""
-        return f"{self.system} USER: {message} ASSISTANT:"
-
-
-CONVERSATIONS = {
-    "vicuna_v1": Conversation(_SYSTEM.format(person="user")),
-    "llava_v1": Conversation(_SYSTEM.format(person="human")),
-}
 
 
 def with_image(text: str, has_image: bool) -> str:
@@ -59,7 +35,7 @@ class Style:
     """A way to put the questions.
 
     Attributes:
-        conversation: a name of `CONVERSATIONS`.
+        conversation: a name of `data.conversations.CONVERSATIONS`.
         suffix: a last line of the user's message; empty for none.
     """
 
@@ -267,6 +243,28 @@ def read_records(
     """
     chosen = benchmark.style(style)
     return benchmark.read(source, benchmark.split(split), chosen)
+
+
+def require_images(
+    benchmark: Benchmark[Any],
+    source: str | Path,
+    split: str | None,
+    style: str | None,
+    questions: int | None,
+) -> None:
+    """Check that all of the first questions have an image, for a model that takes no others.
+
+    Raises:
+        UserError: they have not; as `read_records`.
+    """
+    records = read_records(benchmark, source, split, style)[:questions]
+    if without := [record.id for record in records if record.image is None]:
+        raise UserError(
+            f"{len(without)} of {len(records)} questions have no image (first: {without[0]}), and "
+            "the model takes no question without one",
+            where=benchmark.title,
+            remedy="take a benchmark whose questions all have one (scienceqa_img)",
+        )
 
 
 def full_prompt(benchmark: Benchmark[Any], record: Record, style: str | None = None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,9 @@ from typing import Any
 
 import torch
 
-from efficientllava.benchmarks.base import IMAGE_TOKEN
 from efficientllava.benchmarks.journal import Journal
 from efficientllava.benchmarks.records import Record
+from efficientllava.data.conversations import IMAGE_TOKEN
 from efficientllava.data.encoding import Encoded, encode_prompt
 from efficientllava.data.images import image_bytes
 from efficientllava.errors import UserError
@@ -20,7 +21,10 @@ from efficientllava.files import value_digest
 from efficientllava.models.batches import batch_inputs, reads_token_types
 from efficientllava.models.families import family_of
 from efficientllava.models.processors.llava_images import crops_images
-from efficientllava.progress import Event, Progress
+from efficientllava.progress import Event, Progress, announce_if_long
+
+THOUGHT = "</think>"
+"""The end of what models that think write before their answer."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ def generate_answers(
     ]
     # equal questions once; similar lengths together, so that little is padded
     left = sorted(dict(waiting).items(), key=lambda pair: len(pair[1].prompt))
-    done = len(asked) - len(waiting)
+    started = time.monotonic()
     with journal:
         for start in range(0, len(left), batch_size):
             batch = left[start : start + batch_size]
@@ -70,6 +74,8 @@ def generate_answers(
             for (key, _), text in zip(batch, texts, strict=True):
                 journal.add(key, text)
             done = sum(key in journal.texts for key in keys)
+            if start == 0:
+                announce_if_long(len(batch), time.monotonic() - started, len(left) - len(batch))
             progress(Event("question", done, len(asked)))
     return [journal.texts[key] for key in keys]
 
@@ -100,7 +106,8 @@ def _batch_answers(
     texts = processor.batch_decode(
         [_until_end(row.tolist(), end_tokens) for row in tokens], skip_special_tokens=True
     )
-    return [text.strip() for text in texts]
+    # what a model thinks before it answers is no answer
+    return [text.rpartition(THOUGHT)[2].strip() for text in texts]
 
 
 def _until_end(tokens: list[int], end_tokens: set[int]) -> list[int]:

@@ -11,6 +11,8 @@ from efficientllava.benchmarks.generation import Asked, generate_answers
 from efficientllava.benchmarks.journal import Journal
 from efficientllava.benchmarks.judge.client import Judging
 from efficientllava.benchmarks.predictions import Predictions, answer_row
+from efficientllava.data.prompts import IMAGE_TOKEN, asks_as_vicuna, chat_prompt
+from efficientllava.models.families import family_of
 from efficientllava.progress import Progress
 
 
@@ -22,6 +24,7 @@ class Plan:
         source: a folder with the official files, or a hub id.
         questions: the first so many; None for all.
         new_tokens: length at which answers are cut; None for the benchmark's own.
+        chat_template: `evaluation.chat_template`, which the processor was loaded with.
     """
 
     benchmark: Benchmark[Any]
@@ -31,6 +34,7 @@ class Plan:
     questions: int | None = None
     batch_size: int = 1
     new_tokens: int | None = None
+    chat_template: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ def run_benchmark(
     """
     benchmark = plan.benchmark
     records = list(read_records(benchmark, plan.source, plan.split, plan.style))[: plan.questions]
-    asked = [Asked(record, full_prompt(benchmark, record, plan.style)) for record in records]
+    asked = [Asked(record, prompt_of(model, processor, plan, record)) for record in records]
     texts = generate_answers(
         model,
         processor,
@@ -102,6 +106,26 @@ def run_benchmark(
         return Result(rows, _unscored(benchmark, len(records)), upload)
     outcome = benchmark.score(records, predictions, plan.source, judging, progress)
     return Result(rows, outcome, upload)
+
+
+def prompt_of(model: Any, processor: Any, plan: Plan, record: Any) -> str:
+    """Everything the model reads before its answer to a record.
+
+    LLaVA-1.5 and LLaVA-SQA are asked as their official scripts do; any other model with its chat
+    template, or bare where it has none (`data.prompts.chat_prompt`).
+
+    Raises:
+        UserError: the question cannot be put in this style, or the template refuses it.
+    """
+    family = family_of(model.config)
+    official = plan.chat_template == "auto" and model.config.model_type == "llava"
+    if official and asks_as_vicuna(processor):
+        full = full_prompt(plan.benchmark, record, plan.style)
+        return full.replace(IMAGE_TOKEN, family.image_token)
+    message = plan.benchmark.message(record, plan.benchmark.style(plan.style))
+    has_image = IMAGE_TOKEN in message
+    text = message.replace(f"{IMAGE_TOKEN}\n", "", 1)
+    return chat_prompt(processor, text, family.image_token if has_image else None)
 
 
 def _unscored(benchmark: Benchmark[Any], n: int) -> Outcome:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from efficientllava.models.families import device_of
+from efficientllava.models.families import device_of, text_inputs
 
 
 @torch.no_grad()
@@ -23,7 +23,7 @@ def segment_losses(model: nn.Module, segments: Tensor, batch_size: int) -> Tenso
     """
     losses = []
     for batch in segments.to(device_of(model)).split(batch_size):
-        logits = model(input_ids=batch).logits[:, :-1].float()
+        logits = model(**text_inputs(model, batch)).logits[:, :-1].float()
         tokens = F.cross_entropy(logits.transpose(1, 2), batch[:, 1:], reduction="none")
         losses.append(tokens.double().mean(dim=1).cpu())
     return torch.cat(losses)

@@ -15,7 +15,7 @@ from efficientllava.calibration.visual_tokens import drifting
 from efficientllava.data.proxy import Pairs, ProxyData, batches
 from efficientllava.errors import UserError
 from efficientllava.kernels.hessian import accumulate, empty
-from efficientllava.models.families import FOUND, Adapter, Matrix
+from efficientllava.models.families import FOUND, Adapter, Matrix, text_inputs
 from efficientllava.offload.block_stream import replaced_forward
 from efficientllava.parameters import PruningParameters
 
@@ -52,6 +52,8 @@ def language_inputs(adapter: Adapter, batch: dict[str, torch.Tensor]) -> Languag
     """Run a model up to its language model and keep what arrives there, on the model's device."""
     caught: dict[str, Any] = {}
     batch = {name: value.to(adapter.device) for name, value in batch.items()}
+    if batch.keys() == {"input_ids"}:
+        batch = text_inputs(adapter.model, batch["input_ids"])
 
     def catch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         caught.update(kwargs)

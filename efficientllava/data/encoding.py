@@ -41,7 +41,8 @@ def encode_prompt(processor: Any, prompt: str, image: Image.Image | None) -> Enc
     Raises:
         ValueError, IndexError: the processor refuses it.
     """
-    return Encoded(_tensors(processor(text=[prompt], images=_listed(image), return_tensors="pt")))
+    given = {"images": _listed(image), "return_tensors": "pt", **_special(processor, prompt)}
+    return Encoded(_tensors(processor(text=[prompt], **given)))
 
 
 def encode_answered(processor: Any, prompt: str, answer: str, image: Image.Image | None) -> Encoded:
@@ -55,11 +56,11 @@ def encode_answered(processor: Any, prompt: str, answer: str, image: Image.Image
     Raises:
         ValueError, IndexError: the processor refuses it.
     """
-    images = _listed(image)
+    given = {"images": _listed(image), "return_tensors": "pt", **_special(processor, prompt)}
     if _keeps_answers_apart(processor):
-        encoded = processor(text=[prompt], suffix=[answer], images=images, return_tensors="pt")
+        encoded = processor(text=[prompt], suffix=[answer], **given)
         return Encoded(_tensors(encoded), int(encoded["token_type_ids"].sum()), closing=1)
-    encoded = processor(text=[join_answer(prompt, answer)], images=images, return_tensors="pt")
+    encoded = processor(text=[join_answer(prompt, answer)], **given)
     [(tokens, _)] = answer_tokens(processor, prompt, [answer])
     return Encoded(_tensors(encoded), len(tokens))
 
@@ -76,12 +77,23 @@ def answer_tokens(
         encoded = tokenizer(list(answers), add_special_tokens=False)["input_ids"]
         return [(tokens, True) for tokens in encoded]
     texts = [prompt, *(join_answer(prompt, answer) for answer in answers)]
-    alone, *together = tokenizer(texts)["input_ids"]
+    alone, *together = tokenizer(texts, **_special(processor, prompt))["input_ids"]
     shared = [common_prefix(alone, tokens) for tokens in together]
     return [
         (tokens[count:], count == len(alone))
         for tokens, count in zip(together, shared, strict=True)
     ]
+
+
+def _special(processor: Any, prompt: str) -> dict[str, bool]:
+    """No special tokens beside those that a chat template wrote, as `apply_chat_template` encodes.
+
+    A processor's template is known by the token that begins a text; a tokenizer's own template
+    writes all of them.
+    """
+    begin = getattr(processor.tokenizer, "bos_token", None)
+    whole = getattr(processor, "writes_special_tokens", False)
+    return {"add_special_tokens": False} if whole or begin and prompt.startswith(begin) else {}
 
 
 def _keeps_answers_apart(processor: Any) -> bool:

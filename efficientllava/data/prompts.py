@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from efficientllava.data.questions import Question
+from jinja2 import TemplateError
 
-IMAGE_TOKEN = "<image>"
+from efficientllava.data.conversations import CONVERSATIONS, IMAGE_TOKEN
+from efficientllava.data.questions import Question
+from efficientllava.errors import UserError
 
 
 def question_prompt(
@@ -26,19 +28,86 @@ def question_prompt(
 def chat_prompt(processor: Any, message: str, image_token: str | None) -> str:
     """Everything the model reads before its answer to a user's message.
 
+    It is what `apply_chat_template` gives for one user turn with the answer's opening: of the
+    processor, which is handed the image as a part of the message; or, where only the tokenizer has
+    a template, of the tokenizer, with the image token on a line in front. Without a template the
+    model reads the message as it is, the image token in front.
+
     Args:
-        processor: whose chat template is used, where it has one of its own; else the model reads
-            the message as it is, the image token on a line in front.
         image_token: what stands for the image; None without an image.
+
+    Raises:
+        UserError: the template refuses the message.
     """
+    plain = message if image_token is None else f"{image_token}\n{message}"
+    tokenizer = getattr(processor, "tokenizer", None)
     if getattr(processor, "chat_template", None):
         image = [] if image_token is None else [{"type": "image"}]
-        turn = {"role": "user", "content": [*image, {"type": "text", "text": message}]}
-        prompt: str = processor.apply_chat_template(
-            [turn], add_generation_prompt=True, tokenize=False
+        writer, content = processor, [*image, {"type": "text", "text": message}]
+    elif getattr(tokenizer, "chat_template", None):
+        writer, content = tokenizer, plain
+    else:
+        return plain
+    try:
+        prompt: str = writer.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
         )
-        return prompt
-    return message if image_token is None else f"{image_token}\n{message}"
+    except (ValueError, TypeError, ImportError, TemplateError) as error:
+        raise UserError(
+            f"the chat template refuses a user's message: {str(error).strip()}",
+            where="the checkpoint's chat_template",
+            remedy="mend the template, or set evaluation.chat_template to none",
+        ) from error
+    return prompt
+
+
+def choose_template(processor: Any, name: str, image_token: str, where: str) -> None:
+    """Let a processor ask with one of its templates, with another, or without any; in place.
+
+    Args:
+        name: `evaluation.chat_template`: "auto" leaves the processor as it is, "none" takes its
+            templates away, another value names one of its own (additional_chat_templates/) or of
+            `CONVERSATIONS`.
+        where: of the processor, for messages.
+
+    Raises:
+        UserError: there is no template of that name.
+    """
+    if name == "auto":
+        return
+    tokenizer = processor.tokenizer
+    known: dict[str, str] = {}
+    for each in (tokenizer, processor):
+        templates = getattr(each, "chat_template", None)
+        known |= templates if isinstance(templates, dict) else {}
+    known |= {key: text.jinja(image_token) for key, text in CONVERSATIONS.items()}
+    if name != "none" and name not in known:
+        raise UserError(
+            f"no chat template {name!r} (there are: auto, none, {', '.join(sorted(known))})",
+            where=f"params.yaml, evaluation.chat_template, for {where}",
+        )
+    for each in (tokenizer, processor):
+        if hasattr(each, "chat_template"):
+            each.chat_template = None
+    if name in CONVERSATIONS and hasattr(processor, "chat_template"):
+        processor.chat_template = known[name]
+    elif name != "none":
+        owner = processor if hasattr(processor, "chat_template") else tokenizer
+        owner.chat_template = known[name]
+
+
+def asks_as_vicuna(processor: Any) -> bool:
+    """Whether a processor has no template, or one that asks as Vicuna does (USER, ASSISTANT).
+
+    The hub's LLaVA-1.5 has such a one, without the system sentence of the official scripts.
+    """
+    if not any(
+        getattr(each, "chat_template", None)
+        for each in (processor, getattr(processor, "tokenizer", None))
+    ):
+        return True
+    prompt = chat_prompt(processor, "w", None).rstrip()
+    return "USER:" in prompt and prompt.endswith("ASSISTANT:")
 
 
 def join_answer(prompt: str, answer: str) -> str:

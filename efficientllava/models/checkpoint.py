@@ -17,6 +17,7 @@ from transformers import (
     ProcessorMixin,
 )
 
+from efficientllava.data.prompts import IMAGE_TOKEN, choose_template
 from efficientllava.errors import UserError
 from efficientllava.files import read_json, replacing, write_json
 from efficientllava.models.families import (
@@ -33,7 +34,13 @@ from efficientllava.models.processors.image_tokens import check_image_size, fit_
 from efficientllava.models.processors.llava_images import pads_images, use_original_images
 from efficientllava.models.processors.still_images import needs_torchvision, processor_class
 from efficientllava.models.processors.text_processor import TextProcessor
-from efficientllava.models.skeleton import check_size, model_class, without_weights
+from efficientllava.models.skeleton import (
+    check_size,
+    model_class,
+    read_config,
+    without_weights,
+)
+from efficientllava.models.source import TEMPLATES
 from efficientllava.models.weight_files import (
     INDEX,
     check_finite,
@@ -46,14 +53,14 @@ SHARD_BYTES = 5 * 10**9
 
 WEIGHTS_AND_RECORDS = (
     "config.json",
-    "generation_config.json",
     INDEX,
     "training.json",
     "matrices.json",
 )
 """JSON files of a checkpoint that are not its processor's."""
 
-PROCESSOR_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
+PROCESSOR_FILES = ("*.json", "*.jinja", "*.model", "*.txt", TEMPLATES)
+"""What is copied whole from a dense checkpoint to a pruned one, generation_config.json too."""
 
 
 def check_checkpoint(folder: Path) -> Family:
@@ -112,6 +119,7 @@ def load_model(
         check_size(folder, family.takes_images)
         model, loading = loader.from_pretrained(
             folder,
+            config=read_config(folder),
             dtype="auto" if dtype is None else dtype,
             use_safetensors=True,
             local_files_only=True,
@@ -163,7 +171,9 @@ def _known_family(folder: Path) -> Family | None:
 
 
 @quiet_transformers()
-def load_processor(folder: Path, style: str | None = None) -> ProcessorMixin | TextProcessor:
+def load_processor(
+    folder: Path, style: str | None = None, chat_template: str = "auto"
+) -> ProcessorMixin | TextProcessor:
     """Load a checkpoint's processor (tokenizer and image processor; PIL, no torchvision).
 
     Of a text-only model it is its tokenizer in a `TextProcessor`.
@@ -175,12 +185,22 @@ def load_processor(folder: Path, style: str | None = None) -> ProcessorMixin | T
     Args:
         style: `evaluation.style`; decides between the two where config.json has no
             `image_aspect_ratio`. None stands for LLaVA-1.5.
+        chat_template: `evaluation.chat_template`; see `data.prompts.choose_template`.
 
     Raises:
-        UserError: the folder holds none, or one that cannot be used.
+        UserError: the folder holds none, or one that cannot be used; no such chat template.
     """
     folder = Path(folder)
     family = _known_family(folder)
+    processor = _prepared(folder, family, style)
+    token = "" if family is None else family.image_token
+    choose_template(processor, chat_template, token or IMAGE_TOKEN, str(folder))
+    return processor
+
+
+def _prepared(
+    folder: Path, family: Family | None, style: str | None
+) -> ProcessorMixin | TextProcessor:
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         if family is not None and not family.takes_images:
@@ -275,4 +295,6 @@ def _copy_processor(source: Path, folder: Path) -> None:
     for pattern in PROCESSOR_FILES:
         for file in sorted(source.glob(pattern)):
             if file.name not in WEIGHTS_AND_RECORDS:
-                shutil.copyfile(file, folder / file.name)
+                place = folder / file.relative_to(source)
+                place.parent.mkdir(exist_ok=True)
+                shutil.copyfile(file, place)

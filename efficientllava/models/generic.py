@@ -144,7 +144,9 @@ def with_found_family(given: Path, folder: Path) -> Path:
     folder.mkdir(parents=True)
     for file in sorted({path for pattern in CHECKPOINT_FILES for path in given.glob(pattern)}):
         if file.name != "config.json":
-            _link(file, folder / file.name)
+            place = folder / file.relative_to(given)
+            place.parent.mkdir(exist_ok=True)
+            _link(file, place)
     content = read_json(given / "config.json")
     write_json(folder / "config.json", content | {FOUND: json.loads(json.dumps(asdict(family)))})
     return folder

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +17,7 @@ from efficientllava.data.questions import Question
 from efficientllava.errors import UserError
 from efficientllava.models.batches import batch_inputs
 from efficientllava.models.families import family_of
-from efficientllava.progress import Event, Progress
+from efficientllava.progress import Event, Progress, announce_if_long
 
 
 @dataclass(frozen=True)
@@ -49,11 +51,16 @@ def choice_likelihoods(
     image_token = family_of(model.config).image_token  # type: ignore[union-attr,arg-type]
     rows = [row for question in questions for row in _rows(processor, question, image_token)]
     likelihoods: dict[str, list[float]] = {question.id: [] for question in questions}
+    started, remaining = time.monotonic(), Counter(row.question.id for row in rows)
     for start in range(0, len(rows), batch_size):
         batch = rows[start : start + batch_size]
         for row, values in zip(batch, _batch_likelihoods(model, processor, batch), strict=True):
             likelihoods[row.question.id] += values
-        progress(Event("question", min(start + batch_size, len(rows)), len(rows)))
+        remaining.subtract(row.question.id for row in batch)
+        done = sum(count == 0 for count in remaining.values())
+        if start == 0:
+            announce_if_long(done, time.monotonic() - started, len(questions) - done)
+        progress(Event("question", done, len(questions)))
     return [likelihoods[question.id] for question in questions]
 
 

@@ -44,7 +44,9 @@ class VisionLanguageModel:
     def digest(self) -> str:
         """sha256 over the names and contents of the checkpoint's files; reads all of them once."""
         files = {path for pattern in CHECKPOINT_FILES for path in self.folder.glob(pattern)}
-        return value_digest({path.name: file_digest(path) for path in files})
+        return value_digest(
+            {path.relative_to(self.folder).as_posix(): file_digest(path) for path in files}
+        )
 
     @cached_property
     def processor(self) -> Any:

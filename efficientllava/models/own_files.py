@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from efficientllava.errors import UserError
+from efficientllava.models.source import TEMPLATES
 from efficientllava.models.weight_files import weight_files, weights_entry
 
-READ = ("*.json", "*.model", "*.txt", "*.jinja")
+READ = ("*.json", "*.model", "*.txt", "*.jinja", TEMPLATES)
 """Files of transformers beside weights: configuration, tokenizer and processor."""
-TEMPLATES = "additional_chat_templates/*.jinja"
-"""Read by transformers' processors as well, but not copied."""
 GB = 10**9
 
 
@@ -28,7 +27,7 @@ def checkpoint_files(folder: Path) -> list[Path]:
     """
     folder = Path(folder)
     beside = sorted(path for pattern in READ for path in folder.glob(pattern) if not _is_dir(path))
-    for file in (*beside, *folder.glob(TEMPLATES)):
+    for file in beside:
         _require_own(file, folder)
     entry = weights_entry(folder)
     _require_own(entry, folder)

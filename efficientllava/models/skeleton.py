@@ -37,9 +37,20 @@ def model_class(takes_images: bool) -> Any:
     return AutoModelForImageTextToText if takes_images else AutoModelForCausalLM
 
 
+def read_config(folder: Path) -> Any:
+    """A checkpoint's configuration, whose attention is transformers' choice of sdpa or eager.
+
+    What config.json asks for (flash attention, where the model was trained) may not be installed,
+    and block replay and exact comparisons rest on ours.
+    """
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    config._attn_implementation = None
+    return config
+
+
 def without_weights(folder: Path, takes_images: bool) -> PreTrainedModel:
     """A checkpoint's model on torch's meta device, whatever its family."""
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    config = read_config(folder)
     with torch.device("meta"):
         model: PreTrainedModel = model_class(takes_images).from_config(config)
     return model

@@ -7,11 +7,17 @@ from pathlib import Path
 from efficientllava.errors import UserError
 from efficientllava.files import read_json
 
-CHECKPOINT_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
+TEMPLATES = "additional_chat_templates/*.jinja"
+"""A checkpoint's chat templates beside the usual one, by name."""
+
+CHECKPOINT_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", TEMPLATES)
 """The files of a checkpoint; never pickles, never code."""
 
 BUILT = ("demo", "smollm2")
 """Values of `model.source` for which the stage `model` builds the checkpoint itself."""
+
+NEEDS_IMAGES = ("paligemma",)
+"""Types of models that take no question without an image."""
 
 MATRICES = "matrices.json"
 """Beside the weights that the stage `model` wrote: the names of the prunable matrices, in order."""

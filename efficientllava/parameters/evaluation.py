@@ -42,6 +42,9 @@ class EvaluationParameters(Section):
     style: Literal["llava_v1_5", "llava_sqa"] = Field(
         "llava_v1_5", description="how the model was trained: decides how ScienceQA's questions are put, and whether a LLaVA's images are padded (`llava_v1_5`) or cropped (`llava_sqa`) where its config.json has no `image_aspect_ratio`"
     )
+    chat_template: str = Field(
+        "auto", min_length=1, description="how questions are wrapped: `auto` (the checkpoint's own chat template; LLaVA-1.5 and LLaVA-SQA as their official scripts; bare without a template), `none` (bare), or a name: of a template in `additional_chat_templates/`, `vicuna_v1` or `llava_v1`"
+    )
     questions: int | None = Field(None, ge=1, description="number of test questions; null for all")
     batch_size: int = Field(64, ge=1, description="questions in a forward pass")
     new_tokens: int | None = Field(

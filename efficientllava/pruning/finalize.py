@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from efficientllava import __version__
@@ -16,7 +17,7 @@ from efficientllava.calibration.opened import OpenModel, block_by_block, whole
 from efficientllava.data.proxy import ProxyData
 from efficientllava.errors import UserError
 from efficientllava.models.checkpoint import load_model, save_checkpoint
-from efficientllava.models.families import Adapter, adapter_for, device_of
+from efficientllava.models.families import Adapter, adapter_for, device_of, text_inputs
 from efficientllava.offload.blocks_on_disk import blocks_on_disk
 from efficientllava.progress import Event
 from efficientllava.pruning.methods import Method
@@ -141,6 +142,30 @@ def _names_in_blocks(adapter: Adapter) -> set[str]:
     return {name for name, value in state.items() if id(value) in own}
 
 
+@contextmanager
+def _aligned(model: PreTrainedModel) -> Iterator[None]:
+    """While this lasts, every prunable module computes with copies of its weights.
+
+    A product's last bit depends on where in memory its weights begin, and those of a file that is
+    mapped begin anywhere. A module's copies live while it runs.
+    """
+    kept: dict[nn.Parameter, torch.Tensor] = {}
+
+    def copy(module: nn.Module, args: Any) -> None:
+        for parameter in module.parameters(recurse=False):
+            kept[parameter], parameter.data = parameter.data, parameter.data.clone()
+
+    def back(module: nn.Module, args: Any, output: Any) -> None:
+        for parameter in module.parameters(recurse=False):
+            parameter.data = kept.pop(parameter)
+
+    with ExitStack() as hooks:
+        for module in dict.fromkeys(matrix.module for matrix in adapter_for(model).matrices):
+            hooks.callback(module.register_forward_pre_hook(copy).remove)
+            hooks.callback(module.register_forward_hook(back).remove)
+        yield
+
+
 @torch.no_grad()
 def require_same_logits(
     model: PreTrainedModel, reloaded: PreTrainedModel, proxy: ProxyData
@@ -150,8 +175,12 @@ def require_same_logits(
     Raises:
         UserError: it does not.
     """
-    segment = proxy.segments[:1].to(device_of(model))
-    if not torch.equal(model(input_ids=segment).logits, reloaded(input_ids=segment).logits):
+    segment = text_inputs(model, proxy.segments[:1].to(device_of(model)))
+    logits = []
+    for each in (model, reloaded):
+        with _aligned(each):
+            logits.append(each(**segment).logits)
+    if not torch.equal(*logits):
         raise UserError(
             "the saved checkpoint does not give the logits of the model in memory",
             where="pruned checkpoint",

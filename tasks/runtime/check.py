@@ -8,9 +8,10 @@ from typing import Any
 
 from efficientllava.allocation.search.policy import check_band
 from efficientllava.errors import UserError
-from efficientllava.models.source import BUILT, local_folder, require_source
+from efficientllava.files import read_json
+from efficientllava.models.source import BUILT, NEEDS_IMAGES, local_folder, require_source
 from efficientllava.parameters import Parameters
-from efficientllava.registry import METHODS
+from efficientllava.registry import BENCHMARKS, METHODS
 
 
 def check_parameters(parameters: Parameters) -> None:
@@ -126,3 +127,31 @@ def _check_evaluation(parameters: Parameters) -> None:
             raise UserError(
                 "no such folder", where=f"params.yaml, evaluation.data.{name}: {source}"
             )
+    folder = model_folder(parameters)
+    config = None if folder is None else folder / "config.json"
+    if config is not None and config.is_file() and evaluation.named_benchmarks:
+        check_questions(parameters, read_json(config), local=True)
+
+
+def check_questions(parameters: Parameters, config: Any, local: bool) -> None:
+    """Check that a model that needs images is asked no questions without one.
+
+    Args:
+        config: the content of the model's config.json.
+        local: look only at benchmarks whose files are here.
+
+    Raises:
+        UserError: a benchmark has such questions.
+    """
+    evaluation = parameters.evaluation
+    if not isinstance(config, dict) or config.get("model_type") not in NEEDS_IMAGES:
+        return
+    from efficientllava.benchmarks.base import require_images
+
+    for name in evaluation.named_benchmarks:
+        source, benchmark = evaluation.data[name], BENCHMARKS[name]
+        if local and not Path(source).expanduser().is_dir():
+            continue
+        style = evaluation.style if evaluation.style in benchmark.styles else None
+        split = evaluation.splits.get(name)
+        require_images(benchmark, source, split, style, evaluation.questions)

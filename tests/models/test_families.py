@@ -26,9 +26,10 @@ from efficientllava.allocation.search.algorithm import (
     SearchGoal,
     SearchInputs,
 )
-from efficientllava.calibration.block_walk import BlockWalk, calibration_inputs
+from efficientllava.benchmarks.text_loss import segment_losses
+from efficientllava.calibration.block_walk import BlockWalk, calibration_inputs, language_inputs
 from efficientllava.calibration.opened import OpenModel
-from efficientllava.calibration.proxy_loss import ProxyLoss
+from efficientllava.calibration.proxy_loss import ProxyLoss, hidden_states
 from efficientllava.cli import commands
 from efficientllava.data.proxy import Pairs, ProxyData, build_pairs, load_proxy, save_proxy
 from efficientllava.data.questions import Question
@@ -41,7 +42,7 @@ from efficientllava.models.checkpoint import (
     load_processor,
     save_checkpoint,
 )
-from efficientllava.models.families import FAMILIES, Adapter, Matrix, adapter_for
+from efficientllava.models.families import FAMILIES, Adapter, Matrix, adapter_for, text_inputs
 from efficientllava.models.weight_files import weight_files
 from efficientllava.offload.blocks_on_disk import blocks_on_disk
 from efficientllava.parameters import (
@@ -95,7 +96,8 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 with_pairs = pytest.mark.parametrize("case", PICTURED, indirect=True, scope="module")
 
 
-def _pairs(folder: Path, model: PreTrainedModel, processor: ProcessorMixin) -> Pairs:
+def picture_questions(folder: Path) -> list[Question]:
+    """Six questions about pictures of different shapes, written to the folder."""
     generator = np.random.default_rng(0)
     questions = []
     for index, (width, height) in enumerate(SIZES):
@@ -106,8 +108,12 @@ def _pairs(folder: Path, model: PreTrainedModel, processor: ProcessorMixin) -> P
         questions.append(
             Question(str(index), text, choices, index % 2, "", path, "", "grade1", "train")
         )
+    return questions
+
+
+def _pairs(folder: Path, model: PreTrainedModel, processor: ProcessorMixin) -> Pairs:
     image_token = FAMILIES[model.config.model_type].image_token
-    return build_pairs(questions, processor, len(SIZES), 0, image_token)
+    return build_pairs(picture_questions(folder), processor, len(SIZES), 0, image_token)
 
 
 def test_every_family_is_tested() -> None:
@@ -168,7 +174,7 @@ def test_hessians_equal_those_of_the_whole_model(
 
         handles.append(matrix.module.register_forward_pre_hook(keep))
     with torch.no_grad():
-        adapter.model(input_ids=proxy.segments)
+        adapter.model(**text_inputs(adapter.model, proxy.segments))
         current[0] = 1
         if proxy.pairs is not None:
             adapter.model(**proxy.pairs.inputs)
@@ -190,7 +196,8 @@ def test_hessians_equal_those_of_the_whole_model(
 def test_loss_equals_that_of_a_plain_forward_pass(case: Case) -> None:
     adapter, proxy = adapter_for(case.model()), case.proxy
     with torch.no_grad():
-        text = adapter.model(input_ids=proxy.segments).logits[:, :-1].double().log_softmax(-1)
+        inputs = text_inputs(adapter.model, proxy.segments)
+        text = adapter.model(**inputs).logits[:, :-1].double().log_softmax(-1)
         count = proxy.segments[:, 1:].numel()
         expected = -float(text.gather(2, proxy.segments[:, 1:, None]).mean())
         if proxy.pairs is not None:
@@ -200,6 +207,21 @@ def test_loss_equals_that_of_a_plain_forward_pass(case: Case) -> None:
             expected = (expected * count - float(picked.sum())) / (count + picked.numel())
     loss = ProxyLoss(adapter, proxy, "nll", "text_and_pairs")
     assert loss(adapter.language_model) == pytest.approx(expected, rel=1e-4)
+
+
+def test_text_is_read_forwards(case: Case) -> None:
+    """No token of the calibration text, the proxy loss or the text loss sees the next one."""
+    adapter, other = adapter_for(case.model()), case.proxy.segments.clone()
+    other[:, -1] = 21 + (other[:, -1] == 21).long()
+    seen = []
+    with torch.no_grad():
+        for segments in (case.proxy.segments, other):
+            inputs = language_inputs(adapter, {"input_ids": segments})
+            seen.append(hidden_states(adapter.language_model, inputs)[:, :-1])
+    torch.testing.assert_close(*seen)
+    losses = segment_losses(adapter.model, case.proxy.segments, 8)
+    expected = ProxyLoss(adapter, ProxyData(case.proxy.segments, None), "nll", "text")
+    assert float(losses.mean()) == pytest.approx(expected(adapter.language_model), rel=1e-4)
 
 
 def test_whole_chain(case: Case, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ QUESTIONS = {
     AVERAGE: 4241,
 }
 """Of ScienceQA's test split, by column of table 3."""
-SECTION = PAGE.read_text(encoding="utf-8").partition("\n## 9. Known slips")[2]
+SECTION = PAGE.read_text(encoding="utf-8").partition("\n## 10. Known slips")[2]
 MISPRINTS = [
     [cell.strip() for cell in line.strip("|").split("|")]
     for line in SECTION.splitlines()

@@ -54,7 +54,7 @@ def one_by_one(module: nn.Module, matrices: Sequence[Matrix], watcher: Watcher) 
         for gate_up, down in pairs:
             if gate_up.expert not in hits:
                 continue
-            place, token = torch.where((chosen == gate_up.expert).T)
+            place, token = torch.where(chosen.T == gate_up.expert)
             rows = product(down, made._apply_gate(product(gate_up, hidden[token])))
             rows = rows * weights[token, place, None]
             output = output.index_add(0, token, rows.to(output.dtype))

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from efficientllava.benchmarks.base import IMAGE_TOKEN, with_image
+from efficientllava.benchmarks.base import with_image
+from efficientllava.data.conversations import IMAGE_TOKEN
 
 if TYPE_CHECKING:
     from efficientllava.data.questions import Question

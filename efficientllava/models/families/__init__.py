@@ -5,6 +5,7 @@ from efficientllava.models.families.adapter import (
     adapter_for,
     device_of,
     require_head,
+    text_inputs,
 )
 from efficientllava.models.families.matrices import Matrix, replace_weights
 from efficientllava.models.families.table import (
@@ -33,4 +34,5 @@ __all__ = [
     "replace_weights",
     "require_family",
     "require_head",
+    "text_inputs",
 ]

@@ -83,6 +83,18 @@ def device_of(model: nn.Module) -> torch.device:
     return device
 
 
+def text_inputs(model: nn.Module, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The inputs of a model for text alone, in which no token sees the next one.
+
+    Args:
+        ids: [n, T] token ids.
+    """
+    inputs = {"input_ids": ids}
+    if family_of(model.config).reads_both_ways:  # type: ignore[arg-type]
+        inputs["token_type_ids"] = torch.ones_like(ids)
+    return inputs
+
+
 def adapter_for(model: nn.Module) -> Adapter:
     """Find the decoder blocks, prunable matrices and projector of a model.
 

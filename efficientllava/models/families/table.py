@@ -50,6 +50,8 @@ class Family:
         dense: linear layers inside a block that stay as they are (gates, small projections).
         projector: the module (projector, connector, merger) between vision tower and language
             model, or several of them; None for a model that reads text only.
+        reads_both_ways: a prompt is read in both directions, and text only forwards where the
+            model is given `token_type_ids` of 1 (PaliGemma).
         note: how blocks or images differ from Llama's and LLaVA's.
         image_token: stands for an image in a prompt, as the family's processor reads it;
             empty where there are no images.
@@ -61,6 +63,7 @@ class Family:
     blocks: str = "layers"
     input_groups: tuple[tuple[str, ...], ...] = DECODER_GROUPS
     dense: tuple[str, ...] = ()
+    reads_both_ways: bool = False
     note: str = ""
 
     @property
@@ -111,7 +114,9 @@ OURS: dict[str, Family] = {
         "model.visual.merger", QWEN_IMAGE, dense=GATES, note=f"{EXPERTS}; {LINEAR}"
     ),
     "paligemma": _pictured(
-        "model.multi_modal_projector", note="reads the prompt in both directions; needs an image"
+        "model.multi_modal_projector",
+        reads_both_ways=True,
+        note="reads the prompt in both directions; needs an image",
     ),
     "gemma3": _pictured("model.multi_modal_projector", "<start_of_image>"),
     "gemma4": _pictured("model.embed_vision", "<|image|>", dense=PER_LAYER, note=SHARED),

@@ -56,6 +56,10 @@ class _StillSmolVLM(SmolVLMProcessor):
         self.image_seq_len = image_seq_len
         ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
 
+    def apply_chat_template(self, *args: Any, **kwargs: Any) -> Any:
+        """As other families': SmolVLM's own asks the video processor for its frames first."""
+        return ProcessorMixin.apply_chat_template(self, *args, **kwargs)
+
 
 class _StillGemma4(Gemma4Processor):
     """Gemma 4's own __init__ takes its parts in another order."""

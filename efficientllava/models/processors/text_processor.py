@@ -23,6 +23,11 @@ class TextProcessor:
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
         self.tokenizer = tokenizer
 
+    @property
+    def writes_special_tokens(self) -> bool:
+        """Whether prompts come from a chat template, with every special token they need."""
+        return bool(getattr(self.tokenizer, "chat_template", None))
+
     def __call__(
         self, text: str | Sequence[str], images: Sequence[Any] | None = None, **settings: Any
     ) -> BatchEncoding:
