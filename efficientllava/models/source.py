@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from efficientllava.errors import UserError
-from efficientllava.files import read_json
 
 TEMPLATES = "additional_chat_templates/*.jinja"
 """A checkpoint's chat templates beside the usual one, by name."""
@@ -83,18 +82,3 @@ def hub_snapshot(name: str, revision: str | None, where: str, cache: Path | None
             remedy="check name, revision and network, or download it and give the folder",
         ) from error
     return Path(folder)
-
-
-def matrix_names(folder: Path) -> list[str]:
-    """The names of the prunable matrices, in the order of the blocks.
-
-    Raises:
-        UserError: as `check_checkpoint`, where the model has to be asked.
-    """
-    if (folder / MATRICES).is_file():
-        return list(read_json(folder / MATRICES))
-    # seconds of imports
-    from efficientllava.models.checkpoint import skeleton
-    from efficientllava.models.families import adapter_for
-
-    return [matrix.name for matrix in adapter_for(skeleton(folder)).matrices]

@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from efficientllava.allocation.uniform import matrix_names
 from efficientllava.data.images import image_bytes
 from efficientllava.data.prompts import answer_text, question_prompt
 from efficientllava.data.questions import read_questions
@@ -27,7 +28,6 @@ from efficientllava.errors import UserError
 from efficientllava.files import folder_digest
 from efficientllava.models.checkpoint import skeleton
 from efficientllava.models.families import adapter_for
-from efficientllava.models.source import matrix_names
 from efficientllava.parameters import DemoParameters
 from efficientllava.progress import Event, silent
 
