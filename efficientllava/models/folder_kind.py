@@ -51,9 +51,9 @@ def require_plain_checkpoint(folder: Path) -> None:
     for section in SECTIONS:
         part: Any = config if section is None else config.get(section)
         quantised = part.get("quantization_config") if isinstance(part, Mapping) else None
-        if quantised is None:
+        if not isinstance(quantised, Mapping):
             continue
-        method = quantised.get("quant_method", "?") if isinstance(quantised, Mapping) else quantised
+        method = quantised.get("quant_method", "?")
         if method != PACKED:
             raise UserError(
                 f"its weights are quantised ({method})",

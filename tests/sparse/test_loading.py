@@ -56,7 +56,8 @@ def test_every_family_answers_as_before(name: str, tmp_path: Path) -> None:
     folder = tiny_pruned(name, tmp_path / "dense", dtype)
     pack_checkpoint(folder, tmp_path / "packed")
     before, after = from_pretrained(folder), from_pretrained(tmp_path / "packed")
-    assert len(layers_of(after)) == 14 and close(before, after, dtype)
+    linear = [matrix for matrix in adapter_for(before).matrices if matrix.expert is None]
+    assert len(layers_of(after)) == len(linear) and close(before, after, dtype)
     for matrix, other in zip(
         adapter_for(before).matrices, adapter_for(after).matrices, strict=True
     ):
