@@ -41,6 +41,7 @@ def chat_prompt(processor: Any, message: str, image_token: str | None) -> str:
     """
     plain = message if image_token is None else f"{image_token}\n{message}"
     tokenizer = getattr(processor, "tokenizer", None)
+    content: Any
     if getattr(processor, "chat_template", None):
         image = [] if image_token is None else [{"type": "image"}]
         writer, content = processor, [*image, {"type": "text", "text": message}]

@@ -196,18 +196,15 @@ def test_hessians_equal_those_of_the_whole_model(
 def test_loss_equals_that_of_a_plain_forward_pass(case: Case) -> None:
     adapter, proxy = adapter_for(case.model()), case.proxy
     with torch.no_grad():
-        text = (
-            adapter.model(**text_inputs(adapter.model, proxy.segments))
-            .logits[:, :-1]
-            .double()
-            .log_softmax(-1)
-        )
+        inputs = text_inputs(adapter.model, proxy.segments)
+        text = adapter.model(**inputs).logits[:, :-1].double().log_softmax(-1)
+        count = proxy.segments[:, 1:].numel()
         expected = -float(text.gather(2, proxy.segments[:, 1:, None]).mean())
         if proxy.pairs is not None:
             answers = adapter.model(**proxy.pairs.inputs).logits[:, :-1].double().log_softmax(-1)
             wanted = proxy.pairs.labels[:, 1:]
             picked = answers.gather(2, wanted.clamp(min=0)[..., None])[..., 0][wanted != -100]
-            expected = (expected - float(picked.mean())) / 2
+            expected = (expected * count - float(picked.sum())) / (count + picked.numel())
     loss = ProxyLoss(adapter, proxy, "nll", "text_and_pairs")
     assert loss(adapter.language_model) == pytest.approx(expected, rel=1e-4)
 

@@ -52,9 +52,9 @@ def one_by_one(module: nn.Module, matrices: Sequence[Matrix], watcher: Watcher) 
                 watcher.pass_over(matrix)
         output = torch.zeros_like(hidden)
         for gate_up, down in pairs:
-            if gate_up.expert not in hits:
+            if (expert := gate_up.expert) is None or expert not in hits:
                 continue
-            place, token = torch.where((chosen == gate_up.expert).T)
+            place, token = torch.where(chosen.T.eq(expert))
             rows = product(down, made._apply_gate(product(gate_up, hidden[token])))
             rows = rows * weights[token, place, None]
             output = output.index_add(0, token, rows.to(output.dtype))

@@ -37,7 +37,7 @@ def check_images(processor: Any, model: PreTrainedModel, where: str) -> None:
     family = family_of(model.config)
     if not family.takes_images:
         return
-    grids = [
+    grids: list[Any] = [
         getattr(part, GRIDS, None)
         for part in (getattr(processor, "image_processor", None), model.config)
     ]
