@@ -23,9 +23,8 @@ from efficientllava.calibration.data import calibration_data
 from efficientllava.data.proxy import ProxyData, save_proxy
 from efficientllava.errors import UserError, hint, renaming
 from efficientllava.files import copy_folder, read_json, require_place, value_digest, write_json
-from efficientllava.models.checkpoint import check_tokenizer, load_model, skeleton
+from efficientllava.models.checkpoint import check_tokenizer, skeleton
 from efficientllava.models.loading import VisionLanguageModel
-from efficientllava.models.processors.one_image import check_images
 from efficientllava.offload.devices import enough_memory, require_device
 from efficientllava.parameters import Parameters
 from efficientllava.parsing import parse_parameters
@@ -190,10 +189,7 @@ def _prune(
         key = _key(method, context)
         result = folder / "pruned" / key
         if not (result / "pruning.json").is_file():
-            if vlm.family.takes_images:
-                checked = load_model(vlm.folder, checked=True)
-                check_images(vlm.processor, checked, vlm.description)
-                del checked
+            vlm.check_images()
             allocation = METHODS[method].allocate(context)
             write_json(folder / "pruned" / f"{key}.json", list(map(dict, allocation.history)))
             named.work = "final pruning"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+TEMPLATES = "additional_chat_templates/*.jinja"
+"""A checkpoint's chat templates beside the usual one, by name."""
 IMAGE_TOKEN = "<image>"
 _SYSTEM = (
     "A chat between a curious {person} and an artificial intelligence assistant. "

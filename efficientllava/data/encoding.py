@@ -41,7 +41,7 @@ def encode_prompt(processor: Any, prompt: str, image: Image.Image | None) -> Enc
     Raises:
         ValueError, IndexError: the processor refuses it.
     """
-    given = {"images": _listed(image), "return_tensors": "pt", **_special(processor, prompt)}
+    given = _settings(processor, prompt, image)
     return Encoded(_tensors(processor(text=[prompt], **given)))
 
 
@@ -56,7 +56,7 @@ def encode_answered(processor: Any, prompt: str, answer: str, image: Image.Image
     Raises:
         ValueError, IndexError: the processor refuses it.
     """
-    given = {"images": _listed(image), "return_tensors": "pt", **_special(processor, prompt)}
+    given = _settings(processor, prompt, image)
     if _keeps_answers_apart(processor):
         encoded = processor(text=[prompt], suffix=[answer], **given)
         return Encoded(_tensors(encoded), int(encoded["token_type_ids"].sum()), closing=1)
@@ -83,6 +83,13 @@ def answer_tokens(
         (tokens[count:], count == len(alone))
         for tokens, count in zip(together, shared, strict=True)
     ]
+
+
+def _settings(processor: Any, prompt: str, image: Image.Image | None) -> dict[str, Any]:
+    """What a processor is given beside one text; one sample needs no padding, nor a pad token."""
+    images = _listed(image)
+    special = _special(processor, prompt)
+    return {"images": images, "padding": False, "return_tensors": "pt", **special}
 
 
 def _special(processor: Any, prompt: str) -> dict[str, bool]:

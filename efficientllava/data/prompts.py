@@ -66,21 +66,24 @@ def choose_template(processor: Any, name: str, image_token: str, where: str) -> 
     """Let a processor ask with one of its templates, with another, or without any; in place.
 
     Args:
-        name: `evaluation.chat_template`: "auto" leaves the processor as it is, "none" takes its
-            templates away, another value names one of its own (additional_chat_templates/) or of
-            `CONVERSATIONS`.
+        name: `evaluation.chat_template`: "auto" leaves the usual template, where there is one,
+            "none" takes all away, another value names one of its own
+            (additional_chat_templates/) or of `CONVERSATIONS`.
         where: of the processor, for messages.
 
     Raises:
         UserError: there is no template of that name.
     """
-    if name == "auto":
-        return
     tokenizer = processor.tokenizer
     known: dict[str, str] = {}
     for each in (tokenizer, processor):
         templates = getattr(each, "chat_template", None)
-        known |= templates if isinstance(templates, dict) else {}
+        if isinstance(templates, dict):
+            known |= templates
+            if name == "auto":
+                each.chat_template = templates.get("default")
+    if name == "auto":
+        return
     known |= {key: text.jinja(image_token) for key, text in CONVERSATIONS.items()}
     if name != "none" and name not in known:
         raise UserError(

@@ -17,7 +17,8 @@ from transformers import (
     ProcessorMixin,
 )
 
-from efficientllava.data.prompts import IMAGE_TOKEN, choose_template
+from efficientllava.data.conversations import IMAGE_TOKEN, TEMPLATES
+from efficientllava.data.prompts import choose_template
 from efficientllava.errors import UserError
 from efficientllava.files import read_json, replacing, write_json
 from efficientllava.models.families import (
@@ -40,7 +41,6 @@ from efficientllava.models.skeleton import (
     read_config,
     without_weights,
 )
-from efficientllava.models.source import TEMPLATES
 from efficientllava.models.weight_files import (
     INDEX,
     check_finite,

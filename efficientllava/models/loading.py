@@ -14,10 +14,16 @@ from transformers import PreTrainedModel
 
 from efficientllava.errors import UserError
 from efficientllava.files import file_digest, value_digest
-from efficientllava.models.checkpoint import check_checkpoint, load_processor, save_checkpoint
+from efficientllava.models.checkpoint import (
+    check_checkpoint,
+    load_model,
+    load_processor,
+    save_checkpoint,
+)
 from efficientllava.models.families import Family, family_of
 from efficientllava.models.generic import with_found_family
 from efficientllava.models.packed import require_unpacked
+from efficientllava.models.processors.one_image import check_images
 from efficientllava.models.source import CHECKPOINT_FILES, hub_snapshot, require_source
 
 WHERE = "load"
@@ -56,6 +62,15 @@ class VisionLanguageModel:
             UserError: the folder holds none, or one that cannot be used.
         """
         return load_processor(self.folder)
+
+    def check_images(self) -> None:
+        """Check that processor and model agree about images: see `one_image.check_images`.
+
+        Raises:
+            UserError: they do not.
+        """
+        if self.family.takes_images:
+            check_images(self.processor, load_model(self.folder, checked=True), self.description)
 
     def __repr__(self) -> str:
         return f"<{self.family.kind}: {self.description}>"

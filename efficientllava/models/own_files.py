@@ -6,8 +6,8 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from efficientllava.data.conversations import TEMPLATES
 from efficientllava.errors import UserError
-from efficientllava.models.source import TEMPLATES
 from efficientllava.models.weight_files import weight_files, weights_entry
 
 READ = ("*.json", "*.model", "*.txt", "*.jinja", TEMPLATES)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from efficientllava.data.conversations import TEMPLATES
 from efficientllava.errors import UserError
-
-TEMPLATES = "additional_chat_templates/*.jinja"
-"""A checkpoint's chat templates beside the usual one, by name."""
 
 CHECKPOINT_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", TEMPLATES)
 """The files of a checkpoint; never pickles, never code."""

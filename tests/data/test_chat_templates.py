@@ -107,6 +107,12 @@ def test_named_templates_and_none() -> None:
         choose_template(processor, "long", token, "here")
     choose_template(processor, "brief", token, "here")
     assert chat_prompt(processor, "w1", token) == "w9 1"
+    processor.chat_template = {"brief": "w9"}
+    choose_template(processor, "auto", token, "here")  # none of them is the usual one
+    assert chat_prompt(processor, "w1", token) == "<image>\nw1"
+    processor.chat_template = {"brief": "w9", "default": "w8"}
+    choose_template(processor, "auto", token, "here")
+    assert chat_prompt(processor, "w1", token) == "w8"
     choose_template(processor, "none", token, "here")
     assert chat_prompt(processor, "w1", token) == "<image>\nw1" and asks_as_vicuna(processor)
 

@@ -144,3 +144,40 @@ def test_export_prepares_images_as_the_style_says(
     ready.set_parameters({"evaluation": {"style": "llava_sqa"}})
     assert here(ready.folder, "tasks.export", "--method", "magnitude", "--ratio", "0.5").status == 0
     assert given[-1] == "llava_sqa"
+
+
+def test_questions_without_an_image_are_told_before_work(ready: Workspace, here: Here) -> None:
+    """A model that needs images stands in params.yaml: the first stage says it."""
+    given = ready.folder / "given"
+    given.mkdir()
+    (given / "config.json").write_text('{"model_type": "paligemma"}')
+    ready.set_parameters({"model": {"source": "./given"}, **evaluation()})
+    outcome = here(ready.folder, "tasks.model")
+    assert_told(outcome, "questions have no image (first: ", "scienceqa_img")
+    data = {"scienceqa_img": "./artifacts/questions"}
+    changes = evaluation(benchmark="scienceqa_img", data=data)
+    ready.set_parameters({"model": {"source": "./given"}, **changes})
+    assert "have no image" not in here(ready.folder, "tasks.model").error
+
+
+def test_a_chat_template_wraps_every_question(ready: Workspace, here: Here) -> None:
+    """One of the checkpoint's own by name, for proxy pairs and for answers; an unknown one."""
+    model = ready.folder / "artifacts" / "model"
+    (model / "additional_chat_templates").mkdir()
+    template = (
+        "{% for part in messages[0].content %}{% if part.type == 'image' %}<image>\n"
+        "{% else %}Question: {{ part.text }}{% endif %}{% endfor %}"
+    )
+    (model / "additional_chat_templates" / "brief.jinja").write_text(template)
+    ready.set_parameters({"proxy": {"pairs": 4}})
+    assert here(ready.folder, "tasks.proxy").status == 0
+    before = load_proxy(ready.folder / "artifacts" / "proxy").pairs
+    changes = evaluation(benchmark="demo", chat_template="brief", questions=4)
+    ready.set_parameters({"proxy": {"pairs": 4}, **changes})
+    assert here(ready.folder, "tasks.proxy").status == 0
+    after = load_proxy(ready.folder / "artifacts" / "proxy").pairs
+    assert before is not None and after is not None
+    assert after.inputs["input_ids"].shape[1] > before.inputs["input_ids"].shape[1]
+    assert here(ready.folder, *DENSE).status == 0
+    ready.set_parameters(evaluation(chat_template="long"))
+    assert_told(here(ready.folder, *DENSE), "no chat template 'long'", "brief")

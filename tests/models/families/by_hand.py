@@ -69,5 +69,8 @@ class ByHand:
         encoded = dict(self.tokenizer(texts, return_tensors="pt"))
         return BatchFeature(encoded | (self.image(images[0]) if images else {}))
 
+    def batch_decode(self, tokens: Any, **settings: Any) -> list[str]:
+        return list(self.tokenizer.batch_decode(tokens, **settings))
+
     def save_pretrained(self, folder: Path) -> None:
         self.tokenizer.save_pretrained(folder)
