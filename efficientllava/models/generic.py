@@ -138,8 +138,8 @@ def with_found_family(given: Path, folder: Path) -> Path:
     """
     weight_files(given)
     takes_images = reads_images(given)
-    processor: Any = load_processor(given)
-    image_token = str(processor.image_token) if takes_images else ""
+    processor: Any = load_processor(given) if takes_images else None
+    image_token = "" if processor is None else str(processor.image_token)
     family = find_family(without_weights(given, takes_images), image_token)
     folder.mkdir(parents=True)
     for file in sorted({path for pattern in CHECKPOINT_FILES for path in given.glob(pattern)}):

@@ -13,7 +13,7 @@ from efficientllava.calibration.block_walk import FEW_TOKENS, BlockWalk, calibra
 from efficientllava.calibration.opened import OpenModel
 from efficientllava.data.proxy import ProxyData
 from efficientllava.models.checkpoint import load_model, save_checkpoint
-from efficientllava.models.families import adapter_for, replace_weights
+from efficientllava.models.families import adapter_for, replace_weights, text_inputs
 from efficientllava.parameters import Parameters
 from efficientllava.pruning.masked import prune_masked
 from tests.models.families import TINY
@@ -110,7 +110,7 @@ def test_replayed_blocks_give_the_model_s_own_outputs(name: str) -> None:
         )
     proxy = segments(3)
     with torch.no_grad():
-        model(input_ids=proxy.segments, use_cache=False)
+        model(**text_inputs(model, proxy.segments), use_cache=False)
     own = list(outputs)
     walk = BlockWalk(adapter, calibration_inputs(adapter, proxy, "text"))
     for block, expected in enumerate(own):

@@ -371,6 +371,9 @@ def measured(case: Case, folder: Path, device: torch.device | None) -> tuple[Any
     """The proxy loss, the first block's Hessians, and the gradient of the projector or, in a
     text-only model, of the embeddings."""
     adapter, proxy = adapter_for(case.model()), case.proxy
+    if any(matrix.expert is not None for matrix in adapter.matrices):
+        # an operator of transformers' own, where the pretended device cannot look inside
+        adapter.model.set_experts_implementation("eager")  # type: ignore[operator]
     with blocks_on_disk(adapter, case.folder, folder, device):
         loss = ProxyLoss(adapter, proxy, "nll", "text_and_pairs")(adapter.language_model)
         walk = BlockWalk(adapter, calibration_inputs(adapter, proxy, "text_and_pairs"))

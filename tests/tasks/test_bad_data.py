@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from efficientllava.files import folder_digest, load_tensors, read_json, save_tensors, write_json
-from efficientllava.offload import blocks_on_disk
+from efficientllava.offload import file_layout
 from tests.tasks.conftest import Here, Outcome, Workspace, clean_environment, unpack_images
 
 CELL = ("--method", "efficientllava", "--ratio", "0.5")
@@ -140,9 +140,9 @@ def test_pruned_weights_of_another_file(
     cell = ("--method", "magnitude", "--ratio", "0.5")
     assert here(ready.folder, "tasks.search", *cell).status == 0
     assert here(ready.folder, "tasks.prune", *cell).status == 0
-    read = blocks_on_disk.weight_files
+    read = file_layout.weight_files
     monkeypatch.setattr(
-        blocks_on_disk,
+        file_layout,
         "weight_files",
         lambda folder: [other] if Path(folder).name == "model" else read(folder),
     )

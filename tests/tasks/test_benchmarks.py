@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +142,10 @@ def test_export_prepares_images_as_the_style_says(
         "efficientllava.export.model.export_model",
         lambda *arguments: given.extend(arguments) or {"runtimes": {}},
     )
+    monkeypatch.setattr("efficientllava.report.speedup.export_metrics", lambda record: {})
     ready.set_parameters({"evaluation": {"style": "llava_sqa"}})
+    artifacts = ready.folder / "artifacts"
+    shutil.copytree(artifacts / "model", artifacts / "pruned" / "magnitude-0.5")
     assert here(ready.folder, "tasks.export", "--method", "magnitude", "--ratio", "0.5").status == 0
     assert given[-1] == "llava_sqa"
 

@@ -154,7 +154,7 @@ def test_an_empty_file_has_all_defaults(tmp_path: Path) -> None:
 def test_a_default_that_changes_reruns_what_depends_on_it(clone: Workspace) -> None:
     assert written(clone, LISTS).status == 0
     before = clone.run("dvc", "status", "model", "proxy").output
-    code = clone.folder / "efficientllava" / "parameters.py"
+    code = clone.folder / "efficientllava" / "parameters" / "model.py"
     text = code.read_text()
     assert (old := "segments: int = Field(64,") in text
     code.write_text(text.replace(old, "segments: int = Field(65,", 1))
