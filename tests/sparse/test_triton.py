@@ -197,7 +197,7 @@ def test_what_it_cannot_do_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="float32.*\n.*bfloat16 or float16"):
         multiply(matrix(16, 40, torch.int8), x.float(), None)
     tensors = (packed.masks, packed.values, packed.offsets, None, None)
-    with pytest.raises(UserError, match=r"\[1, 39\], the matrix wants floating numbers \[..., 40\]"):
+    with pytest.raises(UserError, match=r"\[1, 39\], the matrix wants floating numbers"):
         operators._cuda_linear(x.bfloat16()[:, 1:], *tensors, 16, 40)
     with pytest.raises(UserError, match="not those of a packed matrix"):
         operators._cuda_linear(x.bfloat16(), *tensors, 17, 40)
