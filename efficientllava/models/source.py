@@ -49,8 +49,7 @@ def require_source(source: str | Path, revision: str | None, where: str, pin: st
         raise UserError(
             "no such model folder",
             where=f"{where}: {source}",
-            remedy="correct the path, or give a hub id (OWNER/NAME) with its commit, or "
-            f"{' or '.join(BUILT)}",
+            remedy="correct the path, or give a hub id (OWNER/NAME) with its commit",
         )
     return folder
 
