@@ -104,7 +104,9 @@ def test_five_lines(
 ) -> None:
     result, saved = pruned(name)
     captured = capfd.readouterr()
-    assert captured.out == captured.err == "", "nothing on the screen that nobody asked for"
+    # where another test imported Prefect, its handler prints warnings, which are looked at below
+    lines = [line for line in captured.err.splitlines() if " | WARNING | " not in line]
+    assert captured.out == "" and not lines, "nothing on the screen that nobody asked for"
     # transformers says which faster kernels are missing, once
     own = [record for record in caplog.records if record.name.startswith("efficientllava")]
     told = [record.getMessage() for record in own if record.levelname != "DEBUG"]
