@@ -7,8 +7,8 @@
     pip install --target FOLDER openvino                         # a rival for this bench alone
 
 One process runs all contenders in turns, with weights flushed from the caches before each call, and
-prints medians and quartiles of processor time, and of wall time. Where others use the machine only
-ratios mean something, and of those the ones of processor time. A rival that is not there is named.
+prints medians and quartiles of processor time, and of wall time. On a busy machine
+only ratios of processor time mean something. The bench names rivals that are not installed.
 """
 
 from __future__ import annotations

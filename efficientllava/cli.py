@@ -179,7 +179,7 @@ def verify(folder: Folder) -> None:
 @commands.command()
 def pack(
     folder: Annotated[Path, typer.Argument(help="a pruned checkpoint")],
-    out: Annotated[Path, typer.Argument(help="a folder that is not there yet")],
+    out: Annotated[Path, typer.Argument(help="output folder; it must not exist")],
     dtype: Annotated[
         str | None, typer.Option(help="int8 rounds packed weights; lossless if left out")
     ] = None,
@@ -193,7 +193,7 @@ def pack(
 @commands.command()
 def unpack(
     folder: Annotated[Path, typer.Argument(help="a packed checkpoint")],
-    out: Annotated[Path, typer.Argument(help="a folder that is not there yet")],
+    out: Annotated[Path, typer.Argument(help="output folder; it must not exist")],
 ) -> None:
     """Write the checkpoint that a packed one was made from, bit by bit."""
     from efficientllava.commands.pack import unpack as run

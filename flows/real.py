@@ -2,8 +2,8 @@
 
 It runs in a workspace of its own, .work/real, with the parameters of params.real.yaml. The
 variable EFFICIENTLLAVA_PTB names a folder with ptb.train.txt and ptb.test.txt (Mikolov's files),
-which then take the place of the packaged text; they are read where they lie. Killed, the same
-command goes on where it was.
+which then take the place of the packaged text; they are read where they lie. The same
+command resumes a killed run.
 """
 
 from __future__ import annotations

@@ -95,11 +95,9 @@ def _validation_metrics(
     return {"accuracy": right / len(questions), "answer_nll": nll / len(questions)}
 
 
-def build_model(
-    parameters: DemoParameters, tokenizer: PreTrainedTokenizerFast
-) -> LlavaForConditionalGeneration:
-    """The untrained model; weights are drawn from torch's generator."""
-    vision = CLIPVisionConfig(
+def vision_config() -> CLIPVisionConfig:
+    """The vision tower of the demo model, and of the LLaVA around a pretrained language model."""
+    return CLIPVisionConfig(
         hidden_size=VISION_WIDTH,
         intermediate_size=2 * VISION_WIDTH,
         projection_dim=VISION_WIDTH,
@@ -108,6 +106,12 @@ def build_model(
         image_size=IMAGE_SIZE,
         patch_size=PATCH_SIZE,
     )
+
+
+def build_model(
+    parameters: DemoParameters, tokenizer: PreTrainedTokenizerFast
+) -> LlavaForConditionalGeneration:
+    """The untrained model; weights are drawn from torch's generator."""
     language = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=parameters.width,
@@ -122,7 +126,7 @@ def build_model(
         eos_token_id=tokenizer.eos_token_id,
     )
     config = LlavaConfig(
-        vision_config=vision,
+        vision_config=vision_config(),
         text_config=language,
         image_token_index=tokenizer.convert_tokens_to_ids(tokenizer.image_token),
         image_seq_length=IMAGE_TOKENS,

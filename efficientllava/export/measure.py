@@ -88,7 +88,7 @@ def _measured(
     runtime: str, folder: Path, references: list[Reference], parameters: ExportParameters
 ) -> dict[str, Any]:
     def begin(step: str) -> None:
-        # what is told when the runtime takes the process down with it
+        # the caller reports this if the runtime ends the process
         (folder / STEP).write_text(step, encoding="utf-8")
 
     begin("the comparison with PyTorch")

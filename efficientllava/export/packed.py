@@ -1,8 +1,8 @@
 """A checkpoint packed and measured in transformers: size, parity, answers and speed.
 
 For models of all families. The dense model runs in torch as it comes, and once more with its
-linear layers multiplied by this package's dense kernel, so that the gain of the zeros and that of
-the kernels are told apart.
+linear layers multiplied by this package's dense kernel, which separates the gain of the zeros from
+that of the kernels.
 """
 
 from __future__ import annotations

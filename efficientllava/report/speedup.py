@@ -111,7 +111,7 @@ def speedup_of(timing: Mapping[str, Any], key: str) -> Speedup | None:
 
 
 def export_metrics(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What DVC's metrics and MLflow tell of an export: times, speed-ups in words, bytes.
+    """Values of an export that DVC and MLflow record: times, speed-ups in words, bytes.
 
     Args:
         record: of export.json.

@@ -1,4 +1,4 @@
-"""What the benchmarks' questions look like, and what is told before they are asked."""
+"""Prompts of the benchmarks, and messages before any question is asked."""
 
 from __future__ import annotations
 

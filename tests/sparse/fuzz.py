@@ -114,7 +114,7 @@ def _change(value: Any, chance: random.Random) -> None:
 
 
 def outcome(folder: Path, expected: Any, plain: bool) -> str:
-    """What loading a damaged checkpoint came to: an error's name, or the same or a wrong answer."""
+    """Load a damaged checkpoint: an error's name, or whether its answer is the same or wrong."""
     import torch
 
     from efficientllava.models.checkpoint import load_model

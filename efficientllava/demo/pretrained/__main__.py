@@ -1,7 +1,7 @@
 """Make the bridge that the package ships: `python -m efficientllava.demo.pretrained`.
 
 It trains the vision tower and the projector, states the accuracy on validation questions with a
-picture, and writes bridge.safetensors. Killed, it goes on where it was.
+picture, and writes bridge.safetensors. A killed run resumes.
 """
 
 from __future__ import annotations

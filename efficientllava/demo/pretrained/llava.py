@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from transformers import (
-    CLIPVisionConfig,
     LlamaForCausalLM,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -16,11 +15,9 @@ from transformers import (
 from transformers import PreTrainedTokenizerFast as Tokenizer
 
 from efficientllava.demo.model import (
-    IMAGE_SIZE,
     IMAGE_TOKENS,
-    PATCH_SIZE,
-    VISION_WIDTH,
     build_processor,
+    vision_config,
 )
 from efficientllava.demo.pretrained.language_model import CHAT_TEMPLATE, IMAGE_TOKEN
 from efficientllava.errors import UserError
@@ -45,15 +42,7 @@ def build_llava(
     known = text.vocab_size
     text.vocab_size = -(-len(tokenizer) // _ROWS) * _ROWS
     config = LlavaConfig(
-        vision_config=CLIPVisionConfig(
-            hidden_size=VISION_WIDTH,
-            intermediate_size=2 * VISION_WIDTH,
-            projection_dim=VISION_WIDTH,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            image_size=IMAGE_SIZE,
-            patch_size=PATCH_SIZE,
-        ),
+        vision_config=vision_config(),
         text_config=text,
         image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
         image_seq_length=IMAGE_TOKENS,
