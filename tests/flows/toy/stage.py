@@ -63,7 +63,7 @@ def export() -> None:
     write(f"export/{cell}/config.json", {})
     write(f"export/{cell}/embeddings.safetensors", f"embeddings of {cell}")
     write(f"export/{cell}/export.json", {"runtimes": {}})
-    write(f"export_metrics/{cell}.json", {"prefill_ms": time.time_ns() / 1e6})
+    write(f"export_metrics/{cell}.json", {"runtimes": {}, "prefill_ms": time.time_ns() / 1e6})
 
 
 def questions() -> None:
