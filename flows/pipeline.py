@@ -33,6 +33,7 @@ from flows.server.cluster import SearchCluster
 from flows.server.server import mark_crashed, prefect_server
 from flows.tracking.champion import target_ratio
 from flows.tracking.record import ModelRecord, cell_of, read_record
+from flows.tracking.servers import warn_of_remote
 from flows.tracking.tracking import Tracking, check_server, tracking_uri
 from flows.unchanged import is_unchanged, recorded
 from tasks.runtime.check import check_device
@@ -270,8 +271,7 @@ def show_comparison(parameters: Parameters) -> None:
     print_whole(console, table)
     console.print(
         f"\nThe same with plots: {ARTIFACTS / 'report' / 'report.html'}\n"
-        f"Every run and version: mlflow ui --backend-store-uri {parameters.tracking.uri}\n"
-        "Every stage and round:  prefect server start",
+        "Every run, version, stage and round: make ui",
         markup=False,
         highlight=False,
         soft_wrap=True,
@@ -301,6 +301,7 @@ def run_to_end(
             if idle(parameters):
                 show(parameters)
                 return 0
+            warn_of_remote(Path.cwd())
             threading.Thread(target=_warm_up, daemon=True).start()
             with prefect_server(), recorded(Path.cwd()):
                 state = RECORDING.run(start)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sqlite3
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -21,8 +22,10 @@ from efficientllava.errors import UserError, without_users
 from efficientllava.parameters import TrackingParameters
 from flows.runner.graph import flatten
 from flows.runner.loopback import request
+from flows.tracking.moved import follow_clone
 from flows.tracking.record import ModelRecord
 from flows.tracking.registry import Registry, note
+from flows.tracking.servers import check_artifacts, check_database
 from flows.tracking.store import make_whole
 
 DIGEST, CELL, WORKSPACE = "pipeline.digest", "pipeline.cell", "pipeline.workspace"
@@ -65,16 +68,19 @@ class Tracking:
         from sqlalchemy.exc import SQLAlchemyError
 
         try:
+            check_database(uri)
             self.unfinished = make_whole(uri)
+            follow_clone(uri)
             self.client = MlflowClient(uri, registry_uri=uri)
             self.experiment = self._experiment(self.parameters.experiment)
             self.registry = Registry(self.client, self.parameters.registered_model)
-        except (MlflowException, SQLAlchemyError, OSError) as error:
+        except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
             raise UserError(
                 f"MLflow cannot be used ({str(error).splitlines()[0]})",
                 where=f"tracking.uri {uri}",
                 remedy="correct tracking.uri in params.yaml; nothing has been run yet",
             ) from error
+        check_artifacts(self.client.get_experiment(self.experiment).artifact_location, uri)
 
     def _experiment(self, name: str) -> str:
         experiment = self.client.get_experiment_by_name(name)
@@ -88,7 +94,8 @@ class Tracking:
                     f"MLFLOW_TRACKING_URI={self.uri}, or give tracking.experiment another name",
                 )
             return number
-        return str(self.client.create_experiment(name, artifact_location=_artifacts(self.uri)))
+        place = self.parameters.artifacts or _artifacts(self.uri)
+        return str(self.client.create_experiment(name, artifact_location=place))
 
     def close_left_open(self) -> int:
         """End runs as KILLED that an earlier, killed pipeline of this workspace left running."""
@@ -218,8 +225,18 @@ def tracking_uri(parameters: TrackingParameters, root: Path) -> str:
 
 
 def _artifacts(uri: str) -> str | None:
-    """Beside a local database, in mlruns/; a server decides by itself."""
+    """Beside a local database, in mlruns/; a server decides by itself.
+
+    Raises:
+        UserError: a database that others use too would be told of a folder of this machine.
+    """
     scheme, _, database = uri.partition(":///")
+    if not scheme.startswith(("sqlite", "http")):
+        raise UserError(
+            "artifacts of a database on another machine need a place that all machines reach",
+            where="params.yaml, tracking.artifacts",
+            remedy="write one, e.g. s3://bucket/mlflow, or let an MLflow server be tracking.uri",
+        )
     return (Path(database).parent / "mlruns").as_uri() if scheme.startswith("sqlite") else None
 
 
