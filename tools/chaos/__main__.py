@@ -1,0 +1,80 @@
+"""Disturb the pipeline and look whether it survives: `python -m tools.chaos --cases 60`.
+
+Every case copies a workspace in which the smallest pipeline has run, lets one stage run again, does
+one thing to it at one moment, and starts the flow once more. Then files, records and processes must
+be what two undisturbed runs left. The same seed gives the same cases; cases that were done at this
+commit are not done again. Exit status: 0 if every case survived, 1 otherwise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from efficientllava.errors import UserError
+from tools.chaos.case import disturb
+from tools.chaos.cases import Case, plan
+from tools.chaos.reference import make_reference
+from tools.chaos.table import table
+from tools.chaos.workspace import ROOT, commit_of, journal
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tools.chaos", description=__doc__)
+    parser.add_argument("--cases", type=int, default=60, help="how many of the seed's list")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", type=int, nargs="*", help="numbers of cases, done again")
+    parser.add_argument("--folder", type=Path, default=ROOT / ".work" / "chaos")
+    parser.add_argument("--minutes", type=float, help="begin no case after that")
+    parser.add_argument("--table", action="store_true", help="print the table of what was done")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Do the cases that are not done; print each and the table of all."""
+    options, began = _options(), time.monotonic()
+    commit = commit_of(ROOT)
+    folder = options.folder.resolve() / commit
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = folder / f"journal-{options.seed}.jsonl"
+    if not options.table:
+        facts = make_reference(ROOT, folder)
+        done = {row["number"] for row in journal(rows)}
+        for case in plan(facts.stages, options.cases, options.seed):
+            again = options.only is not None and case.number in options.only
+            if again or (options.only is None and case.number not in done):
+                if options.minutes and time.monotonic() - began > 60 * options.minutes:
+                    print("the time is over; the same command does the rest", flush=True)
+                    break
+                _note(rows, case, disturb(case, folder, facts))
+    latest = {row["number"]: row for row in journal(rows)}
+    text, survived = table(list(latest.values()), commit, options.seed)
+    print(text)
+    return 0 if survived else 1
+
+
+def _note(rows: Path, case: Case, outcome: dict[str, Any]) -> None:
+    row = {**vars(case), **outcome}
+    with open(rows, "a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    verdict = "missed" if outcome["missed"] else "; ".join(outcome["problems"]) or "survived"
+    print(
+        f"{case.number:4} {case.stage} {case.moment} {case.fault}: {outcome['when']}: {verdict} "
+        f"({outcome['seconds']:.0f} s)",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
