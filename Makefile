@@ -26,7 +26,7 @@ export ORT_DISABLE_TELEMETRY := 1
 export RUFF_CACHE_DIR := $(CURDIR)/.work/caches/ruff
 
 
-.PHONY: help install demo real repro test lint experiments screenshots ui clean constraints
+.PHONY: help install demo real repro test lint chaos experiments screenshots ui clean constraints
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -63,6 +63,7 @@ real: .venv/installed  ## the pipeline on SmolLM2-135M of the package index (SOU
 	@$(BIN)/python -m flows.real $(if $(SOURCE),--source '$(SOURCE)') $(if $(REVISION),--revision '$(REVISION)')
 
 repro: .venv/installed  ## the same work as `make demo` by DVC alone, without Prefect and MLflow
+	@$(BIN)/python -m flows.runner.dvc_files
 	@$(BIN)/python -m dvc repro
 
 test: lint  ## lint, types, then the tests (`make test PYTEST='-m slow'` for the long ones)
@@ -75,6 +76,13 @@ lint: .venv/installed  ## ruff (rules and form), mypy, and the layers of imports
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --cache-dir .work/caches/imports >.work/imports.log || { cat .work/imports.log; exit 1; }
+
+# hours for all of docs/internal/reliability.md: `make chaos CASES=160`
+CASES ?= 20
+SEED ?= 0
+chaos: .venv/installed  ## kill the pipeline at CASES moments of the list SEED, restart it, compare what it leaves
+	@echo "== the committed code in .work/chaos; the first cases are CASES=$(CASES) of SEED=$(SEED)"
+	@$(BIN)/python -m tools.chaos --cases $(CASES) --seed $(SEED)
 
 EXPERIMENTS := table1 table2 table3 table4 figure1 figure3 methods searches calibration compensation
 .PHONY: $(EXPERIMENTS)

@@ -24,6 +24,7 @@ from prefect.utilities.urls import url_for
 from efficientllava.errors import UserError
 from efficientllava.parameters import Parameters
 from flows.runner.console import say_failures_once
+from flows.runner.dvc_files import mend
 from flows.runner.graph import Changes, Node, read_graph
 from flows.runner.host import StageHost
 from flows.runner.live import Values
@@ -195,14 +196,14 @@ def _pipeline(root: Path, parameters: Parameters, until: tuple[str, ...]) -> Sta
     flow_run = context.flow_run
     if crashed := RECORDING.tell(mark_crashed, root, flow_run.id):
         logger.warning("marked %d earlier run(s) as Crashed: their process was killed", crashed)
+    for mended in mend(root):
+        logger.warning("%s", mended)
     page = url_for("flow-run", obj_id=flow_run.id) or ""
     tags = {"prefect.flow_run_id": str(flow_run.id), "prefect.flow_run_url": page}
     tracking = Tracking(parameters.tracking, root, tags)
     if tracking.unfinished:
         logger.warning(
-            "MLflow's database was half made, by a process that was killed, and empty: "
-            "there is a new one; the old one is %s",
-            tracking.unfinished,
+            "MLflow's database was half made by a killed process: it is %s now", tracking.unfinished
         )
     tracking.close_left_open()
     nodes = read_graph(root, until)

@@ -7,7 +7,6 @@ import re
 from datetime import datetime
 from pathlib import Path
 
-from flows.runner.graph import read_graph
 from tools.chaos.check import mlflow_records
 from tools.chaos.flow import Flow
 from tools.chaos.workspace import FACTS, Facts, clone, copy, forget, outputs, work_files
@@ -32,9 +31,8 @@ def make_reference(root: Path, folder: Path) -> Facts:
     first = _run(workspace, folder / "first.log")
     before, kept = outputs(workspace), folder / REFERENCE
     copy(workspace, kept)
-    stages = [node.name for node in read_graph(workspace)]
-    facts = _facts(workspace, stages, first)
-    for stage in stages:
+    facts = _facts(workspace, first)
+    for stage in facts.stages:
         forget(workspace, stage)
     _run(workspace, folder / "second.log")
     after = outputs(workspace)
@@ -59,16 +57,16 @@ def _run(workspace: Path, log: Path) -> Flow:
     return flow
 
 
-def _facts(workspace: Path, stages: list[str], flow: Flow) -> Facts:
+def _facts(workspace: Path, flow: Flow) -> Facts:
     lines = [(_clock(at), name, text) for at, name, text in LINE.findall(flow.text)]
     starts = {name: at for at, name, text in lines if "runs because" in text}
     ends = {name: at for at, name, text in lines if text.startswith("Finished in state")}
     created = workspace / ".work" / "events"
     return Facts(
-        stages=stages,
+        stages=list(starts),
         begin=8.0,
-        seconds={name: max(0.1, ends[name] - starts[name]) for name in stages},
-        events={name: _count(created / f"{name}.jsonl") for name in stages},
+        seconds={name: max(0.1, ends[name] - starts[name]) for name in starts},
+        events={name: _count(created / f"{name}.jsonl") for name in starts},
         digests={},
         timed=[],
         work=work_files(workspace),
