@@ -7,6 +7,7 @@ flows.runner.dvc_files` mends those of the current folder, for `dvc repro` witho
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import sys
 from collections.abc import Iterator
@@ -20,8 +21,10 @@ from dvc.repo import Repo
 from efficientllava.errors import UserError
 from flows.runner.graph import open_repo
 from flows.runner.locks import mend_locks
+from tasks.runtime.environment import FOLDERS
 from tasks.runtime.workspace import workspace_lock
 
+SITE = "DVC_SITE_CACHE_DIR"
 UNFINISHED = ".unfinished"
 CONFLICT = b"\n<<<<<<< "
 
@@ -32,8 +35,9 @@ def mend(root: Path) -> Iterator[str]:
     Raises:
         UserError: the folder is no DVC workspace.
     """
+    # before the workspace is opened, which opens this memory
+    yield from _mend_memory(Path(os.environ.get(SITE, root / FOLDERS[SITE])))
     with open_repo(root) as repo:
-        yield from _mend_memory(Path(repo.site_cache_dir))
         yield from _mend_lock_file(repo, root / LOCK_FILE)
         yield from mend_locks(Path(repo.tmp_dir))
 
