@@ -77,10 +77,10 @@ lint: .venv/installed  ## ruff (rules and form), mypy, and the layers of imports
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --cache-dir .work/caches/imports >.work/imports.log || { cat .work/imports.log; exit 1; }
 
-# hours for all of docs/internal/reliability.md: `make chaos CASES=160`
-CASES ?= 20
+# hours for all of docs/internal/reliability.md: `make chaos CASES=30`
+CASES ?= 30
 SEED ?= 0
-chaos: .venv/installed  ## kill the pipeline at CASES moments of the list SEED, restart it, compare what it leaves
+chaos: .venv/installed  ## kill and starve every stage of the pipeline, restart it, compare what it leaves (CASES=, SEED=)
 	@echo "== the committed code in .work/chaos; the first cases are CASES=$(CASES) of SEED=$(SEED)"
 	@$(BIN)/python -m tools.chaos --cases $(CASES) --seed $(SEED)
 

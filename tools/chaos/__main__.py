@@ -1,9 +1,10 @@
 """Disturb the pipeline and look whether it survives: `python -m tools.chaos --cases 60`.
 
-Every case copies a workspace in which the smallest pipeline has run, lets one stage run again, does
-one thing to it at one moment, and starts the flow once more. Then files, records and processes must
-be what two undisturbed runs left. The same seed gives the same cases; cases that were done at this
-commit are not done again. Exit status: 0 if every case survived, 1 otherwise.
+Every case copies a workspace in which the smallest pipeline has run and lets one stage run again.
+It kills five runs, from the stage's start to its end, or does something else to one run, and starts
+the flow once more. Then files, records and processes must be what an undisturbed run left. The same
+seed gives the same cases; those that were done at this commit are not done again. Exit status: 0 if
+every case survived, 1 otherwise.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 from efficientllava.errors import UserError
 from tools.chaos.case import disturb
 from tools.chaos.cases import Case, plan
+from tools.chaos.faults import Server
 from tools.chaos.reference import make_reference
 from tools.chaos.table import table
 from tools.chaos.workspace import ROOT, commit_of, journal
@@ -37,39 +39,48 @@ def _options() -> argparse.Namespace:
 
 def main() -> int:
     """Do the cases that are not done; print each and the table of all."""
-    options, began = _options(), time.monotonic()
+    options = _options()
     commit = commit_of(ROOT)
     folder = options.folder.resolve() / commit
     folder.mkdir(parents=True, exist_ok=True)
     rows = folder / f"journal-{options.seed}.jsonl"
     if not options.table:
-        facts = make_reference(ROOT, folder)
-        done = {row["number"] for row in journal(rows)}
-        for case in plan(facts.stages, options.cases, options.seed):
-            again = options.only is not None and case.number in options.only
-            if again or (options.only is None and case.number not in done):
-                if options.minutes and time.monotonic() - began > 60 * options.minutes:
-                    print("the time is over; the same command does the rest", flush=True)
-                    break
-                _note(rows, case, disturb(case, folder, facts))
+        _disturb(options, folder, rows)
     latest = {row["number"]: row for row in journal(rows)}
-    text, survived = table(list(latest.values()), commit, options.seed)
-    print(text)
-    return 0 if survived else 1
+    print(table(list(latest.values()), commit, options.seed))
+    return 1 if any(row["problems"] for row in latest.values()) else 0
+
+
+def _disturb(options: argparse.Namespace, folder: Path, rows: Path) -> None:
+    began, facts = time.monotonic(), make_reference(ROOT, folder)
+    done = {row["number"] for row in journal(rows)}
+    prefect = Server("prefect", ROOT, folder / "prefect-server")
+    prefect.start()
+    try:
+        for case in plan(facts.stages, options.cases, options.seed):
+            wanted = (
+                case.number not in done if options.only is None else case.number in options.only
+            )
+            if not wanted:
+                continue
+            if options.minutes and time.monotonic() - began > 60 * options.minutes:
+                print("the time is over; the same command does the rest", flush=True)
+                return
+            _note(rows, case, disturb(case, folder, facts, prefect))
+    finally:
+        prefect.end()
 
 
 def _note(rows: Path, case: Case, outcome: dict[str, Any]) -> None:
-    row = {**vars(case), **outcome}
+    settings = {name: value for name, value in vars(case).items() if name != "blows"}
     with open(rows, "a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
+        file.write(json.dumps({**settings, **outcome}) + "\n")
         file.flush()
         os.fsync(file.fileno())
-    verdict = "missed" if outcome["missed"] else "; ".join(outcome["problems"]) or "survived"
-    print(
-        f"{case.number:4} {case.stage} {case.moment} {case.fault}: {outcome['when']}: {verdict} "
-        f"({outcome['seconds']:.0f} s)",
-        flush=True,
-    )
+    verdict = "; ".join(outcome["problems"]) or "survived"
+    print(f"{case.number:4} {case.stage} ({outcome['seconds']:.0f} s): {verdict}", flush=True)
+    for blow in outcome["blows"]:
+        print(f"       {blow['moment']:8} {blow['when']}: status {blow['status']}", flush=True)
 
 
 if __name__ == "__main__":

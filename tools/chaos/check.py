@@ -20,12 +20,16 @@ TEMPORARY = ("*.tmp", "*.old", "*-journal", "*.partial")
 UNFINISHED = ("RUNNING", "PENDING", "CANCELLING", "SCHEDULED", "PAUSED")
 
 
-def problems(folder: Path, facts: Facts) -> Iterator[str]:
-    """Everything that is not as after an undisturbed run, in words."""
+def problems(folder: Path, facts: Facts, home: Path) -> Iterator[str]:
+    """Everything that is not as after an undisturbed run, in words.
+
+    Args:
+        home: the folder of Prefect's database.
+    """
     yield from _other_bytes(facts, outputs(folder))
     yield from _temporary(folder, facts)
     yield from _mlflow(folder, facts)
-    yield from _prefect(folder)
+    yield from _prefect(home / "prefect.db")
     yield from (f"an orphan: {words}" for words in living(folder).values())
 
 
@@ -116,8 +120,7 @@ def mlflow_records(folder: Path) -> dict[str, Any]:
     }
 
 
-def _prefect(folder: Path) -> Iterator[str]:
-    path = folder / ".prefect" / "prefect.db"
+def _prefect(path: Path) -> Iterator[str]:
     with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
         for table in ("flow_run", "task_run"):
             rows = database.execute(f"SELECT name, state_type FROM {table}").fetchall()

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -17,7 +17,7 @@ import psutil
 
 from flows.runner.guard import stop
 from flows.server.server import LOOPBACK, free_port
-from tools.chaos.cases import Case
+from tools.chaos.cases import Blow
 from tools.chaos.flow import Flow
 from tools.chaos.workspace import environment
 
@@ -31,11 +31,14 @@ class Server:
 
     Args:
         kind: "mlflow" or "prefect".
-        folder: the workspace, in which its records are.
+        folder: the workspace, whose MLflow database it serves.
+        home: where Prefect's server keeps its records, and both print.
     """
 
-    def __init__(self, kind: str, folder: Path, log: Path) -> None:
-        self.kind, self.folder, self.log, self.port = kind, folder, log, free_port()
+    def __init__(self, kind: str, folder: Path, home: Path) -> None:
+        self.kind, self.folder, self.home, self.port = kind, folder, home, free_port()
+        self.log = home / f"{kind}.log"
+        home.mkdir(exist_ok=True)
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -53,11 +56,11 @@ class Server:
         mlflow = ["mlflow", "server", "--workers", "1", "--backend-store-uri", database]
         mlflow += ["--default-artifact-root", str(self.folder / "mlruns")]
         words = mlflow if self.kind == "mlflow" else prefect
-        more = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        more = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "PREFECT_HOME": str(self.home)}
         with open(self.log, "a", encoding="utf-8") as file:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", *words, "--host", LOOPBACK, "--port", str(self.port)],
-                cwd=self.folder,
+                cwd=self.home,
                 env=environment(self.folder, more),
                 stdin=subprocess.DEVNULL,
                 stdout=file,
@@ -144,32 +147,39 @@ def _mount(*words: str) -> None:
     raise PermissionError(done.stderr.strip())
 
 
-class Fault(ExitStack):
-    """The fault of a case: `strike` a run, `mend` what it broke, `end` what was started.
+class Faults(ExitStack):
+    """The faults of a case: `strike` a run, `mend` what that broke; servers end with the block.
+
+    Args:
+        name: one of `cases.OTHERS`; empty for kills.
+        number: of the case; decides which folder is a file system.
+        folder: the workspace.
+        prefect: the shared server of Prefect, which runs; None where the flow has its own.
 
     Attributes:
-        variables: of the runs before and after it.
+        variables: of all runs of the case.
     """
 
-    def __init__(self, case: Case, folder: Path, log: Path) -> None:
+    def __init__(
+        self, name: str, part: float, number: int, folder: Path, prefect: Server | None
+    ) -> None:
         super().__init__()
-        self.case, self.folder = case, folder
-        self.variables: Mapping[str, str] = {}
-        self._server: Server | None = None
+        self.variables: dict[str, str] = {} if prefect is None else dict(prefect.variables)
+        self._server: Server | None = prefect if name == "prefect_server" else None
         self._disk: Disk | None = None
-        if case.fault.endswith("_server") and case.fault != "freeze_server":
-            self._server = Server(case.fault.partition("_")[0], folder, log)
+        if name == "mlflow_server":
+            self._server = Server("mlflow", folder, folder.with_name("mlflow-server"))
             self._server.start()
             self.callback(self._server.end)
-            self.variables = self._server.variables
-        if case.fault in ("small_disk", "read_only"):
-            name = DISKS[case.number // 5 % len(DISKS)]
-            self._disk = Disk(folder / name, folder.with_name("aside"), case.part)
+            self.variables |= self._server.variables
+        if name in ("small_disk", "read_only"):
+            disk = DISKS[number // 3 % len(DISKS)]
+            self._disk = Disk(folder / disk, folder.with_name("aside"), part)
             self.enter_context(self._disk.mounted())
 
-    def strike(self, flow: Flow) -> str | None:
+    def strike(self, flow: Flow, blow: Blow) -> str | None:
         """Do it: what was done, in words; None if the process was not there any more."""
-        fault = self.case.fault
+        fault = blow.fault
         if fault == "wiped":
             return self._signal(flow, "flow", signal.SIGKILL)
         if fault == "term":
@@ -177,13 +187,13 @@ class Fault(ExitStack):
         if fault == "freeze_server":
             return self._signal(flow, "server", signal.SIGSTOP)
         if fault == "file_limit":
-            return self._limit(flow)
+            return self._limit(flow, blow.part)
         if self._server is not None:
             self._server.kill()
-            return f"{self._server.kind}'s server killed"
+            return f"SIGKILL to {self._server.kind}'s server"
         if self._disk is not None:
             done = self._disk.fill() if fault == "small_disk" else self._disk.forbid()
-            return f"{self._disk.folder.name}: {done}"
+            return f"{self._disk.folder.name} is a file system: {done}"
         return self._signal(flow, fault, signal.SIGKILL)
 
     def _signal(self, flow: Flow, name: str, number: signal.Signals) -> str | None:
@@ -200,9 +210,9 @@ class Fault(ExitStack):
             return None
         return f"{number.name} to the {name}"
 
-    def _limit(self, flow: Flow) -> str | None:
+    def _limit(self, flow: Flow, part: float) -> str | None:
         """Limit the files of the stages' processes."""
-        largest = int(1024 * 2 ** (10 * self.case.part))
+        largest = int(1024 * 2 ** (10 * part))
         flow.until(lambda: "host" in flow.processes(), 10)
         found = flow.processes()
         for name in ("host", "dvc", "stage"):
@@ -213,16 +223,15 @@ class Fault(ExitStack):
                     continue
         return f"no file above {largest} bytes" if "host" in found else None
 
-    def own(self) -> set[int]:
-        """The processes of servers that the case itself has started."""
-        if self._server is None or self._server.process is None:
-            return set()
-        process = psutil.Process(self._server.process.pid)
-        return {process.pid, *(child.pid for child in process.children(recursive=True))}
-
     def mend(self) -> None:
         """Make room, start servers again."""
         if self._disk is not None:
             self._disk.mend()
         if self._server is not None:
             self._server.start()
+
+
+def unmount(folder: Path) -> None:
+    """Take away file systems that a killed run of this program left in a workspace."""
+    for name in DISKS:
+        subprocess.run(["umount", "--lazy", str(folder / name)], capture_output=True)

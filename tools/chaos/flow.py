@@ -13,8 +13,8 @@ from pathlib import Path
 
 import psutil
 
-from tools.chaos.cases import BEGIN, RECORDS, Case
-from tools.chaos.workspace import Facts, environment
+from tools.chaos.cases import BEGIN, RECORDS, Blow
+from tools.chaos.workspace import Facts, environment, journal
 
 TICK = 0.004
 LONGEST = 900.0
@@ -80,13 +80,9 @@ class Flow:
         """Whether a stage has ended, or did not have to run."""
         return stage in ENDED.findall(self.text)
 
-    def events(self, stage: str) -> int:
-        """How many events a running stage has reported."""
-        path = self.folder / ".work" / "events" / f"{stage}.jsonl"
-        try:
-            return path.read_bytes().count(b"\n")
-        except FileNotFoundError:
-            return 0
+    def events(self, stage: str) -> list[str]:
+        """The events that a stage has reported, see `events_in`."""
+        return events_in(self.folder, stage)
 
     def processes(self) -> dict[str, psutil.Process]:
         """Those that are there, by the names of `cases.KILLS`."""
@@ -111,38 +107,44 @@ class Flow:
         return found
 
 
-def reach(flow: Flow, case: Case, facts: Facts) -> str | None:
-    """Wait for a case's moment: where the run is then, in words; None if it ended before."""
-    if case.stage == BEGIN:
-        _sleep(flow, facts.begin * (_third(case) + case.part / 3))
+def events_in(folder: Path, stage: str) -> list[str]:
+    """What a stage has reported since it began: name, done and total of each event."""
+    rows = journal(folder / ".work" / "events" / f"{stage}.jsonl")
+    return [f"{row['name']} {row['done']}/{row['total']}" for row in rows]
+
+
+def reach(flow: Flow, stage: str, blow: Blow, facts: Facts) -> str | None:
+    """Wait for the moment of a blow: where the run is then, in words; None if it ended before."""
+    if stage == BEGIN:
+        _sleep(flow, facts.begin * (_third(blow) + blow.part / 3))
         return None if flow.is_over else _where(flow, "after the start of the flow", flow.began)
-    if case.stage == RECORDS:
+    if stage == RECORDS:
         last = facts.stages[-1]
         if not flow.until(lambda: flow.ended_stage(last)):
             return None
         since = time.monotonic()
-        _sleep(flow, 3.0 * (_third(case) + case.part / 3))
+        _sleep(flow, 3.0 * (_third(blow) + blow.part / 3))
         return None if flow.is_over else _where(flow, f"after the end of {last}", since)
-    stage, count, seconds = case.stage, facts.events[case.stage], facts.seconds[case.stage]
+    count, seconds = len(facts.events[stage]), facts.seconds[stage]
     if not flow.until(lambda: flow.began_stage(stage)):
         return None
     since = time.monotonic()
-    if case.moment == "start" or not count:
-        _sleep(flow, seconds * (_third(case) + case.part / 3))
-    elif case.moment == "middle":
-        wanted = 1 + int(case.part * (count - 1))
-        if not flow.until(lambda: flow.events(stage) >= wanted):
-            return None
+    if blow.moment == "start" or not count:
+        _sleep(flow, seconds * (_third(blow) + blow.part / 3))
     else:
-        if not flow.until(lambda: flow.events(stage) >= count):
+        # a stage that resumes reports fewer events: the last of them counts too
+        wanted = 1 + int(blow.part * (count - 1)) if blow.moment == "middle" else count
+        last = facts.events[stage][-1]
+        if not flow.until(lambda: len(seen := flow.events(stage)) >= wanted or seen[-1:] == [last]):
             return None
-        _sleep(flow, case.part)
-    seen = f"after {stage} began, {flow.events(stage)} of {count} events"
+        if blow.moment == "end":
+            _sleep(flow, blow.part)
+    seen = f"after {stage} began, {len(flow.events(stage))} of {count} events"
     return None if flow.is_over else _where(flow, seen, since)
 
 
-def _third(case: Case) -> float:
-    return {"start": 0.0, "middle": 1 / 3, "end": 2 / 3}[case.moment]
+def _third(blow: Blow) -> float:
+    return {"start": 0.0, "middle": 1 / 3, "end": 2 / 3}[blow.moment]
 
 
 def _sleep(flow: Flow, seconds: float) -> None:

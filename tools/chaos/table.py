@@ -10,53 +10,51 @@ from tools.chaos.cases import KILLS, MOMENTS
 Row = Mapping[str, Any]
 
 
-def table(rows: list[Row], commit: str, seed: int) -> tuple[str, bool]:
-    """The tables by stage and moment and by fault, and whether every case survived."""
-    rows = [row for row in rows if not row["missed"]]
-    kills = [row for row in rows if row["fault"] in KILLS or row["fault"] == "wiped"]
+def table(rows: list[Row], commit: str, seed: int) -> str:
+    """Tables by stage and moment, by fault, and of every blow with its moment.
+
+    A blow that was missed, because the run was over, does not count.
+    """
+    rows = sorted(rows, key=lambda row: int(row["number"]))
+    blows = [
+        {**blow, "stage": row["stage"], "failed": bool(row["problems"])}
+        for row in rows
+        for blow in row["blows"]
+        if not blow["missed"]
+    ]
+    kills = [blow for blow in blows if blow["fault"] in (*KILLS, "wiped")]
+    others = [blow for blow in blows if blow not in kills]
     lines = [
-        f"Commit {commit}, seed {seed}: {len(kills)} kills, {_survived(kills)} survived; "
-        f"{len(rows) - len(kills)} other faults, {_survived(rows) - _survived(kills)} survived.",
+        f"Commit {commit}, seed {seed}, {len(rows)} cases: {_cell(kills)} kills survived, and "
+        f"{_cell(others)} other faults.",
         "",
-        "| stage | start | middle | end | of these kills |",
+        f"| kills | {' | '.join(MOMENTS)} | all |",
         "| --- | --- | --- | --- | --- |",
     ]
-    for stage in dict.fromkeys(str(row["stage"]) for row in sorted(rows, key=_number)):
-        own = [row for row in rows if row["stage"] == stage]
-        cells = [_cell(row for row in own if row["moment"] == moment) for moment in MOMENTS]
-        killed = _cell(row for row in own if row in kills)
-        lines.append(f"| `{stage}` | {' | '.join(cells)} | {killed} |")
+    for stage in dict.fromkeys(str(blow["stage"]) for blow in kills):
+        own = [blow for blow in kills if blow["stage"] == stage]
+        cells = [_cell(blow for blow in own if blow["moment"] == moment) for moment in MOMENTS]
+        lines.append(f"| `{stage}` | {' | '.join(cells)} | {_cell(own)} |")
     lines += ["", "| fault | survived |", "| --- | --- |"]
-    for fault in dict.fromkeys(str(row["fault"]) for row in sorted(rows, key=_number)):
-        lines.append(f"| {fault} | {_cell(row for row in rows if row['fault'] == fault)} |")
-    for row in sorted(rows, key=_number):
-        if row["problems"]:
-            what = f"{row['stage']} {row['moment']} {row['fault']}"
-            lines += ["", f"case {row['number']}, {what}, {row['when']}:"]
-            lines += [f"- {problem}" for problem in row["problems"]]
-    return "\n".join(lines), _survived(rows) == len(rows)
-
-
-def moments(rows: list[Row]) -> str:
-    """Every case with its moment: a line each, as Markdown."""
-    lines = ["| case | stage | moment | what was done | records wiped | work wiped | outcome |"]
-    lines.append("| --- | --- | --- | --- | --- | --- | --- |")
-    for row in sorted(rows, key=_number):
-        outcome = "missed" if row["missed"] else "failed" if row["problems"] else "survived"
+    for fault in dict.fromkeys(str(blow["fault"]) for blow in blows):
+        lines.append(f"| {fault} | {_cell(blow for blow in blows if blow['fault'] == fault)} |")
+    lines += ["", "| case | stage | what was done, and when | MLflow wiped | work wiped | |"]
+    lines.append("| --- | --- | --- | --- | --- | --- |")
+    for row in rows:
         marks = ["yes" if row[name] else "" for name in ("records", "deep")]
-        cells = [row["number"], f"`{row['stage']}`", row["moment"], row["when"], *marks, outcome]
-        lines.append(f"| {' | '.join(map(str, cells))} |")
+        outcome = "failed" if row["problems"] else "survived"
+        when = "; ".join(f"{blow['moment']}: {blow['when']}" for blow in row["blows"])
+        lines.append(
+            f"| {row['number']} | `{row['stage']}` | {when} | {' | '.join(marks)} | {outcome} |"
+        )
+    for row in rows:
+        if row["problems"]:
+            lines += ["", f"case {row['number']}, {row['stage']}:"]
+            lines += [f"- {problem}" for problem in row["problems"]]
     return "\n".join(lines)
 
 
-def _number(row: Row) -> int:
-    return int(row["number"])
-
-
-def _survived(rows: Iterable[Row]) -> int:
-    return sum(not row["problems"] for row in rows)
-
-
-def _cell(rows: Iterable[Row]) -> str:
-    listed = list(rows)
-    return f"{_survived(listed)} of {len(listed)}" if listed else ""
+def _cell(blows: Iterable[Row]) -> str:
+    listed = list(blows)
+    survived = sum(not blow["failed"] for blow in listed)
+    return f"{survived} of {len(listed)}" if listed else ""

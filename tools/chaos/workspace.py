@@ -106,15 +106,15 @@ def work_files(folder: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class Facts:
-    """What two undisturbed runs left.
+    """What an undisturbed run left.
 
     Attributes:
         stages: in the order in which they ran.
         begin: seconds from the start of the flow to the first stage.
         seconds: that each stage took.
-        events: how many events each stage reported.
-        digests: of the files in artifacts/ that were the same in both runs.
-        timed: files that differed: they hold times.
+        events: that each stage reported, see `flow.events_in`.
+        digests: of the files in artifacts/ that hold no times.
+        timed: files that differ when the stages TIMED run once more: they hold times.
         work: files of .work/.
         records: of MLflow, see `check.mlflow_records`.
     """
@@ -122,7 +122,7 @@ class Facts:
     stages: list[str]
     begin: float
     seconds: dict[str, float]
-    events: dict[str, int]
+    events: dict[str, list[str]]
     digests: dict[str, str]
     timed: list[str]
     work: list[str]
