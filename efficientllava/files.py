@@ -9,6 +9,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,8 @@ from safetensors import SafetensorError, safe_open, serialize_file
 
 from efficientllava.errors import UserError
 
+DIGESTS = "digests.json"
+"""The file of a folder that holds the digests of the others."""
 UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 if TYPE_CHECKING:
@@ -224,6 +227,75 @@ def folder_digest(folder: Path, patterns: Sequence[str] = ("**/*",)) -> str:
     for path in sorted(path for path in files if path.is_file()):
         digest.update(f"{path.relative_to(folder).as_posix()}\0{file_digest(path)}\n".encode())
     return digest.hexdigest()
+
+
+class DamagedFile(UserError):
+    """A file is not as it was written: its digest is another than the one that was recorded."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        super().__init__(
+            "is not the file that was written: its sha256 is another one",
+            where=str(path),
+            remedy="let it be made again, or copy it again from where it is whole; if you have "
+            f"changed it yourself, remove {DIGESTS} beside it",
+        )
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.path,)
+
+
+def write_sealed(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a JSON object with the digest of its other values under `digest`."""
+    write_json(path, {**values, "digest": value_digest(values)})
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """Read what `write_sealed` wrote, without the digest.
+
+    Raises:
+        UserError: as `read_json`; it is not as it was written.
+    """
+    values = read_json(path)
+    if not isinstance(values, dict):
+        raise DamagedFile(path)
+    recorded = values.pop("digest", None)
+    if value_digest(values) != recorded:
+        raise DamagedFile(path)
+    return values
+
+
+def seal(folder: Path) -> None:
+    """Record the digests of all files of a folder in its file `digests.json`."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    names = {path.relative_to(folder).as_posix(): path for path in paths}
+    names.pop(DIGESTS, None)
+    write_sealed(folder / DIGESTS, {"files": {name: file_digest(names[name]) for name in names}})
+
+
+def require_sealed(folder: Path, patterns: Sequence[str] = ("*",)) -> int:
+    """Check files of a folder against its `digests.json`, where there is one.
+
+    Args:
+        patterns: of names relative to the folder; files that match none are not read.
+
+    Returns:
+        How many files were checked.
+
+    Raises:
+        UserError: a recorded file is missing or not as it was written.
+    """
+    if not (folder / DIGESTS).is_file():
+        return 0
+    recorded = read_sealed(folder / DIGESTS)["files"]
+    chosen = [name for name in recorded if any(fnmatch(name, pattern) for pattern in patterns)]
+    for name in chosen:
+        path = folder / name
+        if not path.is_file():
+            raise UserError("no such file, but it was written", where=str(path))
+        if file_digest(path) != recorded[name]:
+            raise DamagedFile(path)
+    return len(chosen)
 
 
 def value_digest(value: Any) -> str:

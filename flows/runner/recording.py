@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,8 +28,13 @@ from prefect.settings import Settings
 from prefect.states import State
 
 from efficientllava.errors import UserError
+from flows.runner.loopback import request
 
 POLL_SECONDS = 0.1
+ASK_SECONDS = 3.0
+"""How often our server is asked whether it lives, and how long it may take to answer."""
+SILENT_SECONDS = 20.0
+"""After so long without an answer our server counts as lost."""
 # errors that end a run on purpose; raised again where a lost server's error replaced them
 STOPPED = (KeyboardInterrupt, SystemExit, TerminationSignal)
 
@@ -94,21 +101,35 @@ class Recording:
 
     @contextmanager
     def watching(
-        self, process: subprocess.Popen[str], log: Path, settings: Settings
+        self, address: str, process: subprocess.Popen[str], log: Path, settings: Settings
     ) -> Iterator[None]:
-        """Notice when a server of ours ends during the block.
+        """Notice when a server of ours ends, or hangs, during the block.
 
         Args:
+            address: of its API.
+            process: it, or its guard; the leader of a group that is killed when the server hangs,
+                so that whoever waits for an answer goes on.
             log: where the server's last words are.
             settings: those of Prefect's clients in this process.
         """
         over = threading.Event()
 
         def watch() -> None:
+            heard = asked = time.monotonic()
             while not over.wait(POLL_SECONDS):
                 if (status := process.poll()) is not None:
                     settings.client.max_retries = 0
-                    self._lose(f"exit status {status}; its words are in {log}")
+                    self.lose(f"exit status {status}; its words are in {log}")
+                    return
+                if time.monotonic() - asked < ASK_SECONDS:
+                    continue
+                asked = time.monotonic()
+                if answers(address, ASK_SECONDS):
+                    heard = time.monotonic()
+                elif time.monotonic() - heard > SILENT_SECONDS:
+                    settings.client.max_retries = 0
+                    self.lose(f"no answer for {SILENT_SECONDS:g} s; its words are in {log}")
+                    os.killpg(process.pid, signal.SIGKILL)
                     return
 
         watcher = threading.Thread(target=watch, daemon=True, name="prefect_server")
@@ -119,7 +140,7 @@ class Recording:
             over.set()
             watcher.join()
 
-    def _lose(self, how: str) -> None:
+    def lose(self, how: str) -> None:
         """Stop sending: clients would retry for minutes and log errors."""
         self.gone.set()
         logging.raiseExceptions = False  # else Prefect prints its unsent records on stderr
@@ -140,6 +161,15 @@ class Recording:
         if not self._warned:
             self._warned = True
             get_logger("pipeline").warning("%s", message)
+
+
+def answers(address: str, seconds: float) -> bool:
+    """Whether the server with this API answers anything within so many seconds."""
+    try:
+        request("GET", f"{address}/health", timeout=seconds)
+    except httpx.HTTPError:
+        return False
+    return True
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -38,10 +38,12 @@ from prefect.states import Crashed, State
 from efficientllava.errors import UserError
 from flows.runner.guard import guarded, stop
 from flows.runner.loopback import on_loopback, past_proxies, request
-from flows.runner.recording import RECORDING
+from flows.runner.recording import RECORDING, answers
 
 LOOPBACK = "127.0.0.1"
 USUAL_PORT = 4200  # Prefect's own: links stay good when a server is started later
+DRAIN_SECONDS = 10
+"""For each of an answer, logs and events at the end of a run."""
 UNFINISHED = [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]
 
 
@@ -89,15 +91,17 @@ def _own_server() -> Iterator[str]:
         _wait(process, address, seconds, log_path)
         with (
             temporary_settings({PREFECT_API_URL: address}) as settings,
-            RECORDING.watching(process, log_path, settings),
+            RECORDING.watching(address, process, log_path, settings),
         ):
             try:
                 yield address
             finally:
+                if not RECORDING.gone.is_set() and not answers(address, DRAIN_SECONDS):
+                    RECORDING.lose("no answer at the end of the run")
                 if not RECORDING.gone.is_set():
                     # queued events are lost once the server is gone
-                    APILogWorker.drain_all(timeout=10)
-                    EventsWorker.drain_all(timeout=10)
+                    APILogWorker.drain_all(timeout=DRAIN_SECONDS)
+                    EventsWorker.drain_all(timeout=DRAIN_SECONDS)
     finally:
         stop(process)
         if process.stdin is not None:
