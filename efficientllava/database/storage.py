@@ -35,7 +35,7 @@ def stored(key: str, solution: torch.Tensor, form: Storage) -> dict[str, torch.T
 def tensor_digest(tensor: torch.Tensor) -> str:
     """sha256 of a tensor's type, shape and bytes, as hexadecimal digits."""
     digest = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)}\0".encode())
-    digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
+    digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

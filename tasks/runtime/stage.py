@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import json
 import os
 import shlex
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from efficientllava.errors import UserError
-from efficientllava.files import DamagedFile, require_sealed
+from efficientllava.files import DamagedFile, disk_error, require_sealed
 from efficientllava.parameters import Parameters
 from efficientllava.parsing import parse_parameters
 from efficientllava.progress import Progress
@@ -210,7 +209,7 @@ def guarded(run: Callable[[], None]) -> int:
         return 0
     except BaseException as error:
         kept = restore_outputs()
-        if (message := _told(error)) is None:
+        if (message := told(error)) is None:
             raise
         print(f"error: {message}", file=sys.stderr)
         if kept:
@@ -218,7 +217,7 @@ def guarded(run: Callable[[], None]) -> int:
         return 130 if isinstance(error, KeyboardInterrupt) else 2
 
 
-def _told(error: BaseException) -> str | None:
+def told(error: BaseException) -> str | None:
     """The message for the user; None for a defect of this program."""
     if isinstance(error, DamagedFile) and ARTIFACTS in error.path.parents:
         # DVC's copy may be the same file: both have to go before the stage makes it again
@@ -230,8 +229,8 @@ def _told(error: BaseException) -> str | None:
     if isinstance(error, KeyboardInterrupt):
         return "interrupted\n  -> start again: it resumes"
     # a library that writes past efficientllava.files
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"the disk is full ({error})\n  -> free some space and start again"
+    if (about_disk := disk_error(error)) is not None:
+        return str(about_disk)
     return None
 
 

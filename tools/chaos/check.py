@@ -105,7 +105,7 @@ def mlflow_records(folder: Path) -> dict[str, Any]:
             "ON alias.name = model_versions.name AND alias.version = model_versions.version"
         ).fetchall()
         rows = database.execute(
-            "SELECT runs.name, key, step, value FROM metrics "
+            "SELECT DISTINCT runs.name, key, step, value FROM metrics "
             f"JOIN runs ON runs.run_uuid = metrics.run_uuid WHERE {active} ORDER BY 1, 2, 3, 4"
         ).fetchall()
     metrics: dict[str, list[list[float]]] = {}

@@ -42,8 +42,8 @@ def make_reference(root: Path, folder: Path) -> Facts:
     timed = sorted(path for path in before if after.get(path) != before[path])
     digests = {path: digest for path, digest in before.items() if path not in timed}
     facts = replace(facts, digests=digests, timed=timed)
-    if mlflow_records(workspace) != facts.records:
-        raise RuntimeError(f"two undisturbed runs leave other records: {folder}")
+    if (records := mlflow_records(workspace)) != facts.records:
+        raise RuntimeError(f"the second time leaves other records: {records}, in {folder}")
     facts.save(folder)
     return facts
 
