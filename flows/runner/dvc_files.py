@@ -26,6 +26,7 @@ from tasks.runtime.workspace import workspace_lock
 
 SITE = "DVC_SITE_CACHE_DIR"
 UNFINISHED = ".unfinished"
+"""At the end of the name of a file that is put aside."""
 CONFLICT = b"\n<<<<<<< "
 
 
@@ -63,13 +64,14 @@ def _mend_lock_file(repo: Repo, path: Path) -> Iterator[str]:
 def _mend_memory(folder: Path) -> Iterator[str]:
     """Remove a database of digests that SQLite cannot read; DVC computes them again."""
     for path in sorted(folder.rglob("cache.db")):
-        if not _is_readable(path):
+        if not is_readable(path):
             for file in (path, Path(f"{path}-wal"), Path(f"{path}-shm")):
                 file.unlink(missing_ok=True)
             yield f"DVC's {path.relative_to(folder)} was damaged and is made anew"
 
 
-def _is_readable(path: Path) -> bool:
+def is_readable(path: Path) -> bool:
+    """Whether SQLite can read a database, or somebody works in it."""
     try:
         with closing(sqlite3.connect(path)) as database:
             return database.execute("PRAGMA quick_check(1)").fetchone() == ("ok",)

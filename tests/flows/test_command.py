@@ -154,3 +154,16 @@ def test_signals_leave_no_process_and_the_next_run_goes_on(
     assert "'search@magnitude-0.5' - Finished in state Cached" in text
     assert "champion: version" in text
     assert "Traceback" not in text
+
+
+@pytest.mark.slow
+def test_a_damaged_database_of_our_server_is_put_aside(
+    toy: Path, tmp_path: Path, command: Command
+) -> None:
+    (toy / "dvc.yaml").write_text("stages: {}\n")  # told as soon as the server answers
+    home = tmp_path / "prefect"
+    home.mkdir()
+    (home / "prefect.db").write_bytes(os.urandom(20000))
+    result = command()
+    assert_told(result, "declares no stage", "Prefect's database was damaged")
+    assert (home / "prefect.db.unfinished").is_file()
