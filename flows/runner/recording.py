@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import httpx
+import psutil
 from prefect.events.clients import NullEventsClient
 from prefect.events.worker import EventsWorker
 from prefect.exceptions import TerminationSignal
@@ -33,8 +34,11 @@ from flows.runner.loopback import request
 POLL_SECONDS = 0.1
 ASK_SECONDS = 3.0
 """How often our server is asked whether it lives, and how long it may take to answer."""
-SILENT_SECONDS = 20.0
-"""After so long without an answer our server counts as lost."""
+SILENT_SECONDS, STOPPED_SECONDS = 90.0, 10.0
+"""After so long without an answer our server counts as lost; the second if it is stopped.
+
+On a machine with ten times more work than cores a healthy server was silent for 30 s.
+"""
 # errors that end a run on purpose; raised again where a lost server's error replaced them
 STOPPED = (KeyboardInterrupt, SystemExit, TerminationSignal)
 
@@ -126,9 +130,9 @@ class Recording:
                 asked = time.monotonic()
                 if answers(address, ASK_SECONDS):
                     heard = time.monotonic()
-                elif time.monotonic() - heard > SILENT_SECONDS:
+                elif (silent := time.monotonic() - heard) > _patience(process.pid):
                     settings.client.max_retries = 0
-                    self.lose(f"no answer for {SILENT_SECONDS:g} s; its words are in {log}")
+                    self.lose(f"no answer for {silent:.0f} s; its words are in {log}")
                     os.killpg(process.pid, signal.SIGKILL)
                     return
 
@@ -145,6 +149,7 @@ class Recording:
         self.gone.set()
         logging.raiseExceptions = False  # else Prefect prints its unsent records on stderr
         EventsWorker.set_client_override(NullEventsClient)
+        logging.getLogger("prefect._internal.concurrency").disabled = True  # of what it was sending
         names = list(logging.root.manager.loggerDict)
         for logger in (logging.getLogger(), *map(logging.getLogger, names)):
             for handler in list(logger.handlers):
@@ -170,6 +175,15 @@ def answers(address: str, seconds: float) -> bool:
     except httpx.HTTPError:
         return False
     return True
+
+
+def _patience(guard: int) -> float:
+    """How long the server of a guard may be silent."""
+    try:
+        states = {child.status() for child in psutil.Process(guard).children(recursive=True)}
+    except psutil.NoSuchProcess:
+        return SILENT_SECONDS
+    return STOPPED_SECONDS if psutil.STATUS_STOPPED in states else SILENT_SECONDS
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
