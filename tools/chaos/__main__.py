@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -40,6 +41,7 @@ def _options() -> argparse.Namespace:
 def main() -> int:
     """Do the cases that are not done; print each and the table of all."""
     options = _options()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     commit = commit_of(ROOT)
     folder = options.folder.resolve() / commit
     folder.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
 import signal
@@ -43,6 +44,13 @@ class Flow:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+        atexit.register(self.kill)
+
+    def kill(self) -> None:
+        """Kill it and its process group, if it runs."""
+        if not self.is_over:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
 
     @property
     def text(self) -> str:
@@ -59,8 +67,7 @@ class Flow:
         try:
             return self.process.wait(seconds)
         except subprocess.TimeoutExpired:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
+            self.kill()
             return None
 
     def until(self, reached: Callable[[], bool], seconds: float = LONGEST) -> bool:
