@@ -3,7 +3,7 @@
 Every case copies a workspace in which the smallest pipeline has run and lets one stage run again.
 It kills five runs, from the stage's start to its end, or does something else to one run, and starts
 the flow once more. Then files, records and processes must be what an undisturbed run left. The same
-seed gives the same cases; those that were done at this commit are not done again. Exit status: 0 if
+seed gives the same cases; those that were done with the same pipeline are not done again. Exit status: 0 if
 every case survived, 1 otherwise.
 """
 
@@ -42,18 +42,18 @@ def main() -> int:
     """Do the cases that are not done; print each and the table of all."""
     options = _options()
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    commit = commit_of(ROOT)
-    folder = options.folder.resolve() / commit
+    commit, key = commit_of(ROOT)
+    folder = options.folder.resolve() / key
     folder.mkdir(parents=True, exist_ok=True)
     rows = folder / f"journal-{options.seed}.jsonl"
     if not options.table:
-        _disturb(options, folder, rows)
+        _disturb(options, folder, rows, commit)
     latest = {row["number"]: row for row in journal(rows)}
-    print(table(list(latest.values()), commit, options.seed))
+    print(table(list(latest.values()), options.seed))
     return 1 if any(row["problems"] for row in latest.values()) else 0
 
 
-def _disturb(options: argparse.Namespace, folder: Path, rows: Path) -> None:
+def _disturb(options: argparse.Namespace, folder: Path, rows: Path, commit: str) -> None:
     began, facts = time.monotonic(), make_reference(ROOT, folder)
     done = {row["number"] for row in journal(rows)}
     prefect = Server("prefect", ROOT, folder / "prefect-server")
@@ -68,7 +68,8 @@ def _disturb(options: argparse.Namespace, folder: Path, rows: Path) -> None:
             if options.minutes and time.monotonic() - began > 60 * options.minutes:
                 print("the time is over; the same command does the rest", flush=True)
                 return
-            _note(rows, case, disturb(case, folder, facts, prefect))
+            outcome = {"commit": commit, **disturb(case, folder, facts, prefect)}
+            _note(rows, case, outcome)
     finally:
         prefect.end()
 

@@ -67,13 +67,19 @@ class Case:
         return "" if self.blows[0].fault in KILLS else self.blows[0].fault
 
 
+def _places(stages: Sequence[str]) -> list[str]:
+    """Parts of a run: first one of each kind, of the last model, and then those of other models."""
+    last = {stage.partition("@")[0]: stage for stage in stages}
+    return [BEGIN, *last.values(), RECORDS, *(each for each in stages if each not in last.values())]
+
+
 def plan(stages: Sequence[str], count: int, seed: int) -> list[Case]:
     """The first `count` cases of a seed.
 
     Two of three cases kill a process in each of five runs after each other, at every moment of
     the stage, and go through all stages; the third is one of OTHERS.
     """
-    places = [BEGIN, *stages, RECORDS]
+    places = _places(stages)
     cases: list[Case] = []
     for number in range(count):
         draw = random.Random(f"{seed} {number}")

@@ -10,7 +10,7 @@ from tools.chaos.cases import KILLS, MOMENTS
 Row = Mapping[str, Any]
 
 
-def table(rows: list[Row], commit: str, seed: int) -> str:
+def table(rows: list[Row], seed: int) -> str:
     """Tables by stage and moment, by fault, and of every blow with its moment.
 
     A blow that was missed, because the run was over, does not count.
@@ -23,9 +23,10 @@ def table(rows: list[Row], commit: str, seed: int) -> str:
         if not blow["missed"]
     ]
     kills = [blow for blow in blows if blow["fault"] in (*KILLS, "wiped")]
+    commits = dict.fromkeys(str(row["commit"]) for row in rows)
     others = [blow for blow in blows if blow not in kills]
     lines = [
-        f"Commit {commit}, seed {seed}, {len(rows)} cases: {_cell(kills)} kills survived, and "
+        f"Commit {', '.join(commits)}, seed {seed}, {len(rows)} cases: {_cell(kills)} kills survived, and "
         f"{_cell(others)} other faults.",
         "",
         f"| kills | {' | '.join(MOMENTS)} | all |",

@@ -15,26 +15,29 @@ from typing import Any
 from dvc.utils.serialize import dump_yaml, load_yaml
 
 from efficientllava.errors import UserError
-from efficientllava.files import file_digest, read_json, write_json
+from efficientllava.files import file_digest, read_json, value_digest, write_json
 
 ROOT = Path(__file__).parents[2]
 PARAMETERS = Path("tests/smallest_params.yaml")
+DECISIVE = ("efficientllava", "tasks", "flows", "dvc.yaml", str(PARAMETERS))
 FACTS = "facts.json"
 CACHES = "caches"
 
 
-def commit_of(root: Path) -> str:
-    """The commit that is checked out.
+def commit_of(root: Path) -> tuple[str, str]:
+    """The commit that is checked out, and a key of what decides how the pipeline runs.
 
     Raises:
         UserError: the folder is no git repository.
     """
+    decisive = [f"HEAD:{name}" for name in DECISIVE]
     done = subprocess.run(
-        ["git", "-C", str(root), "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True
+        ["git", "-C", str(root), "rev-parse", "HEAD", *decisive], capture_output=True, text=True
     )
     if done.returncode:
         raise UserError("chaos works in a clone of a git repository", where=str(root))
-    return done.stdout.strip()
+    commit, *trees = done.stdout.split()
+    return commit[:10], value_digest(trees)[:10]
 
 
 def clone(root: Path, folder: Path) -> None:
