@@ -3,8 +3,8 @@
 Every case copies a workspace in which the smallest pipeline has run and lets one stage run again.
 It kills five runs, from the stage's start to its end, or does something else to one run, and starts
 the flow once more. Then files, records and processes must be what an undisturbed run left. The same
-seed gives the same cases; those that were done with the same pipeline are not done again. Exit status: 0 if
-every case survived, 1 otherwise.
+seed gives the same cases; those that were done with the same pipeline are not done again. Exit
+status: 0 if every case survived, 1 otherwise.
 """
 
 from __future__ import annotations

@@ -26,8 +26,8 @@ def table(rows: list[Row], seed: int) -> str:
     commits = dict.fromkeys(str(row["commit"]) for row in rows)
     others = [blow for blow in blows if blow not in kills]
     lines = [
-        f"Commit {', '.join(commits)}, seed {seed}, {len(rows)} cases: {_cell(kills)} kills survived, and "
-        f"{_cell(others)} other faults.",
+        f"Commit {', '.join(commits)}, seed {seed}, {len(rows)} cases: {_cell(kills)} kills "
+        f"survived, and {_cell(others)} other faults.",
         "",
         f"| kills | {' | '.join(MOMENTS)} | all |",
         "| --- | --- | --- | --- | --- |",
