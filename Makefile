@@ -26,14 +26,20 @@ export ORT_DISABLE_TELEMETRY := 1
 export RUFF_CACHE_DIR := $(CURDIR)/.work/caches/ruff
 
 
-.PHONY: help install demo real repro test lint experiments screenshots ui clean constraints
+.PHONY: help install moved demo real repro test lint experiments screenshots ui clean constraints
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 install: .venv/installed  ## create .venv and install everything into it
 
-.venv/installed: pyproject.toml constraints.txt
+# a virtual environment names its folder in its scripts: in a moved or copied clone it is made anew
+MOVED := $(shell test ! -s .venv/installed || test "$$(cat .venv/installed)" = "$$(pwd -P)" || echo moved)
+moved:
+	@echo "== this clone was moved or copied: making .venv anew"
+	@rm -rf .venv
+
+.venv/installed: pyproject.toml constraints.txt $(MOVED)
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed (make PYTHON=...)" >&2; exit 2; }
 	@echo "== installing into .venv with $(if $(UV),uv,pip) and $$($(PYTHON) --version): some minutes the first time"
 ifneq ($(UV),)
@@ -43,7 +49,8 @@ else
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[pipeline,dask,deepsparse,gguf,dev]'
 endif
-	@touch $@
+	@cp tools/python_of_stages.pth "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+	@pwd -P > $@
 
 demo: .venv/installed  ## train a tiny vision-language model, prune it, measure it: the whole pipeline
 	@echo "== the whole chain on the demo model (minutes, most of them training; what is"

@@ -18,6 +18,7 @@ from efficientllava.files import (
     folder_digest,
     load_tensors,
     read_json,
+    replacing,
     save_tensors,
     write_json,
 )
@@ -204,14 +205,13 @@ def _stored(pairs: Pairs) -> dict[str, torch.Tensor]:
 
 
 def save_proxy(folder: Path, proxy: ProxyData, manifest: dict[str, Any]) -> None:
-    """Write segments.safetensors, pairs.safetensors (if any) and manifest.json."""
-    folder = Path(folder)
-    save_tensors(folder / "segments.safetensors", {"input_ids": proxy.segments})
-    if proxy.pairs is None:  # those of an earlier draw are not this one's
-        (folder / "pairs.safetensors").unlink(missing_ok=True)
-    if proxy.pairs is not None:
-        save_tensors(folder / "pairs.safetensors", _stored(proxy.pairs))
-    write_json(folder / "manifest.json", manifest)
+    """Write segments.safetensors, pairs.safetensors (if any) and manifest.json, or nothing."""
+    with replacing(Path(folder)) as temporary:
+        temporary.mkdir()
+        save_tensors(temporary / "segments.safetensors", {"input_ids": proxy.segments})
+        if proxy.pairs is not None:
+            save_tensors(temporary / "pairs.safetensors", _stored(proxy.pairs))
+        write_json(temporary / "manifest.json", manifest)
 
 
 def load_proxy(folder: Path) -> ProxyData:
