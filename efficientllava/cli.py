@@ -139,41 +139,13 @@ def ask(
 
 
 @commands.command()
-def verify(folder: Folder) -> None:
-    """Check that a pruned checkpoint loads, is finite and has the zeros and sizes of its record."""
-    from efficientllava.files import read_json
-    from efficientllava.models.checkpoint import load_model
-    from efficientllava.models.families import adapter_for
-    from efficientllava.pruning import sequential
-    from efficientllava.pruning.structured import structured
-    from efficientllava.sparse.record import packed_settings
+def verify(
+    folder: Annotated[Path, typer.Argument(help="a checkpoint, a database or proxy data")],
+) -> None:
+    """Check that a folder is as it was written: its digests, and a pruned checkpoint's zeros."""
+    from efficientllava.commands.verify import verify as run
 
-    record = read_json(folder / "pruning.json")
-    try:
-        rows, policy = record["matrices"], record["policy"]
-        levels = {row["name"]: row["level"] for row in rows}
-        name = f"{record['method']} at {record['ratio']:g}"
-    except (KeyError, TypeError) as error:
-        raise UserError(f"lacks {error}", where=str(folder / "pruning.json")) from error
-    if levels != policy:
-        raise UserError("its rows do not follow its policy", where=str(folder / "pruning.json"))
-    adapter = adapter_for(load_model(folder))
-    if (parts := record.get("structure")) is not None:
-        structured.verify_structure(adapter, rows, parts)
-        share = structured.removed_share(rows, parts)
-        typer.echo(
-            f"{folder}: {name}, {share:.4%} of the decoder's weights are gone, "
-            f"{len(adapter.blocks)} blocks with {len(rows)} matrices of the recorded sizes, "
-            "all weights finite"
-        )
-        return
-    packed = packed_settings(folder)
-    sequential.verify(adapter, rows, rounded=packed is not None and bool(packed.errors))
-    share = sequential.achieved_sparsity(rows)
-    typer.echo(
-        f"{folder}: {name}, {len(rows)} matrices with the zeros of their policy "
-        f"({share:.4%} of the weights), all weights finite"
-    )
+    typer.echo(run(folder))
 
 
 @commands.command()

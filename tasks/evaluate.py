@@ -35,6 +35,7 @@ def evaluate(stage: Stage) -> None:
         require_key()  # fail now, not after hours of answers
 
     # before the weights are read
+    stage.check_settings(checkpoint)
     check_questions(stage.parameters, read_json(checkpoint / "config.json"), local=False)
     with _answering(stage, checkpoint) as model:
         _measure(stage, model, checkpoint, folder)

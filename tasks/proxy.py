@@ -25,6 +25,7 @@ def proxy(stage: Stage) -> None:
     from efficientllava.models.families import family_of
 
     settings, asked = stage.parameters.proxy, stage.parameters.evaluation
+    stage.check_settings(ARTIFACTS / "model")
     processor = load_processor(ARTIFACTS / "model", asked.style, asked.chat_template)
     text = read_text(settings.text)
     segments = sample_segments(

@@ -20,7 +20,7 @@ from transformers import (
 from efficientllava.data.conversations import IMAGE_TOKEN, TEMPLATES
 from efficientllava.data.prompts import choose_template
 from efficientllava.errors import UserError
-from efficientllava.files import read_json, replacing, write_json
+from efficientllava.files import DIGESTS, read_json, replacing, require_sealed, seal, write_json
 from efficientllava.models.families import (
     FAMILIES,
     FOUND,
@@ -56,6 +56,7 @@ WEIGHTS_AND_RECORDS = (
     INDEX,
     "training.json",
     "matrices.json",
+    DIGESTS,
 )
 """JSON files of a checkpoint that are not its processor's."""
 
@@ -106,8 +107,8 @@ def load_model(
 
     Raises:
         UserError: as `check_checkpoint`; weights missing or of another shape than the
-            configuration says; NaN or inf in a weight (named); a packed checkpoint that is not
-            as it was written.
+            configuration says; NaN or inf in a weight (named); weights that are not as they were
+            written, where that is recorded.
     """
     folder = Path(folder)
     family = check_checkpoint(folder)
@@ -140,6 +141,7 @@ def load_model(
             )
     if not checked:
         check_finite(folder)
+        require_sealed(folder, ("*.safetensors", f"*{INDEX}"))
     loaded: PreTrainedModel = model.eval().to(device)
     if hasattr(loaded.config, FOUND):
         require_head(adapter_for(loaded))
@@ -264,6 +266,7 @@ def save_checkpoint(
     records: Mapping[str, Any] | None = None,
     save_weights: Callable[[Path], None] | None = None,
     shard: int = SHARD_BYTES,
+    sealed: bool = False,
 ) -> None:
     """Save an ordinary transformers checkpoint, whole or not at all.
 
@@ -273,6 +276,7 @@ def save_checkpoint(
         save_weights: writes the safetensors files, where the weights are not those in memory
             (`BlocksOnDisk.save_weights`).
         shard: largest bytes of a file otherwise; larger models are saved in shards.
+        sealed: whether the digests of all files are recorded (`files.seal`).
     """
     with replacing(Path(folder)) as temporary:
         temporary.mkdir()
@@ -289,6 +293,8 @@ def save_checkpoint(
             processor.save_pretrained(temporary)
         for name, record in (records or {}).items():
             write_json(temporary / name, record)
+        if sealed:
+            seal(temporary)
 
 
 def _copy_processor(source: Path, folder: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from efficientllava.errors import UserError
-from efficientllava.files import read_json, replacing
+from efficientllava.files import DIGESTS, read_json, replacing
 from efficientllava.models.packed import SECTION, is_packed, record_of
 from efficientllava.models.weight_files import (
     PICKLES,
@@ -46,7 +46,7 @@ from efficientllava.sparse.tensor_file import (
     metadata_of,
 )
 
-WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", *PICKLES)
+WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", *PICKLES, DIGESTS)
 Make = Callable[[str], dict[str, torch.Tensor]]
 """From a name to the tensors that are written for it."""
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from efficientllava.errors import UserError
+from efficientllava.files import DamagedFile, disk_error, require_sealed
 from efficientllava.parameters import Parameters
 from efficientllava.parsing import parse_parameters
 from efficientllava.progress import Progress
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 PARAMETERS = Path("params.yaml")
 ARTIFACTS = Path("artifacts")
 WORK = Path(".work")
+SETTINGS = ("*.json", "*.jinja", "*.txt", "*.model")
 EFFECTIVE = ARTIFACTS / "parameters.json"
 """All parameters, defaults included, as DVC compares them; the stage `parameters` writes it."""
 
@@ -60,6 +62,7 @@ class Stage:
         """The inputs of this pruned model's method."""
         from efficientllava.allocation.context import Context
 
+        self.check_settings(ARTIFACTS / "model")
         return Context(
             ARTIFACTS / "model",
             ARTIFACTS / "proxy",
@@ -69,6 +72,16 @@ class Stage:
             self.progress,
             os.environ.get(DASK_SCHEDULER),
         )
+
+    def check_settings(self, folder: Path) -> None:
+        """Check that the small files of a checkpoint are as they were written.
+
+        Its weights are checked when they are loaded.
+
+        Raises:
+            UserError: one is not.
+        """
+        require_sealed(folder, SETTINGS)
 
 
 def read_parameters(path: Path = PARAMETERS) -> Parameters:
@@ -196,7 +209,7 @@ def guarded(run: Callable[[], None]) -> int:
         return 0
     except BaseException as error:
         kept = restore_outputs()
-        if (message := _told(error)) is None:
+        if (message := told(error)) is None:
             raise
         print(f"error: {message}", file=sys.stderr)
         if kept:
@@ -204,15 +217,20 @@ def guarded(run: Callable[[], None]) -> int:
         return 130 if isinstance(error, KeyboardInterrupt) else 2
 
 
-def _told(error: BaseException) -> str | None:
+def told(error: BaseException) -> str | None:
     """The message for the user; None for a defect of this program."""
+    if isinstance(error, DamagedFile) and ARTIFACTS in error.path.parents:
+        # DVC's copy may be the same file: both have to go before the stage makes it again
+        path = shlex.quote(str(error.path))
+        remedy = f"`find .dvc/cache -samefile {path} -delete; rm {path}`, and start again"
+        return str(UserError(error.what, error.where, remedy))
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, KeyboardInterrupt):
         return "interrupted\n  -> start again: it resumes"
     # a library that writes past efficientllava.files
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"the disk is full ({error})\n  -> free some space and start again"
+    if (about_disk := disk_error(error)) is not None:
+        return str(about_disk)
     return None
 
 
