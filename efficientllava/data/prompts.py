@@ -62,6 +62,34 @@ def chat_prompt(processor: Any, message: str, image_token: str | None) -> str:
     return prompt
 
 
+def processor_settings(
+    processor: Any, prompt: str, image: Any, tensors: str = "pt"
+) -> dict[str, Any]:
+    """What a processor is given beside one text; one sample needs no padding, nor a pad token.
+
+    Args:
+        image: a PIL image, or None.
+        tensors: "pt" or "np".
+    """
+    return {
+        "images": None if image is None else [image],
+        "padding": False,
+        "return_tensors": tensors,
+        **special_tokens(processor, prompt),
+    }
+
+
+def special_tokens(processor: Any, prompt: str) -> dict[str, bool]:
+    """No special tokens beside those that a chat template wrote, as `apply_chat_template` encodes.
+
+    A processor's template is known by the token that begins a text; a tokenizer's own template
+    writes all of them.
+    """
+    begin = getattr(processor.tokenizer, "bos_token", None)
+    whole = getattr(processor, "writes_special_tokens", False)
+    return {"add_special_tokens": False} if whole or begin and prompt.startswith(begin) else {}
+
+
 def choose_template(processor: Any, name: str, image_token: str, where: str) -> None:
     """Let a processor ask with one of its templates, with another, or without any; in place.
 
