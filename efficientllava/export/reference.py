@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from transformers import LogitsProcessorList, PreTrainedModel
 
 from efficientllava.data.encoding import encode_prompt
@@ -84,14 +85,25 @@ def checkpoint_answer(
 
 
 def encoded(model: PreTrainedModel, processor: Any, prompt: Prompt) -> dict[str, torch.Tensor]:
-    """A prompt as evaluation encodes it, on the model's device: `generate` takes it as it is.
+    """`model_inputs` of a prompt whose image is a file.
 
     Raises:
         UserError: the image cannot be read, or the processor refuses the prompt.
     """
     image = None if prompt.image is None else read_image(prompt.image)
+    return model_inputs(model, processor, prompt.text, image)
+
+
+def model_inputs(
+    model: PreTrainedModel, processor: Any, text: str, image: Image.Image | None
+) -> dict[str, torch.Tensor]:
+    """A prompt as evaluation encodes it, on the model's device: `generate` takes it as it is.
+
+    Raises:
+        UserError: the processor refuses the prompt.
+    """
     with refusals(processor):
-        sample = encode_prompt(processor, prompt.text, image)
+        sample = encode_prompt(processor, text, image)
     return batch_inputs(model, processor, [sample], side="left")
 
 
