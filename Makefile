@@ -67,7 +67,7 @@ repro: .venv/installed  ## the same work as `make demo` by DVC alone, without Pr
 
 test: lint  ## lint, types, then the tests (`make test PYTEST='-m slow'` for the long ones)
 	@echo "== tests"
-	@$(BIN)/python -m pytest -q $(PYTEST)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile $(PYTEST)
 
 lint: .venv/installed  ## ruff (rules and form), mypy, and the layers of imports
 	@echo "== ruff, mypy, import-linter"

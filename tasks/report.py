@@ -13,7 +13,17 @@ from tasks.runtime.stage import ARTIFACTS, Stage, run_stage
 EXPERIMENTS = Path("experiments")
 SHOWN: dict[str, Any] = {
     **dict.fromkeys(
-        ("model", "proxy", "pruning", "prune", "search", "sensitivity", "evaluation", "export"),
+        (
+            "model",
+            "proxy",
+            "obs",
+            "allocation",
+            "finalize",
+            "search",
+            "sensitivity",
+            "evaluation",
+            "export",
+        ),
         True,
     ),
     "machine": {"threads", "device"},

@@ -86,7 +86,7 @@ SMALL = {
     "search": {"candidates": 2, "rounds": 1, "survivors": 1, "band": [-0.02, 0.02],
                "projector_steps": 1, "projector_batch": 2},
     "machine": {"workers": 1},
-    "pruning": {"kernel": "compiled"},
+    "obs": {"kernel": "compiled"},
 }
 
 def prune_one(name, work):

@@ -33,6 +33,8 @@ from efficientllava.progress import Event
 from efficientllava.pruning.sequential import achieved_sparsity, prune_model
 from efficientllava.registry import METHODS
 
+GRID = {"owl": "outlier_spread", "slope": "slope"}
+"""The parameter that a number behind a method's name sets."""
 CRITERIA = {"magnitude": "magnitude", "wanda": "wanda"}
 
 
@@ -112,8 +114,10 @@ def _context(wanted: argparse.Namespace, method: str, ratio: float, draw: int) -
     values: dict[str, dict[str, Any]] = {
         # as narrow as the paper's random policies can hit; they are snapped to equal zeros
         "search": {"evolve_projector": False, "band": [0.0, 0.001], "fitness_data": "text"},
-        "pruning": {"calibration": "text"},
-        "prune": {{"owl": "outlier_spread", "slope": "slope"}[name]: float(value)} if value else {},
+        "obs": {"calibration": "text"},
+        "allocation": {{"owl": "outlier_spread", "slope": "slope"}[name]: float(value)}
+        if value
+        else {},
         "machine": {"threads": wanted.threads, "workers": 1},
     }
     for given in wanted.set:
@@ -148,7 +152,7 @@ def _cell(
             row["seconds_allocation"] = time.process_time() - began
         head = cast("Any", adapter.model).get_output_embeddings().weight.numel()
         row["tokens_allocation"] = passed["products"] // (sum(adapter.sizes) + head)
-        began, calls = time.process_time(), context.parameters.pruning
+        began, calls = time.process_time(), context.parameters.obs
         criterion = CRITERIA.get(name, "obs")
         adapter = adapter_for(load_model(context.model))
         done = prune_model(adapter, context.proxy, criterion, policy, calls, context.progress)
