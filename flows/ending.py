@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from efficientllava.errors import UserError
 from efficientllava.parameters import Parameters
+from flows.server.pages import KINDS, SHOW, pages
+from flows.tracking.tracking import experiment_number
 from tasks.runtime.stage import ARTIFACTS
 
 
@@ -21,11 +25,19 @@ def show_comparison(parameters: Parameters) -> None:
         return  # the flow has said so
     console.print()
     print_whole(console, table)
-    console.print(
-        f"\nThe same with plots: {ARTIFACTS / 'report' / 'report.html'}\n"
-        f"Every run and version: mlflow ui --backend-store-uri {parameters.tracking.uri}\n"
-        "Every stage and round:  prefect server start",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-    )
+    page = ARTIFACTS / "report" / "report.html"
+    lines = ["", f"The same with plots: {page}", *_links(parameters)]
+    console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+
+
+def _links(parameters: Parameters) -> list[str]:
+    """The pages of the servers that were used and go on, and the way to the others."""
+    root, tracking = Path.cwd(), parameters.tracking
+    try:
+        found = dict(pages(tracking, root, experiment_number(tracking, root)))
+    except UserError as error:  # the run has ended well; only its links cannot be told
+        return [f"MLflow's pages: {error}"]
+    lines = [f"{what.capitalize()}: {address}" for what, address in found.items()]
+    if missing := [what for what in KINDS if what not in found]:
+        lines.append(f"{', '.join(missing).capitalize()}: `{SHOW}` prints their links")
+    return lines

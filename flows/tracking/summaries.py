@@ -12,6 +12,8 @@ from efficientllava.report.decision.summary import Cost, Summary, summary
 from flows.tracking.record import DENSE, ModelRecord
 from tasks.runtime.stage import ARTIFACTS
 
+VIEW = "summary"
+"""Name of the shared view of the runs' table that shows the summaries."""
 FITNESS = "search.fitness"
 DIVERGENCE = "kl"
 """The fitness that is a divergence from the dense model: of that model itself it is 0."""

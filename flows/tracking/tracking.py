@@ -27,14 +27,12 @@ from flows.tracking.live import DIGEST, LiveRuns, log_metrics, logged_parameters
 from flows.tracking.record import ModelRecord
 from flows.tracking.registry import Decision, Registry, note
 from flows.tracking.store import make_whole
-from flows.tracking.summaries import cost_of, shared_view, summaries
+from flows.tracking.summaries import VIEW, cost_of, shared_view, summaries
 
 BATCH = 100  # parameters that MLflow takes at once
 KIND = {"mlflow.experimentKind": "custom_model_development"}
 """Tag of an experiment: MLflow opens its runs, and not its page for agents."""
 AGAIN = "start again: no stage runs twice"
-VIEW = "summary"
-"""Name of the shared view of the runs' table that shows the summaries."""
 
 
 @dataclass
@@ -230,6 +228,25 @@ def usable(where: str, remedy: str) -> Iterator[None]:
             said = "its database is locked by another program"
             remedy = "end that program, or wait, and start again: no stage runs twice"
         raise UserError(f"MLflow cannot be used ({said})", where=where, remedy=remedy) from error
+
+
+def experiment_number(parameters: TrackingParameters, root: Path) -> str:
+    """The number of the experiment, for links.
+
+    Raises:
+        UserError: MLflow cannot be used, or there is no such experiment yet.
+    """
+    from mlflow import MlflowClient
+
+    uri, name = tracking_uri(parameters, root), parameters.experiment
+    check_server(uri)
+    with usable(f"tracking.uri {uri}", "correct tracking.uri in params.yaml"):
+        make_whole(uri)
+        found = MlflowClient(uri).get_experiment_by_name(name)
+    if found is None:
+        remedy = "run the pipeline first, e.g. `make demo`"
+        raise UserError("there is no such experiment yet", f"MLflow, experiment {name}", remedy)
+    return str(found.experiment_id)
 
 
 def _artifacts(uri: str) -> str | None:
