@@ -103,14 +103,8 @@ screenshots: .venv/installed  ## pictures of the MLflow and Prefect pages, by a 
 	@XDG_CONFIG_HOME=$(CURDIR)/.work/caches/config XDG_CACHE_HOME=$(CURDIR)/.work/caches \
 		$(BIN)/python -m tools.screenshots
 
-ui: .venv/installed  ## MLflow on http://127.0.0.1:5000 and Prefect on http://127.0.0.1:4200
-	@echo "== MLflow http://127.0.0.1:5000   Prefect http://127.0.0.1:4200   (Ctrl-C ends both)"
-	@trap 'kill 0' EXIT; \
-	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true \
-		$(BIN)/mlflow server --host 127.0.0.1 --port 5000 --workers 1 \
-		--backend-store-uri sqlite:///mlflow.db --default-artifact-root ./mlruns & \
-	$(BIN)/prefect server start --host 127.0.0.1 --port 4200 & \
-	wait
+ui: .venv/installed  ## MLflow and Prefect over the records of this clone: prints their links
+	@$(BIN)/python -m flows.ui
 
 clean:  ## remove what the pipeline made; .venv stays
 	rm -rf artifacts .work .prefect .dvc/cache .dvc/tmp mlruns mlartifacts mlflow.db* dvc.lock dvc_plots

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from efficientllava import __version__
+from efficientllava.commands import versions
 from efficientllava.commands.serve import serve
 from efficientllava.errors import UserError
 
@@ -235,16 +236,9 @@ def parameters() -> None:
 @commands.command()
 def families() -> None:
     """List the families of models that can be pruned."""
-    from rich.console import Console
-    from rich.table import Table
+    from efficientllava.commands.families import print_families
 
-    from efficientllava.registry import FAMILIES
-
-    table = Table("model_type", "kind", "image in a prompt", "special")
-    for name in sorted(FAMILIES, key=lambda name: (not FAMILIES[name].takes_images, name)):
-        family = FAMILIES[name]
-        table.add_row(name, family.kind, family.image_token.replace("[", r"\["), family.note)
-    Console().print(table)
+    print_families()
 
 
 @commands.command()
@@ -265,6 +259,7 @@ def doctor() -> None:
 
 
 commands.command()(serve)
+commands.add_typer(versions.commands)
 
 
 def app() -> None:
