@@ -26,14 +26,20 @@ export ORT_DISABLE_TELEMETRY := 1
 export RUFF_CACHE_DIR := $(CURDIR)/.work/caches/ruff
 
 
-.PHONY: help install demo real repro test lint chaos experiments screenshots ui clean constraints
+.PHONY: help install moved demo real repro test lint chaos experiments screenshots ui clean constraints
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 install: .venv/installed  ## create .venv and install everything into it
 
-.venv/installed: pyproject.toml constraints.txt
+# a virtual environment names its folder in its scripts: in a moved or copied clone it is made anew
+MOVED := $(shell test ! -s .venv/installed || test "$$(cat .venv/installed)" = "$$(pwd -P)" || echo moved)
+moved:
+	@echo "== this clone was moved or copied: making .venv anew"
+	@rm -rf .venv
+
+.venv/installed: pyproject.toml constraints.txt $(MOVED)
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed (make PYTHON=...)" >&2; exit 2; }
 	@echo "== installing into .venv with $(if $(UV),uv,pip) and $$($(PYTHON) --version): some minutes the first time"
 ifneq ($(UV),)
@@ -43,7 +49,8 @@ else
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[pipeline,dask,deepsparse,gguf,dev]'
 endif
-	@touch $@
+	@cp tools/python_of_stages.pth "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+	@pwd -P > $@
 
 demo: .venv/installed  ## train a tiny vision-language model, prune it, measure it: the whole pipeline
 	@echo "== the whole chain on the demo model (minutes, most of them training; what is"
@@ -68,7 +75,7 @@ repro: .venv/installed  ## the same work as `make demo` by DVC alone, without Pr
 
 test: lint  ## lint, types, then the tests (`make test PYTEST='-m slow'` for the long ones)
 	@echo "== tests"
-	@$(BIN)/python -m pytest -q $(PYTEST)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile $(PYTEST)
 
 lint: .venv/installed  ## ruff (rules and form), mypy, and the layers of imports
 	@echo "== ruff, mypy, import-linter"
@@ -96,14 +103,8 @@ screenshots: .venv/installed  ## pictures of the MLflow and Prefect pages, by a 
 	@XDG_CONFIG_HOME=$(CURDIR)/.work/caches/config XDG_CACHE_HOME=$(CURDIR)/.work/caches \
 		$(BIN)/python -m tools.screenshots
 
-ui: .venv/installed  ## MLflow on http://127.0.0.1:5000 and Prefect on http://127.0.0.1:4200
-	@echo "== MLflow http://127.0.0.1:5000   Prefect http://127.0.0.1:4200   (Ctrl-C ends both)"
-	@trap 'kill 0' EXIT; \
-	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true \
-		$(BIN)/mlflow server --host 127.0.0.1 --port 5000 --workers 1 \
-		--backend-store-uri sqlite:///mlflow.db --default-artifact-root ./mlruns & \
-	$(BIN)/prefect server start --host 127.0.0.1 --port 4200 & \
-	wait
+ui: .venv/installed  ## MLflow and Prefect over the records of this clone: prints their links
+	@$(BIN)/python -m flows.ui
 
 clean:  ## remove what the pipeline made; .venv stays
 	rm -rf artifacts .work .prefect .dvc/cache .dvc/tmp mlruns mlartifacts mlflow.db* dvc.lock dvc_plots

@@ -73,7 +73,7 @@ def main() -> None:
     from efficientllava.data.proxy import ProxyData
     from efficientllava.database.build import build_database
     from efficientllava.models.families import adapter_for
-    from efficientllava.parameters import PruningParameters
+    from efficientllava.parameters import ObsParameters
 
     adapter = adapter_for(random_llava(size_of(arguments), arguments.length))
     segments = torch.randint(5, arguments.vocabulary, (arguments.segments, arguments.length))
@@ -87,7 +87,7 @@ def main() -> None:
     sizes: dict[tuple[str, str], int] = {}
     for _ in range(arguments.repetitions):
         for kernel, storage in ways:
-            parameters = PruningParameters(kernel=kernel, storage=storage)
+            parameters = ObsParameters(kernel=kernel, storage=storage)
             seconds: dict[str, float] = defaultdict(float)
             with tempfile.TemporaryDirectory() as temporary, clocked(seconds):
                 folder = Path(temporary) / "database"

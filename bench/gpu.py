@@ -27,6 +27,8 @@ from typing import Any
 
 from bench import options_of, say_conditions
 from bench.card.memory import by_formula
+from bench.card.sensitivity import TOKENS, sensitivity_pass
+from bench.card.timing import show_profile
 from bench.random_models import LEVELS, DecoderSize, save_random_inputs, size_options
 
 GB = 10**9
@@ -44,7 +46,7 @@ class Bench:
 
         from efficientllava.data.proxy import load_proxy
         from efficientllava.offload.devices import open_device
-        from efficientllava.parameters import MachineParameters, PruningParameters, SearchParameters
+        from efficientllava.parameters import MachineParameters, ObsParameters, SearchParameters
 
         self.arguments, self.folder, self.limit = arguments, folder, limit
         self.device = open_device(arguments.device)
@@ -54,7 +56,7 @@ class Bench:
             total = torch.cuda.get_device_properties(self.device).total_memory
             torch.cuda.set_per_process_memory_fraction(min(1.0, limit * GB / total), self.device)
         self.proxy = load_proxy(folder / "proxy")
-        self.pruning = PruningParameters(storage=arguments.storage)
+        self.pruning = ObsParameters(storage=arguments.storage)
         changes: dict[str, Any] = {
             "candidates": arguments.candidates,
             "rounds": arguments.rounds,
@@ -104,6 +106,7 @@ class Bench:
         shutil.rmtree(self.folder / "database", ignore_errors=True)
         self.phase("database", self.database)
         self.phase("candidates", self.candidates)
+        self.phase("sensitivity", self.sensitivity)
         self.phase("search", self.search)
         self.phase("prune", self.prune)
         whole = [
@@ -142,7 +145,7 @@ class Bench:
         machine, pairs = Machine(self.device, self.memory), self.search_parameters.projector_batch
         model, database = self.folder / "model", self.folder / "database"
         work, again = self.folder / "work", True
-        return offloaded(model, database, self.proxy, machine, work, pairs, None, again)
+        return offloaded(model, database, self.proxy, machine, work, pairs, None, again, TOKENS)
 
     def candidates(self) -> str:
         """Candidates in turn with bare forward passes of the same tokens."""
@@ -172,7 +175,7 @@ class Bench:
                     self.wait()
                     times[name].append(time.perf_counter() - started)
             if self.arguments.profile:
-                self.profile(candidate)
+                show_profile(candidate, self.cuda)
             one, other = (median(times[name][2:]) for name in ("candidate", "bare"))
             at = "mapped" if opened.placement is None else (
                 f"blocks {opened.placement.blocks}, database {opened.placement.database}, by "
@@ -180,17 +183,12 @@ class Bench:
             )  # fmt: skip
         return f"{at}; candidate {one:.3f} s, bare {other:.3f} s, ratio {one / other:.3f}"
 
-    def profile(self, candidate: Callable[[], None]) -> None:
-        """Print where the time of two candidates goes."""
-        from torch.profiler import ProfilerActivity, profile
-
-        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self.cuda else [])]
-        with profile(activities=activities) as profiler:
-            candidate()
-            candidate()
-            self.wait()
-        key = "self_cuda_time_total" if self.cuda else "self_cpu_time_total"
-        print(profiler.key_averages().table(sort_by=key, row_limit=20), flush=True)
+    def sensitivity(self) -> str:
+        """The gradients of `efficientllava_plus`, beside forward passes of the same tokens."""
+        with self.offloaded() as opened:
+            return sensitivity_pass(
+                opened, self.proxy, LEVELS, self.folder / "sensitivity", self.wait
+            )
 
     def search(self) -> str:
         """The whole search, with projector evolution."""
@@ -248,7 +246,7 @@ class Bench:
                 self.proxy,
                 "obs",
                 Allocation(policy, "search", projector, risk=Risk("mean_log_norm", 0.5)),
-                Parameters(pruning=self.pruning, search=self.search_parameters),
+                Parameters(obs=self.pruning, search=self.search_parameters),
                 database,
             )
             save_checkpoint(adapter.model, dense, saved, save_weights=kept.save_weights)  # type: ignore[arg-type]

@@ -31,7 +31,7 @@ from efficientllava.models.checkpoint import load_model, save_checkpoint
 from efficientllava.models.families import adapter_for
 from efficientllava.models.weight_files import weight_files
 from efficientllava.offload.blocks_on_disk import blocks_on_disk
-from efficientllava.parameters import Parameters, PruningParameters, SearchParameters
+from efficientllava.parameters import ObsParameters, Parameters, SearchParameters
 from efficientllava.pruning.masked import prune_masked
 from efficientllava.registry import METHODS
 
@@ -70,7 +70,7 @@ def prune_one(folder: Path, method: str, target: Path) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     segments = torch.randint(5, tokens, (4, 128), generator=generator)
     policy = {matrix.name: 0.5 for matrix in adapter.matrices}
-    pruning = PruningParameters(calibration="text")
+    pruning = ObsParameters(calibration="text")
     search = SearchParameters(fitness_data="text")
     with blocks_on_disk(adapter, folder, target.parent / "work") as on_disk:
         prune_masked(
@@ -78,7 +78,7 @@ def prune_one(folder: Path, method: str, target: Path) -> dict[str, Any]:
             ProxyData(segments, None),
             METHODS[method].criterion,
             Allocation(policy, "uniform"),
-            Parameters(pruning=pruning, search=search),
+            Parameters(obs=pruning, search=search),
         )
         save_checkpoint(model, folder, target, save_weights=on_disk.save_weights)
     size = sum(file.stat().st_size for file in weight_files(folder))

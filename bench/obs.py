@@ -108,7 +108,7 @@ def main() -> None:
     parser.add_argument("--mlp", type=int, default=11008)
     parser.add_argument("--levels", type=float, nargs="+", default=list(LEVELS))
     parser.add_argument("--device", default="cpu", help="or cuda, cuda:1: engine and reference")
-    parser.add_argument("--kernel", default="auto", help="of the engine, as pruning.kernel")
+    parser.add_argument("--kernel", default="auto", help="of the engine, as obs.kernel")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repetitions", type=int, default=1, help="of the engine; medians")
     parser.add_argument("--groups", nargs="+", help="of q, o, gate, down: only these inputs")

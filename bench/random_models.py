@@ -169,7 +169,7 @@ def magnitude_database(adapter: Any, folder: Path, form: Any) -> Any:
     """A database on disk whose solutions are magnitude masks: its speed is that of a real one.
 
     Args:
-        form: "dense" or "compact", as `pruning.storage`.
+        form: "dense" or "compact", as `obs.storage`.
     """
     from efficientllava.database import storage
     from efficientllava.database.solutions import MANIFEST, block_file, level_key, open_database

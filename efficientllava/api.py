@@ -33,7 +33,7 @@ from efficientllava.pruning.finalize import finalize
 from efficientllava.registry import METHODS
 from efficientllava.work_folder import locked
 
-SECTIONS = ("pruning", "prune", "search", "sensitivity", "machine")
+SECTIONS = ("obs", "allocation", "finalize", "search", "sensitivity", "machine")
 """The sections of params.yaml that pruning one model reads."""
 ARGUMENTS = {
     "params.yaml, machine.device:": "device:",
@@ -152,7 +152,7 @@ def prune(
         sparsity: the share of the decoder's prunable weights that become zero, in (0, 1).
         work: folder for unfinished work, databases and results.
         parameters: of the sections of params.yaml, those that differ from their defaults, e.g.
-            `{"search": {"rounds": 5, "max_seconds": 600}, "pruning": {"pattern": "2:4"}}`.
+            `{"search": {"rounds": 5, "max_seconds": 600}, "obs": {"pattern": "2:4"}}`.
         device: "cpu", "cuda" or "cuda:N"; that of `parameters`, or the CPU, when None.
         progress: called with every step (`efficientllava.progress.Event`).
 
@@ -204,7 +204,7 @@ def _key(method: str, context: Context) -> str:
     parameters = context.parameters
     decisive = {
         **context.digests,
-        **parameters.model_dump(mode="json", include={"pruning", "prune", "search", "sensitivity"}),
+        **parameters.model_dump(mode="json", include=set(SECTIONS) - {"machine"}),
         "method": method,
         "sparsity": context.ratio,
         "threads": parameters.machine.threads,

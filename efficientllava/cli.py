@@ -10,6 +10,8 @@ from typing import Annotated
 import typer
 
 from efficientllava import __version__
+from efficientllava.commands import versions
+from efficientllava.commands.serve import serve
 from efficientllava.errors import UserError
 
 commands = typer.Typer(
@@ -113,29 +115,17 @@ def ask(
 ) -> None:
     """Answer a question about an image: exported graphs by the first runtime that can be used,
     checkpoints, packed ones too, by PyTorch."""
-    from efficientllava.data.prompts import chat_prompt, format_prompt
+    from efficientllava.data.prompts import format_prompt
     from efficientllava.export.assistant import answer
-    from efficientllava.export.decoding import Prompt
 
     text = question if raw else format_prompt(question, choice or [], hint)
     picture = None if image == "-" else Path(image)
     if (folder / "prefill.onnx").is_file():
         typer.echo(answer(folder, picture, text, None, threads, new_tokens, raw))
         return
-    if (folder / "packed" / "config.json").is_file():
-        folder /= "packed"  # an export without graphs
-    import torch
+    from efficientllava.commands.ask import checkpoint_reply
 
-    from efficientllava.export.reference import checkpoint_answer
-    from efficientllava.models.checkpoint import load_model, load_processor
-    from efficientllava.models.families import family_of
-
-    torch.set_num_threads(threads)
-    model, processor = load_model(folder), load_processor(folder)
-    image_token = family_of(model.config).image_token
-    given = None if picture is None or image_token in text else image_token
-    prompt = chat_prompt(None if raw else processor, text, given)
-    typer.echo(checkpoint_answer(model, processor, Prompt(prompt, picture), new_tokens))
+    typer.echo(checkpoint_reply(folder, picture, text, raw, new_tokens, threads))
 
 
 @commands.command()
@@ -246,16 +236,9 @@ def parameters() -> None:
 @commands.command()
 def families() -> None:
     """List the families of models that can be pruned."""
-    from rich.console import Console
-    from rich.table import Table
+    from efficientllava.commands.families import print_families
 
-    from efficientllava.registry import FAMILIES
-
-    table = Table("model_type", "kind", "image in a prompt", "special")
-    for name in sorted(FAMILIES, key=lambda name: (not FAMILIES[name].takes_images, name)):
-        family = FAMILIES[name]
-        table.add_row(name, family.kind, family.image_token.replace("[", r"\["), family.note)
-    Console().print(table)
+    print_families()
 
 
 @commands.command()
@@ -273,6 +256,10 @@ def doctor() -> None:
         bad += finding.state == "bad"
     if bad:
         raise UserError(f"{bad} of these keep it from working", "the lines marked x")
+
+
+commands.command()(serve)
+commands.add_typer(versions.commands)
 
 
 def app() -> None:

@@ -122,14 +122,14 @@ EXPERIMENTS = {
             "Calibration on text alone, and on text and image-text pairs",
             ("magnitude", "sparsegpt", "efficientllava"),
             (0.3, 0.5, 0.7),
-            varied=lambda parameters: {"pruning.calibration": ("text", "text_and_pairs")},
+            varied=lambda parameters: {"obs.calibration": ("text", "text_and_pairs")},
         ),
         Experiment(
             "compensation",
             "Short-LVLM: what compensates for removed blocks",
             ("short_lvlm",),
             (0.17, 0.33, 0.5),
-            varied=lambda parameters: {"prune.compensation": ("scp", "replaceme", "none")},
+            varied=lambda parameters: {"finalize.compensation": ("scp", "replaceme", "none")},
         ),
     )
 }

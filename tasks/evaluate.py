@@ -112,8 +112,9 @@ def _measure(stage: Stage, model: Any, checkpoint: Path, folder: Path) -> None:
     record |= {"text_loss": losses.mean().item(), **perplexity(losses)}
     if measured:
         record["benchmarks"] = measured
-    with replacing(folder / "answers") as answers:
-        answers.mkdir()
+    with replacing(folder) as temporary:
+        answers = temporary / "answers"
+        answers.mkdir(parents=True)
         # never empty, which is easier for whoever copies folders
         write_json(answers / "index.json", {"benchmarks": list(results)})
         for name, result in results.items():
@@ -121,8 +122,8 @@ def _measure(stage: Stage, model: Any, checkpoint: Path, folder: Path) -> None:
             for file, value in result.files.items():
                 write = write_lines if file.endswith(".jsonl") else write_json
                 write(answers / f"{name}-{file}", value)
-    write_text(folder / "predictions.jsonl", "\n".join(lines) + "\n")
-    write_json(folder / "scores.json", record)
+        write_text(temporary / "predictions.jsonl", "\n".join(lines) + "\n")
+        write_json(temporary / "scores.json", record)
 
 
 def _demo(stage: Stage, model: Any, processor: Any) -> tuple[dict[str, Any], list[str]]:

@@ -214,7 +214,7 @@ def test_structured_methods(folder: Path, tmp_path: Path) -> None:
     vlm = load(folder)
     data = small_data(vlm)
     for method in (name for name, each in METHODS.items() if each.structured):
-        keep = {"prune": {"keep_last_block": False}}
+        keep = {"finalize": {"keep_last_block": False}}
         result = prune(vlm, data, method, 0.5, tmp_path / "work", keep)
         saved = result.save(tmp_path / method)
         assert "| removed from the decoder | " in result.report()

@@ -17,7 +17,7 @@ from efficientllava.database.build import build_database
 from efficientllava.errors import UserError
 from efficientllava.files import bring_file, folder_digest
 from efficientllava.models.families import Adapter
-from efficientllava.parameters import PruningParameters
+from efficientllava.parameters import ObsParameters
 
 CROSS_DEVICE = OSError(errno.EXDEV, os.strerror(errno.EXDEV))
 
@@ -106,7 +106,7 @@ def test_a_missing_file_is_no_reason_to_copy(tmp_path: Path) -> None:
 
 
 def database(adapter: Adapter, proxy: ProxyData, folder: Path, work: Path) -> str:
-    build_database(adapter, proxy, [0.5], PruningParameters(), folder, work, {})
+    build_database(adapter, proxy, [0.5], ObsParameters(), folder, work, {})
     return folder_digest(folder)
 
 

@@ -33,12 +33,14 @@ from efficientllava.progress import Event
 from efficientllava.pruning.sequential import achieved_sparsity, prune_model
 from efficientllava.registry import METHODS
 
+GRID = {"owl": "outlier_spread", "slope": "slope"}
+"""The parameter that a number behind a method's name sets."""
 CRITERIA = {"magnitude": "magnitude", "wanda": "wanda"}
 
 
 def measure(wanted: argparse.Namespace) -> None:
     """Measure the cells that the results lack: all methods of a ratio and draw, draw after draw."""
-    test = _held_out(wanted)
+    test = held_out(wanted)
     cells = [("dense", 0.0, 0)]
     cells += [(m, r, d) for d in wanted.draws for r in wanted.ratios for m in wanted.methods]
     for method, ratio, draw in cells:
@@ -88,7 +90,7 @@ def _settings(wanted: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _held_out(wanted: argparse.Namespace) -> torch.Tensor:
+def held_out(wanted: argparse.Namespace) -> torch.Tensor:
     """[test segments, length] of the test part, from its beginning."""
     tokenizer = load_processor(wanted.model).tokenizer
     test = Path(wanted.text) / "ptb.test.txt"
@@ -112,8 +114,10 @@ def _context(wanted: argparse.Namespace, method: str, ratio: float, draw: int) -
     values: dict[str, dict[str, Any]] = {
         # as narrow as the paper's random policies can hit; they are snapped to equal zeros
         "search": {"evolve_projector": False, "band": [0.0, 0.001], "fitness_data": "text"},
-        "pruning": {"calibration": "text"},
-        "prune": {{"owl": "outlier_spread", "slope": "slope"}[name]: float(value)} if value else {},
+        "obs": {"calibration": "text"},
+        "allocation": {{"owl": "outlier_spread", "slope": "slope"}[name]: float(value)}
+        if value
+        else {},
         "machine": {"threads": wanted.threads, "workers": 1},
     }
     for given in wanted.set:
@@ -148,7 +152,7 @@ def _cell(
             row["seconds_allocation"] = time.process_time() - began
         head = cast("Any", adapter.model).get_output_embeddings().weight.numel()
         row["tokens_allocation"] = passed["products"] // (sum(adapter.sizes) + head)
-        began, calls = time.process_time(), context.parameters.pruning
+        began, calls = time.process_time(), context.parameters.obs
         criterion = CRITERIA.get(name, "obs")
         adapter = adapter_for(load_model(context.model))
         done = prune_model(adapter, context.proxy, criterion, policy, calls, context.progress)

@@ -64,3 +64,18 @@ def ratio(one: list[float], other: list[float]) -> tuple[float, float, float]:
         return pairs[0], pairs[0], pairs[0]
     low, _, high = quantiles(pairs, n=4, method="inclusive")
     return median(pairs), low, high
+
+
+def show_profile(work: Callable[[], object], cuda: bool) -> None:
+    """Print where the time of two calls goes."""
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
+    with profile(activities=activities) as profiler:
+        work()
+        work()
+        if cuda:
+            torch.cuda.synchronize()
+    key = "self_cuda_time_total" if cuda else "self_cpu_time_total"
+    print(profiler.key_averages().table(sort_by=key, row_limit=20), flush=True)

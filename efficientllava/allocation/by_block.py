@@ -35,6 +35,6 @@ def require_free_ratios(method: str, named: str, group_size: int | None) -> None
     if group_size is not None:
         raise UserError(
             f"{method} gives every block a ratio of its own, {named} fix them",
-            where="params.yaml, pruning.pattern",
+            where="params.yaml, obs.pattern",
             remedy=f"use `unstructured` with {method}, or leave {method} out of methods",
         )

@@ -93,13 +93,13 @@ class Context:
                 self.proxy,
                 parameters.machine,
                 levels=len(missing),
-                block_size=parameters.pruning.block_size,
+                block_size=parameters.obs.block_size,
             ) as opened:
                 build_database(
                     opened.adapter,
                     self.proxy,
                     missing,
-                    parameters.pruning,
+                    parameters.obs,
                     folder,
                     root / "unfinished",
                     self.digests,
@@ -125,8 +125,8 @@ class Context:
     @property
     def database_key(self) -> str:
         """What decides the solutions: the model, the proxy data and how matrices are pruned."""
-        pruning = self.parameters.pruning.model_dump(mode="json")
-        return value_digest({"pruning": pruning, **self.digests})[:16]
+        obs = self.parameters.obs.model_dump(mode="json")
+        return value_digest({"obs": obs, **self.digests})[:16]
 
 
 @dataclass(frozen=True)

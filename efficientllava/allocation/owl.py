@@ -17,7 +17,7 @@ from efficientllava.calibration.block_walk import block_walk
 from efficientllava.calibration.opened import block_by_block
 from efficientllava.data.proxy import ProxyData
 from efficientllava.models.families import Adapter
-from efficientllava.parameters import PruningParameters
+from efficientllava.parameters import ObsParameters
 from efficientllava.progress import Event, Progress, silent
 
 
@@ -33,9 +33,9 @@ def outliers(context: Context) -> Allocation:
             opened.adapter,
             context.proxy,
             context.ratio,
-            parameters.pruning,
-            parameters.prune.outlier_threshold,
-            parameters.prune.outlier_spread,
+            parameters.obs,
+            parameters.allocation.outlier_threshold,
+            parameters.allocation.outlier_spread,
             context.progress,
         )
     summary = {
@@ -85,7 +85,7 @@ def outlier_policy(
     adapter: Adapter,
     proxy: ProxyData,
     ratio: float,
-    parameters: PruningParameters,
+    parameters: ObsParameters,
     threshold: float,
     spread: float,
     progress: Progress = silent,
@@ -108,7 +108,7 @@ def outlier_policy(
 def outlier_shares(
     adapter: Adapter,
     proxy: ProxyData,
-    parameters: PruningParameters,
+    parameters: ObsParameters,
     threshold: float,
     progress: Progress = silent,
 ) -> tuple[list[float], list[int]]:

@@ -17,12 +17,12 @@ def sloped(context: Context) -> Allocation:
         UserError: an n:m pattern is asked for, which fixes every ratio.
     """
     parameters = context.parameters
-    require_free_ratios("slope", parameters.pruning.named, parameters.pruning.group_size)
+    require_free_ratios("slope", parameters.obs.named, parameters.obs.group_size)
     adapter = adapter_for(skeleton(context.model))
     sizes = [0] * len(adapter.blocks)
     for matrix in adapter.matrices:
         sizes[matrix.block] += matrix.size
-    ratios = linear_ratios(sizes, context.ratio, parameters.prune.slope)
+    ratios = linear_ratios(sizes, context.ratio, parameters.allocation.slope)
     policy = {matrix.name: ratios[matrix.block] for matrix in adapter.matrices}
     summary = {
         "mean_sparsity": context.ratio,

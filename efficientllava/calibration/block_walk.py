@@ -17,7 +17,7 @@ from efficientllava.errors import UserError
 from efficientllava.kernels.hessian import accumulate, empty
 from efficientllava.models.families import FOUND, Adapter, Matrix, text_inputs
 from efficientllava.offload.block_stream import replaced_forward
-from efficientllava.parameters import PruningParameters
+from efficientllava.parameters import ObsParameters
 
 FEW_TOKENS = 32
 """An expert that fewer calibration tokens reach is pruned by magnitude."""
@@ -139,7 +139,7 @@ class BlockWalk:
     current block are kept, and those leaving it where that saves a pass.
 
     Args:
-        tokens: what Hessians see, as `pruning.calibration_tokens`.
+        tokens: what Hessians see, as `obs.calibration_tokens`.
         drifting_share: of visual tokens, for "text_and_drifting_visual".
     """
 
@@ -286,7 +286,7 @@ class BlockWalk:
         self.hidden[index] = hidden if added is None else hidden + added
 
 
-def block_walk(adapter: Adapter, proxy: ProxyData, parameters: PruningParameters) -> BlockWalk:
+def block_walk(adapter: Adapter, proxy: ProxyData, parameters: ObsParameters) -> BlockWalk:
     """The walk over a model on its calibration data."""
     return BlockWalk(
         adapter,

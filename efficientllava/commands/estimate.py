@@ -106,7 +106,7 @@ def estimate(method: str, context: Context, work: Path | None = None) -> Estimat
         candidates = _candidates(chosen, context)
         blocks = times * needs.blocks if chosen.structured else needs.largest_block
         disk = needs.fixed + needs.blocks
-        compact = parameters.pruning.stores_compact(len(missing))
+        compact = parameters.obs.stores_compact(len(missing))
         disk += database_bytes(sum(adapter.sizes), missing, shape.item, compact)
         solve, walk, run = _trial(opened, context, len(missing) or 1)
         runs = MEASURED + candidates / parameters.machine.workers
@@ -146,7 +146,7 @@ def _opened(context: Context, times: int | None, levels: int) -> AbstractContext
     machine = context.parameters.machine
     if times is not None:
         return nullcontext(whole(context.model, machine, times))
-    block_size = context.parameters.pruning.block_size
+    block_size = context.parameters.obs.block_size
     return block_by_block(
         context.model, context.work, context.proxy, machine, levels=levels, block_size=block_size
     )
@@ -181,7 +181,7 @@ def _working(opened: OpenModel, context: Context, levels: int) -> int:
     The final pruning is calibrated at one level and holds two proxy losses at the same time.
     """
     shape, tokens = shape_of(opened.adapter), Tokens.of(context.proxy)
-    block_size, device = context.parameters.pruning.block_size, opened.adapter.device.type
+    block_size, device = context.parameters.obs.block_size, opened.adapter.device.type
     database = calibration_bytes(shape, tokens, levels, block_size)
     final = calibration_bytes(shape, tokens, 1, block_size)
     return max(database, final + 2 * search_bytes(shape, tokens, device=device))
@@ -197,7 +197,7 @@ def _passes(method: Any, blocks: int, ratio: float) -> int:
 @torch.no_grad()
 def _trial(opened: OpenModel, context: Context, levels: int) -> tuple[float, float, float]:
     """Seconds of solving one decoder block, of walking it, and of a run over all proxy data."""
-    adapter, proxy, pruning = opened.adapter, context.proxy, context.parameters.pruning
+    adapter, proxy, obs = opened.adapter, context.proxy, context.parameters.obs
     first = ProxyData(proxy.segments[:1], None)
     batch = text_loss_batches(adapter, first.segments)[0]
     hidden_states(adapter.language_model, batch.inputs)  # files are read, kernels compiled
@@ -206,14 +206,14 @@ def _trial(opened: OpenModel, context: Context, levels: int) -> tuple[float, flo
     tokens = Tokens.of(proxy)
     share = first.segments.numel() / (tokens.text + tokens.pairs)
     passed = (time.perf_counter() - started) / share
-    walk, dtype = block_walk(adapter, first, pruning), getattr(torch, pruning.precision)
+    walk, dtype = block_walk(adapter, first, obs), getattr(torch, obs.precision)
     walk.hessians(0, dtype)  # what is imported or read at the first call is no part of the walk
     started = time.perf_counter()
     groups = walk.hessians(0, dtype)
     walked = (time.perf_counter() - started) / share
     ratios = [context.ratio] * levels
-    solve_group(groups[0], ratios, pruning)
+    solve_group(groups[0], ratios, obs)
     started = time.perf_counter()
     for group in groups:
-        solve_group(group, ratios, pruning)
+        solve_group(group, ratios, obs)
     return time.perf_counter() - started, walked, passed

@@ -20,6 +20,7 @@ from efficientllava.files import (
     folder_digest,
     load_tensors,
     read_sealed,
+    replacing,
     save_tensors,
     write_sealed,
 )
@@ -206,18 +207,17 @@ def _stored(pairs: Pairs) -> dict[str, torch.Tensor]:
 
 
 def save_proxy(folder: Path, proxy: ProxyData, manifest: dict[str, Any]) -> None:
-    """Write segments.safetensors, pairs.safetensors (if any) and manifest.json.
+    """Write segments.safetensors, pairs.safetensors (if any) and manifest.json, or nothing.
 
     The manifest holds the digests of the files, and its own.
     """
-    folder = Path(folder)
-    save_tensors(folder / "segments.safetensors", {"input_ids": proxy.segments})
-    if proxy.pairs is None:  # those of an earlier draw are not this one's
-        (folder / "pairs.safetensors").unlink(missing_ok=True)
-    if proxy.pairs is not None:
-        save_tensors(folder / "pairs.safetensors", _stored(proxy.pairs))
-    files = {path.name: file_digest(path) for path in sorted(folder.glob("*.safetensors"))}
-    write_sealed(folder / "manifest.json", {**manifest, "files": files})
+    with replacing(Path(folder)) as temporary:
+        temporary.mkdir()
+        save_tensors(temporary / "segments.safetensors", {"input_ids": proxy.segments})
+        if proxy.pairs is not None:
+            save_tensors(temporary / "pairs.safetensors", _stored(proxy.pairs))
+        files = {path.name: file_digest(path) for path in sorted(temporary.glob("*.safetensors"))}
+        write_sealed(temporary / "manifest.json", {**manifest, "files": files})
 
 
 def load_proxy(folder: Path) -> ProxyData:

@@ -30,12 +30,12 @@ from efficientllava.files import (
 from efficientllava.kernels.hessian import InverseFactor, inverse_factor, relative_errors
 from efficientllava.kernels.obs import prune_levels
 from efficientllava.models.families import Adapter
-from efficientllava.parameters import PruningParameters
+from efficientllava.parameters import ObsParameters
 from efficientllava.progress import Event, Progress, silent
 
 
 def solve_group(
-    group: GroupHessian, levels: Sequence[float], parameters: PruningParameters
+    group: GroupHessian, levels: Sequence[float], parameters: ObsParameters
 ) -> tuple[list[list[torch.Tensor]], InverseFactor]:
     """The solutions [matrix][level] of matrices that share an input, and the factor used."""
     dtype = getattr(torch, parameters.precision)
@@ -53,7 +53,7 @@ def build_database(
     adapter: Adapter,
     proxy: ProxyData,
     levels: Sequence[float],
-    parameters: PruningParameters,
+    parameters: ObsParameters,
     folder: Path,
     work: Path,
     identity: dict[str, Any],
@@ -81,7 +81,7 @@ def build_database(
     levels = [round(level, 4) for level in levels]
     header = {
         "levels": levels,
-        "pruning": parameters.model_dump(mode="json"),
+        "obs": parameters.model_dump(mode="json"),
         **identity,
     }
     unfinished = Path(work) / value_digest(header)[:16]
@@ -104,7 +104,7 @@ def build_database(
 def _solve_blocks(
     walk: BlockWalk,
     levels: Sequence[float],
-    parameters: PruningParameters,
+    parameters: ObsParameters,
     unfinished: Path,
     progress: Progress,
 ) -> dict[int, dict[str, Any]]:
@@ -160,7 +160,7 @@ def _read_block(path: Path, record_file: Path) -> dict[str, Any]:
 
 
 def _solve_block(
-    walk: BlockWalk, block: int, levels: Sequence[float], parameters: PruningParameters
+    walk: BlockWalk, block: int, levels: Sequence[float], parameters: ObsParameters
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     records: dict[str, Any] = {}
     tensors: dict[str, torch.Tensor] = {}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from PIL import Image
 from transformers import AutoProcessor
 
 from efficientllava.data.images import read_rgb
-from efficientllava.data.prompts import chat_prompt
+from efficientllava.data.prompts import chat_prompt, processor_settings
 from efficientllava.errors import UserError
 from efficientllava.export.decoding import ExportedModel, Inputs, Prompt
 from efficientllava.export.runtimes import takes_graphs, unavailable
@@ -28,33 +29,30 @@ def read_image(path: Path) -> Image.Image:
     return read_rgb(path, str(path), "no such image", "not a readable image")
 
 
-def processed(processor: Any, prompt: Prompt, tensors: str) -> Any:
-    """The processor's input_ids (image tokens repeated) and pixel_values of one prompt.
-
-    Args:
-        tensors: "np" or "pt".
-
-    Raises:
-        UserError: the image cannot be read, or text and image do not go together.
-    """
-    images = None if prompt.image is None else [read_image(prompt.image)]
+@contextmanager
+def refusals(processor: Any) -> Iterator[None]:
+    """Report a processor's refusal of a prompt as an error that its writer can mend."""
     try:
-        return processor(text=[prompt.text], images=images, return_tensors=tensors)
-    except ValueError as error:
+        yield
+    except (ValueError, IndexError) as error:
+        token = getattr(processor, "image_token", None)
         raise UserError(
             f"the processor refuses the prompt: {str(error).strip()}",
             where="prompt",
-            remedy=f"write {processor.image_token} once where there is an image, else not at all",
+            remedy=f"write {token} once where there is an image, else not at all" if token else "",
         ) from error
 
 
 def graph_inputs(processor: Any, prompt: Prompt) -> Inputs:
-    """A prompt as exported graphs take it.
+    """A prompt as exported graphs take it: input_ids with image tokens repeated, pixel_values.
 
     Raises:
-        UserError: as `processed`.
+        UserError: the image cannot be read, or text and image do not go together.
     """
-    made = processed(processor, prompt, "np")
+    image = None if prompt.image is None else read_image(prompt.image)
+    settings = processor_settings(processor, prompt.text, image, "np")
+    with refusals(processor):
+        made = processor(text=[prompt.text], **settings)
     return Inputs(
         np.asarray(made["input_ids"][0]), processor.image_token_id, made.get("pixel_values")
     )

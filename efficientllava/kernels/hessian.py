@@ -115,8 +115,8 @@ def inverse_factor(
         f"({'unknown' if tokens is None else tokens} calibration tokens for "
         f"{hessian.shape[0]} inputs)",
         where=where,
-        remedy="use more proxy data (proxy.segments, proxy.pairs), raise pruning.damping, or set "
-        "pruning.precision: float64",
+        remedy="use more proxy data (proxy.segments, proxy.pairs), raise obs.damping, or set "
+        "obs.precision: float64",
     )
 
 

@@ -22,7 +22,7 @@ def zeros_per_group(ratio: float, group_size: int) -> int:
     if abs(zeros - round(zeros)) > 5e-5 * group_size + 1e-6:
         raise UserError(
             f"ratio {ratio} is no whole number of zeros in a group of {group_size}",
-            where="pruning.pattern",
+            where="obs.pattern",
             remedy=f"use a multiple of 1/{group_size}",
         )
     return round(zeros)
@@ -77,13 +77,13 @@ def check_group_size(columns: int, block_size: int, group_size: int) -> None:
         raise UserError(
             f"block size {block_size} is not a multiple of the group size {group_size}: "
             "groups of the n:m pattern would be cut",
-            where="pruning.block_size",
+            where="obs.block_size",
             remedy=f"use a multiple of {group_size}",
         )
     if columns % group_size:
         raise UserError(
             f"a matrix with {columns} columns cannot be cut into groups of {group_size}",
-            where="pruning.pattern",
+            where="obs.pattern",
             remedy="use an n:m pattern whose m divides the model's widths",
         )
 

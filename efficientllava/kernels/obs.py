@@ -147,8 +147,8 @@ def _kernel_for(
     if missing.get(kernel):
         raise UserError(
             f"the {kernel} kernel {missing[kernel]}",
-            where="pruning.kernel",
-            remedy="use pruning.kernel: auto",
+            where="obs.kernel",
+            remedy="use obs.kernel: auto",
         )
     return kernel
 

@@ -17,6 +17,12 @@ SECTIONS = (None, "text_config", "vision_config", "llm_config")
 """Where config.json may say that weights are quantised."""
 
 
+def checkpoint_in(folder: Path) -> Path:
+    """The checkpoint of a folder: the packed one of an export, else the folder itself."""
+    packed = Path(folder) / "packed"
+    return packed if (packed / "config.json").is_file() else Path(folder)
+
+
 def require_plain_checkpoint(folder: Path) -> None:
     """Check that a folder holds a whole, unquantised checkpoint in transformers' layout.
 

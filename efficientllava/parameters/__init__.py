@@ -10,7 +10,11 @@ from efficientllava.parameters.evaluation import (
 from efficientllava.parameters.machine import MachineParameters
 from efficientllava.parameters.model import DemoParameters, ModelParameters, ProxyParameters
 from efficientllava.parameters.pipeline import ExperimentParameters, TrackingParameters
-from efficientllava.parameters.pruning import PruneParameters, PruningParameters
+from efficientllava.parameters.pruning import (
+    AllocationParameters,
+    FinalizeParameters,
+    ObsParameters,
+)
 from efficientllava.parameters.search import SearchParameters
 from efficientllava.parameters.section import (
     BenchmarkName,
@@ -24,20 +28,21 @@ from efficientllava.parameters.sensitivity import SensitivityParameters
 from efficientllava.parameters.whole import Parameters
 
 __all__ = [
+    "AllocationParameters",
     "BenchmarkName",
     "DemoParameters",
     "EvaluationParameters",
     "ExperimentParameters",
     "ExportParameters",
+    "FinalizeParameters",
     "JudgeParameters",
     "MachineParameters",
     "MainBenchmark",
     "MethodName",
     "ModelParameters",
+    "ObsParameters",
     "Parameters",
     "ProxyParameters",
-    "PruneParameters",
-    "PruningParameters",
     "Ratio",
     "RuntimeName",
     "SearchParameters",

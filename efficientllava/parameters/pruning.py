@@ -1,4 +1,4 @@
-"""Sections `pruning` and `prune`: how weights are removed."""
+"""Sections `obs`, `allocation` and `finalize`: how weights are removed."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from efficientllava.parameters.section import Section
 from efficientllava.registry import METHODS
 
 MOST_DENSE_LEVELS = 5
-"""Levels up to which a database is stored as it is, unless `pruning.storage` says otherwise."""
+"""Levels up to which a database is stored as it is, unless `obs.storage` says otherwise."""
 
 
-class PruningParameters(Section):
+class ObsParameters(Section):
     """Optimal Brain Surgeon."""
 
     pattern: str = Field(
@@ -105,7 +105,7 @@ class PruningParameters(Section):
         fits = any(abs(ratio * group - zeros) <= 1e-6 for zeros, group in self.groups)
         if fits or not shares or (mixes and shares[0] < ratio < shares[-1]):
             return None
-        told = f"ratio {ratio} contradicts pruning.{self.named}, "
+        told = f"ratio {ratio} contradicts obs.{self.named}, "
         if self.patterns is None:
             zeros, group = self.groups[0]
             return f"{told}which is {zeros} zeros in every group of {group}", f"{shares[0]:.10g}"
@@ -115,17 +115,25 @@ class PruningParameters(Section):
         return f"{told}of which {method} gives all matrices the same one", one
 
 
-class PruneParameters(Section):
-    """What only the final pruning needs: a change here builds no database again."""
+class AllocationParameters(Section):
+    """Heuristics that give each block its ratio: `owl` and `slope`."""
 
-    refine: Literal["none", "least_squares", "admm"] = Field(
-        "none", description="solve for the kept weights again on the final mask of the OBS methods: exactly, or by ADMM"
-    )
     outlier_threshold: float = Field(
         5.0, gt=1.0, description="owl: an outlier is this many times the mean |w| * ||x|| of a block"
     )
     outlier_spread: float = Field(
         0.08, ge=0.0, le=0.5, description="owl: ratios differ by at most twice this between blocks"
+    )
+    slope: float = Field(
+        0.05, ge=-0.5, le=0.5, description="slope: ratios rise linearly over the blocks, from this much below the target to this much above (ATP)"
+    )
+
+
+class FinalizeParameters(Section):
+    """What only the final pruning needs: a change here builds no database again."""
+
+    refine: Literal["none", "least_squares", "admm"] = Field(
+        "none", description="solve for the kept weights again on the final mask of the OBS methods: exactly, or by ADMM"
     )
     protect_first: int = Field(
         0, ge=0, description="llm_pruner: first blocks that stay whole; above 0 removed parts are stored as zeros"
@@ -139,8 +147,5 @@ class PruneParameters(Section):
     )
     compensation: Literal["scp", "replaceme", "none"] = Field(
         "scp", description="short_lvlm: what is folded into the block before removed ones (published: scp)"
-    )
-    slope: float = Field(
-        0.05, ge=-0.5, le=0.5, description="slope: ratios rise linearly over the blocks, from this much below the target to this much above (ATP)"
     )
     components: int = Field(8, ge=1, description="short_lvlm: singular vectors that scp keeps")

@@ -10,7 +10,11 @@ from efficientllava.parameters.evaluation import EvaluationParameters, ExportPar
 from efficientllava.parameters.machine import MachineParameters
 from efficientllava.parameters.model import ModelParameters, ProxyParameters
 from efficientllava.parameters.pipeline import ExperimentParameters, TrackingParameters
-from efficientllava.parameters.pruning import PruneParameters, PruningParameters
+from efficientllava.parameters.pruning import (
+    AllocationParameters,
+    FinalizeParameters,
+    ObsParameters,
+)
 from efficientllava.parameters.search import SearchParameters
 from efficientllava.parameters.section import MethodName, Ratio, Section
 from efficientllava.parameters.sensitivity import SensitivityParameters
@@ -22,8 +26,9 @@ class Parameters(Section):
 
     model: ModelParameters = ModelParameters()
     proxy: ProxyParameters = ProxyParameters()
-    pruning: PruningParameters = PruningParameters()
-    prune: PruneParameters = PruneParameters()
+    obs: ObsParameters = ObsParameters()
+    allocation: AllocationParameters = AllocationParameters()
+    finalize: FinalizeParameters = FinalizeParameters()
     search: SearchParameters = SearchParameters()
     sensitivity: SensitivityParameters = SensitivityParameters()
     evaluation: EvaluationParameters = EvaluationParameters()
@@ -52,9 +57,9 @@ class Parameters(Section):
     @model_validator(mode="after")
     def pattern_fits_methods(self) -> Self:
         misfits = [name for name in self.methods if not METHODS[name].takes_pattern]
-        if self.pruning.group_size is not None and misfits:
+        if self.obs.group_size is not None and misfits:
             raise ValueError(
-                f"pruning.{self.pruning.named} cannot be had from {', '.join(misfits)}: "
+                f"obs.{self.obs.named} cannot be had from {', '.join(misfits)}: "
                 "use `unstructured`, or leave them out of methods"
             )
         return self
@@ -63,7 +68,7 @@ class Parameters(Section):
     def pattern_fits_ratios(self) -> Self:
         for name in self.methods:
             for ratio in self.ratios:
-                if (misfit := self.pruning.misfit(ratio, name)) is not None:
+                if (misfit := self.obs.misfit(ratio, name)) is not None:
                     raise ValueError(f"{misfit[0]}: use ratios: [{misfit[1]}]")
         return self
 
@@ -72,11 +77,11 @@ class Parameters(Section):
 
         With n:m these are the patterns' n/m alone: one pattern leaves nothing to vary.
         """
-        if self.pruning.groups:
-            return [zeros / group for zeros, group in self.pruning.groups]
+        if self.obs.groups:
+            return [zeros / group for zeros, group in self.obs.groups]
         levels = sorted({round(ratio + offset, 4) for offset in self.search.offsets})
         return [level for level in levels if 0.0 <= level <= 1.0]
 
     def wide_levels(self, ratio: float) -> list[float]:
         """The ratios a matrix may take at a target ratio in an allocation by sensitivity."""
-        return self.levels(ratio) if self.pruning.groups else self.sensitivity.levels(ratio)
+        return self.levels(ratio) if self.obs.groups else self.sensitivity.levels(ratio)

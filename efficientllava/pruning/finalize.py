@@ -70,7 +70,7 @@ def finalize(
 @contextmanager
 def _opened(method: Method, context: Context) -> Iterator[OpenModel]:
     """The dense model; a structured method changes it as a whole, others block by block."""
-    machine, pruning = context.parameters.machine, context.parameters.pruning
+    machine, obs = context.parameters.machine, context.parameters.obs
     if method.structured:
         # the smaller weights do not fit the dense model's files
         yield whole(context.model, machine, GRADIENTS if "gradients" in method.needs else 1)
@@ -81,7 +81,7 @@ def _opened(method: Method, context: Context) -> Iterator[OpenModel]:
         context.proxy,
         machine,
         losses=2,
-        block_size=pruning.block_size,
+        block_size=obs.block_size,
     ) as opened:
         yield opened
 

@@ -17,7 +17,7 @@ from efficientllava.calibration.structural_risk import COMPLEXITIES, structural_
 from efficientllava.data.proxy import ProxyData
 from efficientllava.database.solutions import Database
 from efficientllava.models.families import Adapter, replace_weights
-from efficientllava.parameters import Parameters, PruningParameters
+from efficientllava.parameters import ObsParameters, Parameters
 from efficientllava.progress import Progress, silent
 from efficientllava.pruning.measures import ProxyMeasures
 from efficientllava.pruning.sequential import (
@@ -63,7 +63,7 @@ def prune_masked(
     measures = ProxyMeasures(adapter, proxy, parameters.search, progress)
     measures.move_projector(adapter, allocation.projector)
     finished = () if opened.blocks is None else (opened.blocks.release,)
-    settings, refine = parameters.pruning, parameters.prune.refine
+    settings, refine = parameters.obs, parameters.finalize.refine
     rows = prune_model(adapter, proxy, criterion, policy, settings, progress, refine, *finished)
     scores, losses = measures(adapter.language_model)
     record = {**scores, **_risks(rows, scores, allocation, "sequential"), "chosen": "sequential"}
@@ -81,7 +81,7 @@ def prune_masked(
     return {
         **record,
         **({} if allocation.gain is None else {"gain": dict(allocation.gain)}),
-        "pattern": _patterns(rows, parameters.pruning),
+        "pattern": _patterns(rows, parameters.obs),
         "policy": dict(policy),
         "achieved_sparsity": achieved_sparsity(rows),
         "matrices": rows,
@@ -125,7 +125,7 @@ def _chosen(
     return {**other, **better, "choice_difference": apart.mean, **error}
 
 
-def _patterns(rows: Sequence[dict[str, Any]], parameters: PruningParameters) -> str | list[str]:
+def _patterns(rows: Sequence[dict[str, Any]], parameters: ObsParameters) -> str | list[str]:
     """The pattern of all matrices, or the set of patterns; then every row names its own."""
     if parameters.patterns is None:
         return parameters.pattern

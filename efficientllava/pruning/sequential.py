@@ -16,7 +16,7 @@ from efficientllava.kernels.hessian import InverseFactor, inverse_factor, relati
 from efficientllava.kernels.masks import magnitude, wanda, zeros_at
 from efficientllava.kernels.obs import prune
 from efficientllava.models.families import Adapter, Matrix, replace_weights
-from efficientllava.parameters import PruningParameters
+from efficientllava.parameters import ObsParameters
 from efficientllava.progress import Event, Progress, silent
 from efficientllava.pruning.refine import refine
 
@@ -30,9 +30,9 @@ Policy = Mapping[str, float]
 def prune_model(
     adapter: Adapter,
     proxy: ProxyData,
-    update: str,
+    criterion: str,
     policy: Policy,
-    parameters: PruningParameters,
+    parameters: ObsParameters,
     progress: Progress = silent,
     refinement: str = "none",
     finished: Callable[[int], None] = lambda block: None,
@@ -40,7 +40,7 @@ def prune_model(
     """Prune a model in place, each block calibrated on the outputs of the pruned blocks before it.
 
     Args:
-        update: "obs", "wanda", or what needs no calibration data and walks none: "magnitude",
+        criterion: "obs", "wanda", or what needs no calibration data and walks none: "magnitude",
             "none".
         policy: ratio of every prunable matrix.
         refinement: with "obs", how kept weights are solved again: "none", "least_squares" or
@@ -58,18 +58,18 @@ def prune_model(
     missing = [matrix.name for matrix in adapter.matrices if matrix.name not in policy]
     if missing:
         raise UserError(f"the policy has no ratio for {missing[0]} ({len(missing)} in all)")
-    if update in WITHOUT_CALIBRATION:
-        return _prune_by_weights(adapter, update, policy, parameters, progress, finished)
+    if criterion in WITHOUT_CALIBRATION:
+        return _prune_by_weights(adapter, criterion, policy, parameters, progress, finished)
     rows: list[dict[str, Any]] = []
     walk = block_walk(adapter, proxy, parameters)
     total = len(adapter.blocks)
     for block in range(total):
         pruned: list[tuple[Matrix, torch.Tensor]] = []
         for group in walk.hessians(block, getattr(torch, parameters.precision)):
-            factor = _factor(group, parameters) if update == "obs" else None
+            factor = _factor(group, parameters) if criterion == "obs" else None
             for matrix in group.matrices:
                 level, dense = policy[matrix.name], matrix.weight
-                new = _pruned(matrix, group, factor, update, level, parameters, refinement)
+                new = _pruned(matrix, group, factor, criterion, level, parameters, refinement)
                 error = relative_error(new, dense, group.hessian)
                 already = dense == 0
                 if factor is not None:
@@ -85,7 +85,7 @@ def prune_model(
     return rows
 
 
-def _factor(group: GroupHessian, parameters: PruningParameters) -> InverseFactor:
+def _factor(group: GroupHessian, parameters: ObsParameters) -> InverseFactor:
     hessian = group.hessian
     return inverse_factor(
         hessian, parameters.damping, group.name, group.tokens, dtype=hessian.dtype
@@ -96,9 +96,9 @@ def _pruned(
     matrix: Matrix,
     group: GroupHessian,
     factor: InverseFactor | None,
-    update: str,
+    criterion: str,
     level: float,
-    parameters: PruningParameters,
+    parameters: ObsParameters,
     refinement: str,
 ) -> torch.Tensor:
     """The new weight [out, in] of one matrix."""
@@ -115,17 +115,17 @@ def _pruned(
         if refinement != "none":
             new = refine(dense, new, group.hessian, refinement)
         return new
-    if update == "wanda":
+    if criterion == "wanda":
         # H = (2/n) X X^T: its diagonal holds the squared norms of the inputs
         return wanda(dense, group.hessian.diagonal().sqrt(), level, parameters.group_size)
-    raise ValueError(f"no update {update!r} of single matrices")
+    raise ValueError(f"no criterion {criterion!r} of single matrices")
 
 
 def _prune_by_weights(
     adapter: Adapter,
-    update: str,
+    criterion: str,
     policy: Policy,
-    parameters: PruningParameters,
+    parameters: ObsParameters,
     progress: Progress,
     finished: Callable[[int], None],
 ) -> list[dict[str, Any]]:
@@ -136,7 +136,7 @@ def _prune_by_weights(
         for matrix in (matrix for group in adapter.of_block(block) for matrix in group):
             level, dense = policy[matrix.name], matrix.weight
             new = dense.clone()
-            if update == "magnitude":
+            if criterion == "magnitude":
                 new = magnitude(dense, level, parameters.group_size)
             already = int((dense == 0).sum())
             rows.append(matrix_row(matrix.name, block, level, dense, new, None, already))

@@ -59,7 +59,7 @@ def check_cell(parameters: Parameters, method: str, ratio: float) -> None:
         METHODS[method]
     if not 0.0 <= ratio <= 1.0:
         raise UserError(f"ratio {ratio} is not between 0 and 1", where="--ratio")
-    misfit = None if method == "dense" else parameters.pruning.misfit(ratio, method)
+    misfit = None if method == "dense" else parameters.obs.misfit(ratio, method)
     if misfit is not None:
         raise UserError(misfit[0], where="--ratio", remedy=f"use {misfit[1]}")
 
@@ -101,11 +101,11 @@ def _check_proxy(parameters: Parameters) -> None:
             remedy="set proxy.pairs above 0, or search.evolve_projector: false",
         )
     if proxy.pairs == 0 and "text_and_pairs" in (
-        parameters.pruning.calibration,
+        parameters.obs.calibration,
         search.fitness_data,
     ):
         raise UserError(
-            "no image-text pairs, but they are asked for by pruning.calibration or "
+            "no image-text pairs, but they are asked for by obs.calibration or "
             "search.fitness_data: text_and_pairs",
             where="params.yaml, proxy.pairs",
             remedy="set proxy.pairs above 0, or both to `text`",

@@ -19,6 +19,7 @@ from efficientllava.parameters import Parameters
 from efficientllava.parsing import parse_parameters
 from efficientllava.progress import Progress
 from tasks.runtime.check import check_cell, check_device, check_parameters, check_spelling
+from tasks.runtime.cost import measured
 from tasks.runtime.environment import DASK_SCHEDULER, use_threads
 from tasks.runtime.progress import reporter
 from tasks.runtime.workspace import end_with_starter, workspace_lock
@@ -154,7 +155,8 @@ def _run(work: Callable[[Stage], None], arguments: argparse.Namespace) -> None:
     use_threads(parameters.machine.threads)
     check_device(parameters)
     label = " ".join([name, *map(str, chosen.values())])
-    with workspace_lock(f"stage {label}"), reporter(label) as progress:
+    name = os.environ.get("DVC_STAGE", label)
+    with workspace_lock(f"stage {label}"), measured(name), reporter(label) as progress:
         work(Stage(parameters, progress, **chosen))
 
 

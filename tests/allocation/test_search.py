@@ -22,8 +22,8 @@ from efficientllava.errors import UserError
 from efficientllava.models.families import adapter_for
 from efficientllava.parameters import (
     MachineParameters,
+    ObsParameters,
     Parameters,
-    PruningParameters,
     SearchParameters,
 )
 from efficientllava.progress import Event
@@ -38,7 +38,7 @@ PROXY = random_proxy()
 def database(tmp_path_factory: pytest.TempPathFactory) -> Database:
     folder = tmp_path_factory.mktemp("database")
     adapter = adapter_for(random_llava())
-    build_database(adapter, PROXY, LEVELS, PruningParameters(), folder / "d", folder / "w", {})
+    build_database(adapter, PROXY, LEVELS, ObsParameters(), folder / "d", folder / "w", {})
     return open_database(folder / "d")
 
 
@@ -214,7 +214,7 @@ def test_one_level_varies_nothing_and_the_summary_says_so(
     ).run()
     assert set(fixed.policy.values()) == {0.5}
     assert {candidate.genes for candidate in fixed.history} == {(0,) * len(fixed.policy)}
-    assert "pruning.patterns" in fixed.summary["varied"]
+    assert "obs.patterns" in fixed.summary["varied"]
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ def test_one_level_varies_nothing_and_the_summary_says_so(
 )
 def test_levels_are_those_of_the_patterns(pruning: dict[str, Any], levels: list[float]) -> None:
     parameters = Parameters(
-        pruning=PruningParameters(**pruning),
+        obs=ObsParameters(**pruning),
         methods=("efficientllava",),
         search=SearchParameters(offsets=(-0.1, -0.05, 0.0, 0.05, 0.1)),
     )

@@ -27,7 +27,7 @@ from efficientllava.database.build import build_database
 from efficientllava.database.solutions import Database, open_database
 from efficientllava.errors import UserError
 from efficientllava.models.families import adapter_for
-from efficientllava.parameters import MachineParameters, PruningParameters, SearchParameters
+from efficientllava.parameters import MachineParameters, ObsParameters, SearchParameters
 from efficientllava.progress import Event
 from tests.conftest import random_llava, random_proxy
 
@@ -43,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     model, proxy = random_llava(), random_proxy()
     model.save_pretrained(folder / "model")
     save_proxy(folder / "proxy", proxy, {})
-    parameters = PruningParameters(storage="compact")
+    parameters = ObsParameters(storage="compact")
     build_database(
         adapter_for(model), proxy, LEVELS, parameters, folder / "database", folder / "w", {}
     )

@@ -18,7 +18,9 @@ def test_every_phase_is_measured(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [line.split(" | ") for line in done.stdout.splitlines() if line.startswith("| 2 GB")]
-    assert [row[1] for row in rows] == ["database", "candidates", "search", "prune", "whole"]
+    phases = ["database", "candidates", "sensitivity", "search", "prune", "whole"]
+    assert [row[1] for row in rows] == phases
+    assert "forward passes" in rows[2][4]
     assert "blocks device, database device" in rows[1][4]
     assert "INCOMPLETE" not in done.stdout and "FAILED" not in done.stdout
     assert not (tmp_path / "bench").exists()

@@ -1,4 +1,4 @@
-"""pruning.calibration_tokens: which tokens a block's Hessians see, against loops."""
+"""obs.calibration_tokens: which tokens a block's Hessians see, against loops."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from efficientllava.calibration.block_walk import block_walk
 from efficientllava.calibration.visual_tokens import largest_share
 from efficientllava.data.proxy import ProxyData
 from efficientllava.models.families import Adapter
-from efficientllava.parameters import PruningParameters
+from efficientllava.parameters import ObsParameters
 
 
 @torch.no_grad()
@@ -55,7 +55,7 @@ def loop_rows(adapter: Adapter, proxy: ProxyData, block: int, tokens: str) -> li
 
 @pytest.mark.parametrize("tokens", ["text", "all", "text_and_drifting_visual"])
 def test_hessians_see_the_chosen_tokens(tokens: Any, adapter: Adapter, proxy: ProxyData) -> None:
-    parameters = PruningParameters(calibration_tokens=tokens, drifting_share=0.3)
+    parameters = ObsParameters(calibration_tokens=tokens, drifting_share=0.3)
     walk = block_walk(adapter, proxy, parameters)
     for block in range(3):
         rows = torch.stack(loop_rows(adapter, proxy, block, tokens))

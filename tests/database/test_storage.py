@@ -16,7 +16,7 @@ from efficientllava.database.offload import offload_database
 from efficientllava.database.solutions import open_database
 from efficientllava.errors import UserError
 from efficientllava.models.families import Adapter
-from efficientllava.parameters import PruningParameters
+from efficientllava.parameters import ObsParameters
 
 
 @settings(max_examples=30, deadline=None)
@@ -48,7 +48,7 @@ def test_database_in_both_forms(tmp_path: Path, adapter: Adapter, proxy: ProxyDa
     databases, sizes = [], []
     for form in ("dense", "compact"):
         folder = tmp_path / form
-        parameters = PruningParameters(storage=form)
+        parameters = ObsParameters(storage=form)
         build_database(adapter, proxy, [0.4, 0.6], parameters, folder, tmp_path / "w", {})
         databases.append(open_database(folder, check=True))
         sizes.append(sum(path.stat().st_size for path in folder.glob("*.safetensors")))
@@ -62,7 +62,7 @@ def test_database_in_both_forms(tmp_path: Path, adapter: Adapter, proxy: ProxyDa
 
 
 def test_damaged_file_is_told(tmp_path: Path, adapter: Adapter, proxy: ProxyData) -> None:
-    build_database(adapter, proxy, [0.5], PruningParameters(), tmp_path / "d", tmp_path / "w", {})
+    build_database(adapter, proxy, [0.5], ObsParameters(), tmp_path / "d", tmp_path / "w", {})
     path = tmp_path / "d" / "block-001.safetensors"
     content = bytearray(path.read_bytes())
     content[-1] ^= 1

@@ -53,4 +53,4 @@ def test_a_model_that_is_not_there_is_reported_before_anything_starts(tmp_path: 
         check=False,
     )
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert "no such model folder" in done.stderr and "smollm2" in done.stderr
+    assert "no such model folder" in done.stderr and "./no/such/folder" in done.stderr

@@ -17,7 +17,7 @@ from efficientllava.database.build import build_database
 from efficientllava.models.checkpoint import load_model
 from efficientllava.models.families import adapter_for
 from efficientllava.offload.blocks_on_disk import blocks_on_disk
-from efficientllava.parameters import PruningParameters
+from efficientllava.parameters import ObsParameters
 from tests.conftest import random_llava, random_proxy
 from tests.offload.test_devices import LEVELS, TOLERANCE, chain, least_memory
 
@@ -79,7 +79,7 @@ def test_processes_that_share_a_card_give_its_losses(tmp_path: Path, card: torch
     model.save_pretrained(tmp_path / "model")
     save_proxy(tmp_path / "proxy", proxy, {})
     adapter = adapter_for(model)
-    parameters = PruningParameters(storage="compact")
+    parameters = ObsParameters(storage="compact")
     build_database(adapter, proxy, LEVELS, parameters, tmp_path / "database", tmp_path / "w", {})
     policies = [
         [LEVELS[(number + index) % 3] for index, _ in enumerate(adapter.matrices)]

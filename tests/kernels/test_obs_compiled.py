@@ -30,7 +30,7 @@ from efficientllava.kernels.cpu.radix_select import ALL_BITS, FIRST, first_digit
 from efficientllava.kernels.cpu.sections import bundles_of
 from efficientllava.kernels.cpu.vector_kernel import PANEL
 from efficientllava.models.families import Adapter, adapter_for
-from efficientllava.parameters import MachineParameters, PruningParameters, SearchParameters
+from efficientllava.parameters import MachineParameters, ObsParameters, SearchParameters
 from tests.conftest import random_llava, random_proxy
 
 
@@ -191,7 +191,7 @@ def searched(
 ) -> tuple[list[str], SearchResult]:
     """Digests of the database's files, and what the search found in it."""
     levels = [0.4, 0.5, 0.6]
-    parameters = PruningParameters(kernel=kernel, block_size=8)
+    parameters = ObsParameters(kernel=kernel, block_size=8)
     build_database(adapter, proxy, levels, parameters, folder / "d", folder / "w", {})
     digests = [file_digest(path) for path in sorted((folder / "d").glob("*.safetensors"))]
     settings = SearchParameters(candidates=4, rounds=2, survivors=2, projector_steps=2)

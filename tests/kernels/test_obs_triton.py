@@ -17,7 +17,7 @@ from efficientllava.errors import UserError
 from efficientllava.kernels import hessian, masks, obs
 from efficientllava.kernels.plan import Plan
 from efficientllava.kernels.precision import full_float32
-from efficientllava.parameters import PruningParameters
+from efficientllava.parameters import ObsParameters
 
 pytest.importorskip("triton")
 from efficientllava.kernels.triton.obs_triton import Blocks
@@ -161,9 +161,9 @@ def test_refused_where_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = hessian.inverse_factor(matrix.cpu())
     with pytest.raises(UserError, match="CUDA in float32, not on cpu in float32") as error:
         obs.prune(weight.cpu(), cpu, 0.5, kernel="triton")
-    assert "pruning.kernel: auto" in str(error.value)
+    assert "obs.kernel: auto" in str(error.value)
     with pytest.raises(ValueError, match="kernel triton works in float32 only"):
-        PruningParameters(kernel="triton", precision="float64")
+        ObsParameters(kernel="triton", precision="float64")
 
 
 def test_matrix_products_are_full_float32_inside_only() -> None:

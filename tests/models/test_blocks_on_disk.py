@@ -18,7 +18,7 @@ from efficientllava.files import read_json, write_json
 from efficientllava.models.checkpoint import load_model, save_checkpoint
 from efficientllava.models.families import adapter_for
 from efficientllava.offload.blocks_on_disk import blocks_on_disk
-from efficientllava.parameters import Parameters, PruningParameters, SearchParameters
+from efficientllava.parameters import ObsParameters, Parameters, SearchParameters
 from efficientllava.pruning.finalize import require_kept_weights, require_same_logits
 from efficientllava.pruning.masked import prune_masked
 from efficientllava.pruning.methods import OURS
@@ -40,12 +40,12 @@ def pruned(dense: Path, work: Path, device: torch.device | None = None) -> PreTr
     text = torch.randint(20, size, (4, 12), generator=torch.Generator().manual_seed(0))
     proxy = ProxyData(text.masked_fill(text == model.config.image_token_id, 20), None)
     policy = {matrix.name: 0.5 for matrix in adapter.matrices}
-    pruning = PruningParameters(calibration="text")
+    pruning = ObsParameters(calibration="text")
     search = SearchParameters(evolve_projector=False, fitness_data="text")
     with ExitStack() as ends:
         kept = ends.enter_context(blocks_on_disk(adapter, dense, work / "blocks", device))
         assert kept.prunable == {f"{name}.weight" for name in policy}
-        parameters = Parameters(pruning=pruning, search=search)
+        parameters = Parameters(obs=pruning, search=search)
         opened, allocation = OpenModel(adapter, kept), Allocation(policy, "uniform")
         prune_masked(opened, proxy, "magnitude", allocation, parameters)
         save_checkpoint(model, dense, work / "pruned", save_weights=kept.save_weights)

@@ -47,8 +47,8 @@ from efficientllava.models.weight_files import weight_files
 from efficientllava.offload.blocks_on_disk import blocks_on_disk
 from efficientllava.parameters import (
     MachineParameters,
+    ObsParameters,
     Parameters,
-    PruningParameters,
     SearchParameters,
 )
 from efficientllava.pruning.finalize import require_same_logits
@@ -226,7 +226,7 @@ def test_text_is_read_forwards(case: Case) -> None:
 
 def test_whole_chain(case: Case, tmp_path: Path) -> None:
     """Database, search, projector evolution if any, sequential pruning, save, reload, generate."""
-    pruning = PruningParameters()
+    pruning = ObsParameters()
     parameters = SearchParameters(
         candidates=4,
         rounds=2,
@@ -268,7 +268,7 @@ def test_whole_chain(case: Case, tmp_path: Path) -> None:
         case.proxy,
         "obs",
         Allocation(found.policy, "search", found.projector, risk=RISK),
-        Parameters(pruning=pruning, search=parameters),
+        Parameters(obs=pruning, search=parameters),
         database,
     )
     assert record["achieved_sparsity"] == pytest.approx(0.5, abs=0.021)
@@ -286,7 +286,7 @@ def test_one_block_in_memory_changes_nothing(case: Case, tmp_path: Path) -> None
     """In bfloat16, from shards into shards: the same weights as with the whole model in memory."""
     dense = tmp_path / "dense"
     save_checkpoint(case.model().to(torch.bfloat16), case.folder, dense, shard=20_000)
-    pruning, search = PruningParameters(), SearchParameters(eta=0.0)
+    pruning, search = ObsParameters(), SearchParameters(eta=0.0)
     for name in ("memory", "disk"):
         model = load_model(dense)
         assert model.dtype == torch.bfloat16
@@ -302,7 +302,7 @@ def test_one_block_in_memory_changes_nothing(case: Case, tmp_path: Path) -> None
                 case.proxy,
                 "obs",
                 Allocation(policy, "uniform"),
-                Parameters(pruning=pruning, search=search),
+                Parameters(obs=pruning, search=search),
             )
             save_weights = None if on_disk is None else on_disk.save_weights
             save_checkpoint(model, dense, tmp_path / name, save_weights=save_weights, shard=20_000)
@@ -319,7 +319,7 @@ def test_verify_and_ask(case: Case, tmp_path: Path) -> None:
     model = case.model()
     adapter = adapter_for(model)
     policy = {matrix.name: 0.5 for matrix in adapter.matrices}
-    rows = prune_model(adapter, case.proxy, "magnitude", policy, PruningParameters())
+    rows = prune_model(adapter, case.proxy, "magnitude", policy, ObsParameters())
     record = {"method": "magnitude", "ratio": 0.5, "policy": policy, "matrices": rows}
     save_checkpoint(model, case.folder, tmp_path / "pruned", {"pruning.json": record})
     done = CliRunner().invoke(commands, ["verify", str(tmp_path / "pruned")])

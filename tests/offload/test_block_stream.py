@@ -20,8 +20,8 @@ from efficientllava.models.families import Adapter, adapter_for
 from efficientllava.offload.blocks_on_disk import BlocksOnDisk, blocks_on_disk
 from efficientllava.parameters import (
     MachineParameters,
+    ObsParameters,
     Parameters,
-    PruningParameters,
     SearchParameters,
 )
 from efficientllava.pruning.masked import prune_masked
@@ -128,7 +128,7 @@ def test_replaced_weights_are_kept(folder: Path) -> None:
 @pytest.mark.parametrize("storage", ["dense", "compact"])
 def test_database_search_and_final_model_are_the_same(folder: Path, storage: str) -> None:
     proxy = random_proxy()
-    pruning = PruningParameters(storage=storage)  # type: ignore[arg-type]
+    pruning = ObsParameters(storage=storage)  # type: ignore[arg-type]
     parameters = SearchParameters(
         candidates=5, rounds=3, survivors=2, projector_steps=3, projector_batch=4,
         projector_learning_rate=1e-2,
@@ -157,7 +157,7 @@ def test_database_search_and_final_model_are_the_same(folder: Path, storage: str
                     proxy,
                     "obs",
                     Allocation(found.policy, "search", found.projector, risk=RISK),
-                    Parameters(pruning=pruning, search=parameters),
+                    Parameters(obs=pruning, search=parameters),
                     database,
                 )
             )
@@ -181,7 +181,7 @@ def test_stitching_lazily_is_stitching(folder: Path) -> None:
         adapter,
         proxy,
         LEVELS,
-        PruningParameters(storage="compact"),
+        ObsParameters(storage="compact"),
         folder / "db",
         folder / "w",
         {},

@@ -25,10 +25,10 @@ from efficientllava.offload.blocks_on_disk import blocks_on_disk
 from efficientllava.offload.devices import open_device, require_device
 from efficientllava.offload.placement import RESERVE, needs_of, shape_of
 from efficientllava.parameters import (
+    FinalizeParameters,
     MachineParameters,
+    ObsParameters,
     Parameters,
-    PruneParameters,
-    PruningParameters,
     SearchParameters,
 )
 from efficientllava.parsing import parse_parameters
@@ -107,7 +107,7 @@ def test_compact_matrices_are_packed_and_decoded_on_the_device(
 
 def chain(folder: Path, device: torch.device | None, memory: float | None, storage: str) -> Any:
     """Database, search and final model, as the stages run them; and what was placed where."""
-    proxy, pruning = random_proxy(), PruningParameters(storage=storage, kernel="eager")  # type: ignore[arg-type]
+    proxy, pruning = random_proxy(), ObsParameters(storage=storage, kernel="eager")  # type: ignore[arg-type]
     checkpoint = folder / "model"
     adapter = adapter_for(load_model(checkpoint))
     with blocks_on_disk(adapter, checkpoint, folder / "b", device) as kept:
@@ -134,7 +134,7 @@ def chain(folder: Path, device: torch.device | None, memory: float | None, stora
             "obs",
             Allocation(result.policy, "search", projector, risk=RISK),
             Parameters(
-                pruning=pruning, search=SEARCH, prune=PruneParameters(refine="least_squares")
+                obs=pruning, search=SEARCH, finalize=FinalizeParameters(refine="least_squares")
             ),
             open_database(folder / "db"),
         )
@@ -240,7 +240,7 @@ def test_worker_processes_share_the_gpus_out(monkeypatch: Any) -> None:
 
 
 def test_a_database_in_host_memory_is_the_same(tmp_path: Path, adapter: Any) -> None:
-    parameters = PruningParameters(storage="compact")
+    parameters = ObsParameters(storage="compact")
     build_database(adapter, random_proxy(), LEVELS, parameters, tmp_path / "d", tmp_path / "w", {})
     opened = open_database(tmp_path / "d")
     assert offload_database(opened, "disk", torch.device("cpu")) is opened

@@ -20,9 +20,9 @@ from efficientllava.models.families import adapter_for
 from efficientllava.models.likelihood import choice_likelihoods
 from efficientllava.offload.blocks_on_disk import blocks_on_disk
 from efficientllava.parameters import (
+    FinalizeParameters,
+    ObsParameters,
     Parameters,
-    PruneParameters,
-    PruningParameters,
 )
 from efficientllava.progress import silent
 from efficientllava.pruning.masked import prune_masked
@@ -39,9 +39,9 @@ REMOVALS = [method.removal for method in OURS.values() if isinstance(method, Str
 def finished(folder: Path, update: str, device: torch.device | None) -> Any:
     """A record and the weights it tells of."""
     model = load_model(folder / "model")
-    adapter, pruning = adapter_for(model), PruningParameters()
+    adapter, pruning = adapter_for(model), ObsParameters()
     policy = {matrix.name: 0.5 for matrix in adapter.matrices}
-    parameters = Parameters(pruning=pruning, prune=PruneParameters(keep_last_block=False))
+    parameters = Parameters(obs=pruning, finalize=FinalizeParameters(keep_last_block=False))
     if update in REMOVALS:
         model.to(device or "cpu")
         record = prune_structure(adapter, random_proxy(), update, 0.5, parameters)
@@ -71,7 +71,7 @@ def test_ratios_by_outliers(tmp_path: Path, monkeypatch: Any) -> None:
         with pretend_gpu(monkeypatch):
             adapter = adapter_for(load_model(tmp_path / "model"))
             with blocks_on_disk(adapter, tmp_path / "model", tmp_path / "work", device):
-                parameters = PruningParameters()
+                parameters = ObsParameters()
                 found.append(outlier_policy(adapter, random_proxy(), 0.5, parameters, 3.0, 0.1))
     assert found[0] == found[1]
 

@@ -19,7 +19,7 @@ from efficientllava.offload.placement import (
     needs_of,
     shape_of,
 )
-from efficientllava.parameters import PruningParameters
+from efficientllava.parameters import ObsParameters
 from tests.conftest import random_llava, random_proxy
 
 GIB = 2**30
@@ -114,7 +114,7 @@ def test_bytes_of_a_model_and_its_database(tmp_path: Path, storage: str) -> None
     assert wanted.fixed + wanted.blocks == sum(p.nbytes for p in model.parameters())
     assert wanted.largest_block == (4 * 24 * 24 + 3 * 24 * 40 + 2 * 24) * 2 == wanted.blocks // 3
     assert shape_of(adapter) == DecoderShape(24, 40, 3, 64, 2, 16 * 24 + 24 + 24 * 24 + 24)
-    parameters = PruningParameters(storage=storage)  # type: ignore[arg-type]
+    parameters = ObsParameters(storage=storage)  # type: ignore[arg-type]
     build_database(adapter, random_proxy(), levels, parameters, tmp_path / "d", tmp_path / "w", {})
     size = sum(tensor.nbytes for tensor in open_database(tmp_path / "d").tensors.values())
     # two bytes a weight and level, or a bit and those that stay

@@ -14,12 +14,12 @@ from efficientllava.data.proxy import IGNORED, ProxyData
 from efficientllava.database.build import build_database
 from efficientllava.database.solutions import open_database
 from efficientllava.models.families import Adapter, adapter_for
-from efficientllava.parameters import Parameters, PruningParameters, SearchParameters
+from efficientllava.parameters import ObsParameters, Parameters, SearchParameters
 from efficientllava.pruning.masked import prune_masked
 from efficientllava.pruning.sequential import prune_model, stitch_model
 from tests.conftest import random_llava, random_proxy
 
-PRUNING = PruningParameters()
+PRUNING = ObsParameters()
 ETA = 0.5
 CASES = [(4, "stitched"), (7, "stitched"), (33, "sequential"), (36, "sequential")]
 

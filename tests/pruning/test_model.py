@@ -20,7 +20,7 @@ from efficientllava.files import folder_digest
 from efficientllava.kernels.hessian import accumulate, empty, inverse_factor
 from efficientllava.kernels.obs import prune
 from efficientllava.models.families import Adapter, adapter_for
-from efficientllava.parameters import PruningParameters
+from efficientllava.parameters import ObsParameters
 from efficientllava.pruning.sequential import (
     achieved_sparsity,
     prune_model,
@@ -37,7 +37,7 @@ def uniform(adapter: Adapter, ratio: float) -> dict[str, float]:
 
 
 def built(folder: Path, adapter: Adapter, proxy: ProxyData, **changes: Any) -> Database:
-    parameters = PruningParameters(**changes)
+    parameters = ObsParameters(**changes)
     build_database(adapter, proxy, LEVELS, parameters, folder / "db", folder / "work", {})
     return open_database(folder / "db", LEVELS)
 
@@ -127,7 +127,7 @@ def test_database_records_what_it_holds(tmp_path: Path, adapter: Adapter, proxy:
 
 def test_database_goes_on_after_a_kill(tmp_path: Path, adapter: Adapter, proxy: ProxyData) -> None:
     built(tmp_path / "whole", adapter, proxy)
-    parameters, blocks = PruningParameters(), []
+    parameters, blocks = ObsParameters(), []
 
     class Killed(Exception):
         pass
@@ -159,7 +159,7 @@ def test_first_block_of_sequential_pruning_equals_the_database(
 ) -> None:
     """Later blocks differ: they are calibrated on pruned outputs."""
     database = built(tmp_path, adapter, proxy)
-    prune_model(adapter, proxy, "obs", uniform(adapter, 0.5), PruningParameters())
+    prune_model(adapter, proxy, "obs", uniform(adapter, 0.5), ObsParameters())
     same = [
         torch.equal(matrix.weight, database.solution(matrix.name, 0.5))
         for matrix in adapter.matrices
@@ -171,7 +171,7 @@ def test_first_block_of_sequential_pruning_equals_the_database(
 def test_sequential_pruning_equals_a_naive_one(adapter: Adapter) -> None:
     """The reference runs the whole pruned-so-far model again for every block."""
     proxy = random_proxy(pairs=0)
-    prune_model(adapter, proxy, "obs", uniform(adapter, 0.5), PruningParameters())
+    prune_model(adapter, proxy, "obs", uniform(adapter, 0.5), ObsParameters())
     naive = adapter_for(random_llava())
     for block in range(3):
         matrices = [matrix for matrix in naive.matrices if matrix.block == block]
@@ -200,7 +200,7 @@ def test_sequential_pruning_equals_a_naive_one(adapter: Adapter) -> None:
 
 def test_policy_is_met_to_the_weight(adapter: Adapter, proxy: ProxyData) -> None:
     policy = {m.name: 0.3 + 0.02 * i for i, m in enumerate(adapter.matrices)}
-    rows = prune_model(adapter, proxy, "obs", policy, PruningParameters())
+    rows = prune_model(adapter, proxy, "obs", policy, ObsParameters())
     verify(adapter, rows)
     wanted = sum(round(policy[m.name] * m.size) for m in adapter.matrices)
     assert achieved_sparsity(rows) == wanted / sum(adapter.sizes)
@@ -211,7 +211,7 @@ def test_policy_is_met_to_the_weight(adapter: Adapter, proxy: ProxyData) -> None
 
 def test_only_prunable_matrices_change(adapter: Adapter, proxy: ProxyData) -> None:
     before = random_llava().state_dict()
-    prune_model(adapter, proxy, "obs", uniform(adapter, 0.5), PruningParameters())
+    prune_model(adapter, proxy, "obs", uniform(adapter, 0.5), ObsParameters())
     pruned = {f"{matrix.name}.weight" for matrix in adapter.matrices}
     for name, tensor in adapter.model.state_dict().items():
         assert torch.equal(tensor, before[name]) == (name not in pruned), name
@@ -224,7 +224,7 @@ def test_obs_beats_magnitude_on_its_calibration_loss() -> None:
     for update in ("none", "magnitude", "obs"):
         adapter = adapter_for(random_llava())
         loss = ProxyLoss(adapter, proxy, "kl", "text_and_pairs")
-        rows = prune_model(adapter, proxy, update, uniform(adapter, 0.5), PruningParameters())
+        rows = prune_model(adapter, proxy, update, uniform(adapter, 0.5), ObsParameters())
         losses[update] = loss(adapter.language_model)
         assert all((row["relative_error"] is None) == (update != "obs") for row in rows)
     assert losses["none"] == pytest.approx(0.0, abs=1e-6)
@@ -232,7 +232,7 @@ def test_obs_beats_magnitude_on_its_calibration_loss() -> None:
 
 
 def test_pattern_in_a_whole_model(adapter: Adapter, proxy: ProxyData) -> None:
-    parameters = PruningParameters(pattern="2:4", block_size=8)
+    parameters = ObsParameters(pattern="2:4", block_size=8)
     verify(adapter, prune_model(adapter, proxy, "obs", uniform(adapter, 0.5), parameters))
     for matrix in adapter.matrices:
         groups = matrix.weight.view(matrix.weight.shape[0], -1, 4)
@@ -287,7 +287,7 @@ def test_magnitude_and_none_run_nothing_through_the_model(
     policy = {matrix.name: 0.3 for matrix in adapter.matrices}
     finished: list[int] = []
     rows = prune_model(
-        adapter, proxy, "magnitude", policy, PruningParameters(), finished=finished.append
+        adapter, proxy, "magnitude", policy, ObsParameters(), finished=finished.append
     )
     assert finished == [0, 1, 2]
     assert all(row["relative_error"] is None for row in rows)
@@ -297,4 +297,4 @@ def test_magnitude_and_none_run_nothing_through_the_model(
         assert int((matrix.weight == 0).sum()) == row["zeros"] == round(0.3 * matrix.size)
         assert not matrix.weight.flatten()[order[: row["zeros"]]].any()
     with pytest.raises(AssertionError, match="walked"):
-        prune_model(adapter, proxy, "wanda", policy, PruningParameters())
+        prune_model(adapter, proxy, "wanda", policy, ObsParameters())

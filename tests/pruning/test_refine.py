@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from efficientllava.data.proxy import ProxyData
 from efficientllava.kernels import hessian, obs
 from efficientllava.models.families import adapter_for
-from efficientllava.parameters import PruningParameters
+from efficientllava.parameters import ObsParameters
 from efficientllava.pruning.refine import refine
 from efficientllava.pruning.sequential import prune_model, verify
 from tests.conftest import random_llava
@@ -65,8 +65,8 @@ def test_no_row_is_worse_than_obs_on_the_same_mask(
 def test_refined_models_keep_their_counts_and_lose_less(method: str, proxy: ProxyData) -> None:
     plain, refined = adapter_for(random_llava()), adapter_for(random_llava())
     policy = {matrix.name: 0.5 for matrix in plain.matrices}
-    before = prune_model(plain, proxy, "obs", policy, PruningParameters())
-    after = prune_model(refined, proxy, "obs", policy, PruningParameters(), refinement=method)
+    before = prune_model(plain, proxy, "obs", policy, ObsParameters())
+    after = prune_model(refined, proxy, "obs", policy, ObsParameters(), refinement=method)
     verify(refined, after)
     assert [row["zeros"] for row in after] == [row["zeros"] for row in before]
     # the first block sees the same inputs in both; later ones see other blocks before them

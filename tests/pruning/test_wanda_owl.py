@@ -15,7 +15,7 @@ from efficientllava.data.proxy import ProxyData
 from efficientllava.errors import UserError
 from efficientllava.kernels import masks
 from efficientllava.models.families import Adapter
-from efficientllava.parameters import PruningParameters
+from efficientllava.parameters import ObsParameters
 from efficientllava.parsing import parse_parameters
 from efficientllava.pruning.sequential import achieved_sparsity, prune_model, verify
 
@@ -51,7 +51,7 @@ def test_wanda_masks_the_smallest_products_of_each_row(adapter: Adapter, proxy: 
     matrix = adapter.of_block(0)[0][0]
     dense, norms = matrix.weight.clone(), input_norms(adapter, proxy, matrix.name)
     policy = {each.name: 0.5 for each in adapter.matrices}
-    rows = prune_model(adapter, proxy, "wanda", policy, PruningParameters())
+    rows = prune_model(adapter, proxy, "wanda", policy, ObsParameters())
     verify(adapter, rows)
     assert achieved_sparsity(rows) == 0.5
     expected = torch.tensor(loop_mask(dense, norms, [12] * 24))
@@ -76,7 +76,7 @@ def test_wanda_removes_exact_numbers_spread_over_rows(
 
 def test_wanda_with_two_of_four_zeros(adapter: Adapter, proxy: ProxyData) -> None:
     policy = {each.name: 0.5 for each in adapter.matrices}
-    rows = prune_model(adapter, proxy, "wanda", policy, PruningParameters(pattern="2:4"))
+    rows = prune_model(adapter, proxy, "wanda", policy, ObsParameters(pattern="2:4"))
     verify(adapter, rows)
     for matrix in adapter.matrices:
         groups = matrix.weight.reshape(matrix.weight.shape[0], -1, 4)
@@ -118,7 +118,7 @@ def test_outlier_ratios_have_the_exact_mean(
 
 def test_outlier_shares_equal_a_loop(adapter: Adapter, proxy: ProxyData) -> None:
     """Every weight of a block against M times the block's mean, one by one."""
-    parameters = PruningParameters()
+    parameters = ObsParameters()
     policy, shares = owl.outlier_policy(adapter, proxy, 0.5, parameters, 2.0, 0.08)
     walk = block_walk(adapter, proxy, parameters)
     for block in range(3):
@@ -138,13 +138,13 @@ def test_outlier_shares_equal_a_loop(adapter: Adapter, proxy: ProxyData) -> None
 
 
 def test_owl_refuses_patterns(adapter: Adapter, proxy: ProxyData) -> None:
-    parameters = PruningParameters(pattern="2:4")
+    parameters = ObsParameters(pattern="2:4")
     with pytest.raises(UserError, match="gives every block a ratio of its own"):
         owl.outlier_policy(adapter, proxy, 0.5, parameters, 5.0, 0.08)
 
 
 @pytest.mark.parametrize("method", ["owl", "llm_pruner", "short_lvlm", "shortgpt", "sleb"])
 def test_parameters_refuse_patterns_that_a_method_cannot_make(method: str) -> None:
-    values: dict[str, Any] = {"methods": [method], "pruning": {"pattern": "2:4"}}
+    values: dict[str, Any] = {"methods": [method], "obs": {"pattern": "2:4"}}
     with pytest.raises(UserError, match=f"2:4 cannot be had from {method}"):
         parse_parameters(values)

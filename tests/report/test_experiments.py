@@ -79,7 +79,7 @@ def test_the_paper_s_numbers_have_columns_of_their_own() -> None:
 
 def test_settings_are_lines_of_their_own_and_dense_counts_once() -> None:
     measured = [
-        replace(each, setting=(("pruning.calibration", name),))
+        replace(each, setting=(("obs.calibration", name),))
         for seed in (0, 1)
         for name in ("text", "text_and_pairs")
         for each in models(seed)

@@ -17,7 +17,7 @@ def test_page_is_up_to_date() -> None:
 
 def test_bounds_and_choices_are_shown() -> None:
     page = parameters_page()
-    row = next(line for line in page.splitlines() if "`pruning.damping`" in line)
+    row = next(line for line in page.splitlines() if "`obs.damping`" in line)
     assert "number, >0, ≤1" in row and "`0.01`" in row
     row = next(line for line in page.splitlines() if "`search.patience`" in line)
     assert "integer, ≥1 or null" in row and "`null`" in row

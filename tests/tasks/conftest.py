@@ -36,7 +36,7 @@ TINY: dict[str, Any] = {
         }
     },
     "proxy": {"segments": 4, "segment_length": 32, "pairs": 8},
-    "pruning": {"block_size": 16},
+    "obs": {"block_size": 16},
     "search": {
         "candidates": 4,
         "rounds": 3,

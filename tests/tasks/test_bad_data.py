@@ -222,7 +222,7 @@ def test_hessian_that_is_not_positive_definite(ready: Workspace, here: Here) -> 
         {
             "proxy": proxy,
             "methods": ["no_evolution"],
-            "pruning": {"damping": 1e-30, "calibration": "text"},
+            "obs": {"damping": 1e-30, "calibration": "text"},
             "search": {"fitness_data": "text"},
         }
     )

@@ -35,62 +35,62 @@ BAD: dict[str, tuple[dict[str, Any], list[str]]] = {
         ["band", "[0.55, 0.58]", "0.4, 0.5"],
     ),
     "n:m cut by the block size": (
-        {"pruning": {"pattern": "2:4", "block_size": 30}},
+        {"obs": {"pattern": "2:4", "block_size": 30}},
         ["block_size 30", "2:4"],
     ),
     "n:m with a ratio between the counts": (
-        {"pruning": {"pattern": "2:4"}, "ratios": [0.6], "methods": ["sparsegpt"]},
+        {"obs": {"pattern": "2:4"}, "ratios": [0.6], "methods": ["sparsegpt"]},
         ["ratio 0.6", "group of 4", "use ratios: [0.5]"],
     ),
     "n:m with the ratio of another n": (
-        {"pruning": {"pattern": "1:4"}, "ratios": [0.75], "methods": ["sparsegpt"]},
-        ["ratio 0.75 contradicts pruning.pattern 1:4", "use ratios: [0.25]"],
+        {"obs": {"pattern": "1:4"}, "ratios": [0.75], "methods": ["sparsegpt"]},
+        ["ratio 0.75 contradicts obs.pattern 1:4", "use ratios: [0.25]"],
     ),
     "n:m with one right and one wrong ratio": (
-        {"pruning": {"pattern": "4:8"}, "ratios": [0.5, 0.25], "methods": ["wanda"]},
-        ["ratio 0.25 contradicts pruning.pattern 4:8", "use ratios: [0.5]"],
+        {"obs": {"pattern": "4:8"}, "ratios": [0.5, 0.25], "methods": ["wanda"]},
+        ["ratio 0.25 contradicts obs.pattern 4:8", "use ratios: [0.5]"],
     ),
     "a pattern and a set of patterns": (
-        {"pruning": {"pattern": "2:4", "patterns": ["1:4", "2:4"]}},
+        {"obs": {"pattern": "2:4", "patterns": ["1:4", "2:4"]}},
         ["pattern 2:4 and patterns contradict", "give one"],
     ),
     "patterns of two group sizes": (
-        {"pruning": {"patterns": ["1:4", "2:8"]}},
-        ["pruning", "all of the same m"],
+        {"obs": {"patterns": ["1:4", "2:8"]}},
+        ["obs", "all of the same m"],
     ),
-    "no pattern in the set": ({"pruning": {"patterns": []}}, ["pruning", "at least one n:m"]),
-    "one pattern twice": ({"pruning": {"patterns": ["1:4", "01:4"]}}, ["name one twice"]),
+    "no pattern in the set": ({"obs": {"patterns": []}}, ["obs", "at least one n:m"]),
+    "one pattern twice": ({"obs": {"patterns": ["1:4", "01:4"]}}, ["name one twice"]),
     "a set with all weights zero": (
-        {"pruning": {"patterns": ["2:4", "4:4"]}},
+        {"obs": {"patterns": ["2:4", "4:4"]}},
         ["pattern 4:4", "between 1 and m - 1"],
     ),
     "a set with what is no pattern": (
-        {"pruning": {"patterns": ["2:4", "unstructured"]}},
-        ["pruning.patterns.1", "unstructured"],
+        {"obs": {"patterns": ["2:4", "unstructured"]}},
+        ["obs.patterns.1", "unstructured"],
     ),
     "a set cut by the block size": (
-        {"pruning": {"patterns": ["1:4", "2:4"], "block_size": 30}},
+        {"obs": {"patterns": ["1:4", "2:4"], "block_size": 30}},
         ["block_size 30", "multiple of 4"],
     ),
     "a ratio outside of the set": (
-        {"pruning": {"patterns": ["1:4", "2:4"]}, "ratios": [0.6], "methods": ["efficientllava"]},
-        ["ratio 0.6 contradicts pruning.patterns 1:4, 2:4", "from 0.25 to 0.5"],
+        {"obs": {"patterns": ["1:4", "2:4"]}, "ratios": [0.6], "methods": ["efficientllava"]},
+        ["ratio 0.6 contradicts obs.patterns 1:4, 2:4", "from 0.25 to 0.5"],
     ),
     "a ratio between the patterns without a search": (
-        {"pruning": {"patterns": ["1:4", "3:4"]}, "methods": ["efficientllava", "magnitude"]},
-        ["ratio 0.5 contradicts pruning.patterns 1:4, 3:4", "magnitude", "[0.25, 0.75]"],
+        {"obs": {"patterns": ["1:4", "3:4"]}, "methods": ["efficientllava", "magnitude"]},
+        ["ratio 0.5 contradicts obs.patterns 1:4, 3:4", "magnitude", "[0.25, 0.75]"],
     ),
     "a set for a method that takes no pattern": (
-        {"pruning": {"patterns": ["1:4", "3:4"]}, "methods": ["owl"]},
-        ["pruning.patterns 1:4, 3:4 cannot be had from owl"],
+        {"obs": {"patterns": ["1:4", "3:4"]}, "methods": ["owl"]},
+        ["obs.patterns 1:4, 3:4 cannot be had from owl"],
     ),
     "a band that no mean of the set meets": (
         {
-            "pruning": {"patterns": ["1:4", "2:4"]},
+            "obs": {"patterns": ["1:4", "2:4"]},
             "search": {"band": [0.05, 0.06]},
             "methods": ["efficientllava"],
         },
-        ["band", "0.25, 0.5", "pruning.patterns"],
+        ["band", "0.25, 0.5", "obs.patterns"],
     ),
     "no pairs for the projector": (
         {"proxy": {"pairs": 0}},
@@ -98,7 +98,7 @@ BAD: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "no pairs for the calibration": (
         {"proxy": {"pairs": 0}, "methods": ["sparsegpt"]},
-        ["proxy.pairs", "pruning.calibration"],
+        ["proxy.pairs", "obs.calibration"],
     ),
     "hub id without its commit": (
         {"model": {"source": "llava-hf/llava-1.5-7b-hf"}},

@@ -48,7 +48,7 @@ def pruned(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {
             "methods": METHODS,
             "ratios": [0.5],
-            "prune": {"refine": "least_squares"},
+            "finalize": {"refine": "least_squares"},
             "model": {"demo": {"blocks": 4, "heads": 4}},
         }
     )
@@ -121,7 +121,7 @@ def test_a_ratio_that_removes_every_block_is_told(ready: Workspace, here: Here) 
 
 
 def test_a_pattern_that_a_method_cannot_make_is_told(workspace: Workspace, here: Here) -> None:
-    workspace.set_parameters({"methods": ["llm_pruner"], "pruning": {"pattern": "2:4"}})
+    workspace.set_parameters({"methods": ["llm_pruner"], "obs": {"pattern": "2:4"}})
     outcome = here(workspace.folder, "tasks.questions")
     assert outcome.status == 2 and "Traceback" not in outcome.error
     assert "2:4 cannot be had from llm_pruner" in outcome.error
@@ -170,7 +170,7 @@ def test_a_pattern_has_its_number_of_zeros_in_every_group(
         {
             "methods": [method],
             "ratios": [float(ratio)],
-            "pruning": {"pattern": pattern},
+            "obs": {"pattern": pattern},
         }
     )
     record, found = pruned_at(ready, here, method, ratio)
@@ -179,7 +179,7 @@ def test_a_pattern_has_its_number_of_zeros_in_every_group(
         assert (zeros_of_groups(weight, group) == zeros).all(), name
     summary = read_json(ready.folder / "artifacts" / "search" / f"{method}-{ratio}" / "search.json")
     assert ("varied" in summary) == (method == "efficientllava")
-    assert "pruning.patterns" in summary.get("varied", "pruning.patterns")
+    assert "obs.patterns" in summary.get("varied", "obs.patterns")
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_a_set_of_patterns_is_mixed_and_recorded(
         {
             "methods": [method],
             "ratios": [float(ratio)],
-            "pruning": {"patterns": patterns},
+            "obs": {"patterns": patterns},
             "search": {"band": [-0.01, 0.02], "offsets": [-0.1, 0.1]},
         }
     )
@@ -226,7 +226,7 @@ def test_a_cell_that_contradicts_the_pattern_is_refused(ready: Workspace, here: 
         {
             "methods": ["magnitude"],
             "ratios": [0.25],
-            "pruning": {"pattern": "1:4"},
+            "obs": {"pattern": "1:4"},
         }
     )
     outcome = here(ready.folder, "tasks.search", "--method", "magnitude", "--ratio", "0.75")

@@ -41,7 +41,7 @@ LITTLE_MEMORY = 2**28
 
 NOTHING_VARIES = (
     "nothing: there is one level, so every matrix has the same ratio (a search mixes n:m patterns "
-    "that pruning.patterns names)"
+    "that obs.patterns names)"
 )
 
 UNDECISIVE = {"rounds", "max_seconds"}

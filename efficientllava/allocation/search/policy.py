@@ -83,7 +83,7 @@ class PolicySpace:
             f"no policy with levels {list(self.levels)} has a mean ratio in "
             f"[{self.lowest:g}, {self.highest:g}]",
             where="search.band",
-            remedy="widen search.band, or give search.offsets (for n:m pruning.patterns) on both "
+            remedy="widen search.band, or give search.offsets (for n:m obs.patterns) on both "
             "sides of the band",
         )
 
@@ -156,5 +156,5 @@ def check_band(levels: Sequence[float], ratio: float, band: tuple[float, float])
         raise UserError(
             f"no policy with levels {sorted(levels)} has a mean ratio in [{lowest:g}, {highest:g}]",
             where=f"search.band at ratio {ratio}",
-            remedy="move search.band or search.offsets (for n:m pruning.patterns): they must meet",
+            remedy="move search.band or search.offsets (for n:m obs.patterns): they must meet",
         )

@@ -20,6 +20,15 @@ from efficientllava.files import (
     write_sealed,
 )
 
+ROUND_RECORD = "round_record"
+"""Key of the first row of a round in a history: what the round reported when it ended."""
+
+
+def reported(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers of a round's record, as its event and its history have them."""
+    numbers = {name: value for name, value in record.items() if value is not None}
+    return numbers | {"projector_kept": int(numbers["projector_kept"])}
+
 
 @dataclass
 class SearchState:

@@ -78,7 +78,7 @@ def allocated(context: Context, search: SearchParameters, kind: Costs) -> Alloca
             "ratio": context.ratio,
             "data": search.fitness_data,
             "band": list(search.band),
-            "owl": parameters.prune.outlier_threshold,
+            "owl": parameters.allocation.outlier_threshold,
             "sensitivity": sensitivity.model_dump(mode="json", exclude=UNDECISIVE),
         }
         folder = unfinished(context.work, "sensitivity", machine) / value_digest(key)[:16]
@@ -120,8 +120,8 @@ class _Work:
             self.found.adapter,
             ProxyData(self._samples.gradients.segments, None),
             budget,
-            parameters.pruning,
-            parameters.prune.outlier_threshold,
+            parameters.obs,
+            parameters.allocation.outlier_threshold,
         )
         costs = plan.costs()
         proposals.append((parameters.sensitivity.form, budget.cheapest(costs)))

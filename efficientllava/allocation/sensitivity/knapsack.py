@@ -54,7 +54,7 @@ def knapsack(
             return found
     raise UserError(
         f"no policy with levels {list(levels)} has a mean ratio in [{lowest:g}, {highest:g}]",
-        where="sensitivity.reach and sensitivity.step (for n:m pruning.patterns)",
+        where="sensitivity.reach and sensitivity.step (for n:m obs.patterns)",
         remedy="let levels reach both sides of the ratio, or widen search.band",
     )
 

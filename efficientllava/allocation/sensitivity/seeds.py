@@ -13,7 +13,7 @@ from efficientllava.allocation.sensitivity.knapsack import knapsack, nearest
 from efficientllava.allocation.slope import linear_ratios
 from efficientllava.data.proxy import ProxyData
 from efficientllava.models.families import Adapter
-from efficientllava.parameters import PruningParameters
+from efficientllava.parameters import ObsParameters
 
 SPREADS = (0.04, 0.08)
 """Of OWL; the published ones."""
@@ -54,7 +54,7 @@ def simple_policies(
     adapter: Adapter,
     proxy: ProxyData,
     budget: Budget,
-    pruning: PruningParameters,
+    obs: ObsParameters,
     threshold: float,
 ) -> list[tuple[str, Policy]]:
     """Uniform, lines over the blocks, and OWL at several spreads; for n:m patterns uniform alone.
@@ -65,9 +65,9 @@ def simple_policies(
         threshold: M of OWL.
     """
     proposals = [("uniform", budget.nearest([budget.ratio] * len(budget.sizes)))]
-    if pruning.groups:
+    if obs.groups:
         return proposals
-    shares, sizes = outlier_shares(adapter, proxy, pruning, threshold)
+    shares, sizes = outlier_shares(adapter, proxy, obs, threshold)
     by_block = [(f"slope {slope:g}", linear_ratios(sizes, budget.ratio, slope)) for slope in SLOPES]
     by_block += [
         (f"owl {spread:g}", ratios_by_outliers(shares, sizes, budget.ratio, spread))

@@ -225,7 +225,7 @@ def _gather(
         raise UserError(
             "one calibration sample: none can be held out to choose the compensation by",
             where="proxy",
-            remedy="raise proxy.pairs or proxy.segments, or set prune.compensation: none",
+            remedy="raise proxy.pairs or proxy.segments, or set finalize.compensation: none",
         )
     return gathered
 
@@ -255,13 +255,13 @@ def down_projection(adapter: Adapter, block: int) -> Matrix:
         raise UserError(
             "has a norm after its down projection: no compensation folds into the weights",
             where=f"decoder block {block}",
-            remedy="set prune.compensation: none",
+            remedy="set finalize.compensation: none",
         )
     last = adapter.of_block(block)[-1]
     if len(last) != 1:
         raise UserError(
             f"ends in {len(last)} matrices, not in one down projection",
             where=f"decoder block {block}",
-            remedy="set prune.compensation: none",
+            remedy="set finalize.compensation: none",
         )
     return last[0]

@@ -94,5 +94,5 @@ def shape_for(
         f"{share:.1%} of the weights of a block are to go; at least one head and one MLP channel "
         "must stay in each block, and heads only come in whole numbers",
         where="llm_pruner",
-        remedy="lower the ratio, or prune.protect_first and prune.protect_last",
+        remedy="lower the ratio, or finalize.protect_first and finalize.protect_last",
     )

@@ -14,7 +14,7 @@ from torch import nn
 from efficientllava.data.proxy import ProxyData
 from efficientllava.errors import UserError
 from efficientllava.models.families import Adapter, Matrix, adapter_for
-from efficientllava.parameters import Parameters, PruneParameters, PruningParameters
+from efficientllava.parameters import FinalizeParameters, ObsParameters, Parameters
 from efficientllava.progress import Progress, silent
 from efficientllava.pruning.measures import ProxyMeasures
 from efficientllava.pruning.sequential import matrix_row, verify
@@ -74,7 +74,7 @@ def prune_structure(
     return {
         **measures(left.language_model)[0],
         "chosen": "structured",
-        "pattern": parameters.pruning.pattern,
+        "pattern": parameters.obs.pattern,
         "policy": {row["name"]: row["level"] for row in rows},
         "achieved_sparsity": removed_share(rows, structure),
         "matrices": rows,
@@ -109,12 +109,12 @@ def remove_parts(
     Raises:
         UserError: an n:m pattern is asked for, or the ratio would leave nothing.
     """
-    pruning, prune = parameters.pruning, parameters.prune
-    if pruning.group_size is not None:
+    obs, finalize = parameters.obs, parameters.finalize
+    if obs.group_size is not None:
         raise UserError(
-            f"{pruning.named} says which weights of a matrix become zero, but this "
+            f"{obs.named} says which weights of a matrix become zero, but this "
             "method removes heads, channels or blocks as a whole",
-            where="params.yaml, pruning.pattern",
+            where="params.yaml, obs.pattern",
             remedy="use `unstructured`, or leave such methods out",
         )
     sizes = {matrix.name: matrix.size for matrix in adapter.matrices}
@@ -122,9 +122,9 @@ def remove_parts(
     names = {matrix.module: matrix.name for matrix in adapter.matrices}
     zeroed: dict[str, int] = {}
     if removal == "heads_and_channels":
-        structure, zeroed = _remove_heads_and_channels(adapter, proxy, ratio, pruning, prune)
+        structure, zeroed = _remove_heads_and_channels(adapter, proxy, ratio, obs, finalize)
     else:
-        structure = _remove_blocks(adapter, proxy, removal, ratio, pruning, prune, loss, progress)
+        structure = _remove_blocks(adapter, proxy, removal, ratio, obs, finalize, loss, progress)
     left = adapter_for(adapter.model)
     rows = [
         _row(matrix, zeroed.get(names[matrix.module], 0), norms[matrix.module])
@@ -160,22 +160,22 @@ def _remove_blocks(
     proxy: ProxyData,
     removal: str,
     ratio: float,
-    pruning: PruningParameters,
-    prune: PruneParameters,
+    obs: ObsParameters,
+    finalize: FinalizeParameters,
     loss: Callable[[nn.Module], float],
     progress: Progress,
 ) -> Structure:
     total = len(adapter.blocks)
-    count = removed_count(ratio, total, prune.keep_last_block)
-    removable = removable_blocks(total, prune.keep_last_block)
+    count = removed_count(ratio, total, finalize.keep_last_block)
+    removable = removable_blocks(total, finalize.keep_last_block)
     blocks = BlockList(adapter)
     record: Structure = {"kind": "blocks"}
     if removal == "blocks_by_loss":
         order, losses = order_by_loss(blocks, removable, count, loss, progress)
         record["losses"] = losses
     else:
-        important = prune.important_tokens if removal == "blocks_by_important_tokens" else None
-        cosines = mean_cosines(adapter, proxy, pruning.calibration, important, progress)
+        important = finalize.important_tokens if removal == "blocks_by_important_tokens" else None
+        cosines = mean_cosines(adapter, proxy, obs.calibration, important, progress)
         order = order_by_cosine(cosines, removable)
         record["cosines"] = cosines
     removed = sorted(order[:count])
@@ -183,8 +183,10 @@ def _remove_blocks(
     kept = [block for block in range(total) if block not in removed]
     compensation: list[dict[str, Any]] = []
     if removal == "blocks_by_important_tokens":
-        batches = image_text_inputs(adapter, proxy, pruning.calibration)
-        compensation = compensate(adapter, batches, runs, prune.compensation, prune.components)
+        batches = image_text_inputs(adapter, proxy, obs.calibration)
+        compensation = compensate(
+            adapter, batches, runs, finalize.compensation, finalize.components
+        )
     blocks.keep(kept)
     return record | {
         "order": order[:count],
@@ -199,8 +201,8 @@ def _remove_heads_and_channels(
     adapter: Adapter,
     proxy: ProxyData,
     ratio: float,
-    pruning: PruningParameters,
-    prune: PruneParameters,
+    obs: ObsParameters,
+    finalize: FinalizeParameters,
 ) -> tuple[Structure, dict[str, int]]:
     total = len(adapter.blocks)
     parts = [coupled(adapter, block) for block in range(total)]
@@ -208,14 +210,14 @@ def _remove_heads_and_channels(
     counts = {(part.units, part.unit_size, part.channels) for part in parts}
     if len(counts) > 1:
         raise UserError("its blocks differ in their counts of heads or channels", "llm_pruner")
-    whole = prune.protect_first + prune.protect_last
+    whole = finalize.protect_first + finalize.protect_last
     if whole >= total:
         raise UserError(
             f"all {total} decoder blocks are protected",
-            where="params.yaml, prune.protect_first and prune.protect_last",
+            where="params.yaml, finalize.protect_first and finalize.protect_last",
             remedy="protect fewer blocks",
         )
-    pruned = range(prune.protect_first, total - prune.protect_last)
+    pruned = range(finalize.protect_first, total - finalize.protect_last)
     block_size = first.units * first.unit_size + first.channels * first.channel_size
     target = ratio * block_size * total / len(pruned)
     before = {
@@ -228,7 +230,7 @@ def _remove_heads_and_channels(
     shape = shape_for(
         target, first.units, first.unit_size, first.channels, first.channel_size, usable
     )
-    salience = taylor_salience(adapter, proxy, pruning.calibration)
+    salience = taylor_salience(adapter, proxy, obs.calibration)
     by_name = {m.name: values for m, values in zip(adapter.matrices, salience, strict=True)}
     kept: list[dict[str, Any]] = []
     zeroed: dict[str, int] = {}

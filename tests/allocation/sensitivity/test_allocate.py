@@ -162,7 +162,7 @@ def test_single_knapsacks_are_methods(inputs: Path, whole: Allocation, tmp_path:
     errors = allocated(inputs, tmp_path / "work", "output_error")
     assert errors.policy != fisher.policy
     assert errors.summary["mean_sparsity"] == pytest.approx(0.5)
-    sloped = allocated(inputs, tmp_path / "work", "slope", prune={"slope": 0.1})
+    sloped = allocated(inputs, tmp_path / "work", "slope", allocation={"slope": 0.1})
     blocks = [sloped.policy[f"model.language_model.layers.{b}.self_attn.q_proj"] for b in range(3)]
     assert blocks == pytest.approx([0.4, 0.5, 0.6])
 
@@ -197,9 +197,9 @@ def test_a_deadline_begins_no_step(inputs: Path, tmp_path: Path) -> None:
 
 def test_levels_that_cannot_meet_the_budget(inputs: Path, tmp_path: Path) -> None:
     pruning = {"patterns": ["1:4", "2:4", "3:4"], "block_size": 4}
-    mixed = allocated(inputs, tmp_path / "work", pruning=pruning, ratio=0.5)
+    mixed = allocated(inputs, tmp_path / "work", obs=pruning, ratio=0.5)
     assert set(mixed.policy.values()) <= {0.25, 0.5, 0.75}
     pruning = {"patterns": ["1:4", "3:4"], "block_size": 4}
-    only = {"pruning": pruning, "methods": [METHOD], "ratios": [0.2503], "ratio": 0.2503}
+    only = {"obs": pruning, "methods": [METHOD], "ratios": [0.2503], "ratio": 0.2503}
     with pytest.raises(UserError, match="has a mean ratio in"):
         allocated(inputs, tmp_path / "w2", search={"band": (0, 0)}, **only)

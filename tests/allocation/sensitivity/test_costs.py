@@ -28,7 +28,7 @@ from efficientllava.models.checkpoint import load_model
 from efficientllava.models.families import Adapter, adapter_for
 from efficientllava.offload.blocks_on_disk import blocks_on_disk
 from efficientllava.offload.devices import open_device
-from efficientllava.parameters import PruningParameters
+from efficientllava.parameters import ObsParameters
 from efficientllava.progress import silent
 from efficientllava.pruning.sequential import stitch_model
 from tests.conftest import random_llava, random_proxy
@@ -42,7 +42,7 @@ PROXY = random_proxy(6, 6)
 def database(tmp_path_factory: pytest.TempPathFactory) -> Database:
     folder = tmp_path_factory.mktemp("database")
     adapter = adapter_for(random_llava())
-    build_database(adapter, PROXY, LEVELS, PruningParameters(), folder / "d", folder / "w", {})
+    build_database(adapter, PROXY, LEVELS, ObsParameters(), folder / "d", folder / "w", {})
     return open_database(folder / "d")
 
 

@@ -17,7 +17,7 @@ from efficientllava.data.proxy import ProxyData
 from efficientllava.database.build import build_database
 from efficientllava.database.solutions import Database, open_database
 from efficientllava.models.families import Adapter, Matrix, adapter_for
-from efficientllava.parameters import PruningParameters
+from efficientllava.parameters import ObsParameters
 from efficientllava.progress import silent
 from tests.allocation.sensitivity.test_costs import labels_of
 from tests.models.families import TINY
@@ -49,7 +49,7 @@ def case(request: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, D
     folder = tmp_path_factory.mktemp(request.param)
     adapter = adapter_for(model_of(request.param))
     proxy = ProxyData(SEGMENTS, None)
-    build_database(adapter, proxy, LEVELS, PruningParameters(), folder / "d", folder / "w", {})
+    build_database(adapter, proxy, LEVELS, ObsParameters(), folder / "d", folder / "w", {})
     return request.param, open_database(folder / "d")
 
 

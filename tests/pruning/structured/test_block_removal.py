@@ -16,7 +16,7 @@ from efficientllava.calibration.proxy_loss import ProxyLoss
 from efficientllava.data.proxy import ProxyData
 from efficientllava.errors import UserError
 from efficientllava.models.families import Adapter, adapter_for
-from efficientllava.parameters import Parameters, PruneParameters, PruningParameters
+from efficientllava.parameters import FinalizeParameters, ObsParameters, Parameters
 from efficientllava.pruning.structured import block_removal
 from efficientllava.pruning.structured import token_importance as importance
 from efficientllava.pruning.structured.structured import (
@@ -46,7 +46,7 @@ def removed_from(
 ) -> dict[str, Any]:
     adapter = adapter_for(model)
     loss = ProxyLoss(adapter, proxy, "kl", "text_and_pairs")
-    parameters = Parameters(prune=PruneParameters(**changes))
+    parameters = Parameters(finalize=FinalizeParameters(**changes))
     left, rows, structure = remove_parts(adapter, proxy, update, ratio, parameters, loss)
     verify_structure(left, rows, structure)
     return structure
@@ -296,7 +296,7 @@ def test_removing_everything_is_refused(update: str, proxy: ProxyData) -> None:
 @pytest.mark.parametrize("update", [*BY_COSINE, "blocks_by_loss", "heads_and_channels"])
 def test_patterns_are_refused(update: str, adapter: Adapter, proxy: ProxyData) -> None:
     # `methods` of these parameters takes a pattern: the method itself must refuse it
-    parameters = Parameters(pruning=PruningParameters(pattern="2:4"), methods=("magnitude",))
+    parameters = Parameters(obs=ObsParameters(pattern="2:4"), methods=("magnitude",))
     with pytest.raises(UserError, match="pattern 2:4 says which weights"):
         prune_structure(adapter, proxy, update, 0.5, parameters)
 

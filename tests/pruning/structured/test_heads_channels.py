@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from efficientllava.data.proxy import ProxyData
 from efficientllava.errors import UserError
 from efficientllava.models.families import Adapter, adapter_for
-from efficientllava.parameters import Parameters, PruneParameters
+from efficientllava.parameters import FinalizeParameters, Parameters
 from efficientllava.pruning.structured.head_configs import shape_for
 from efficientllava.pruning.structured.heads_channels import (
     coupled,
@@ -39,7 +39,7 @@ def smaller(
         proxy or random_proxy(),
         "heads_and_channels",
         ratio,
-        Parameters(prune=PruneParameters(**changes)),
+        Parameters(finalize=FinalizeParameters(**changes)),
         lambda _model: 0.0,
     )
     verify_structure(left, rows, structure)
