@@ -11,13 +11,30 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError, safe_open, serialize_file
+from safetensors import serialize_file
 
 from efficientllava.errors import UserError
+from efficientllava.reading import load_tensors, open_regular, read_json, stored_numbers
+
+__all__ = [
+    "UNWRITABLE",
+    "bring_file",
+    "copy_folder",
+    "file_digest",
+    "folder_digest",
+    "load_tensors",
+    "read_json",
+    "replacing",
+    "require_place",
+    "save_tensors",
+    "stored_numbers",
+    "value_digest",
+    "write_json",
+    "write_text",
+]
 
 DIGESTS = "digests.json"
 """The file of a folder that holds the digests of the others."""
@@ -169,21 +186,6 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, text + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file; a byte order mark at its start is passed over.
-
-    Raises:
-        UserError: the file is missing, not UTF-8 or not JSON.
-    """
-    path = Path(path)
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError as error:
-        raise UserError("no such file", where=str(path)) from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"not valid JSON ({error})", where=str(path)) from error
-
-
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """Write tensors as safetensors, whole or not at all; a file without any takes no torch."""
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -196,42 +198,13 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
         save_file(contiguous, temporary)
 
 
-def load_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Read a safetensors file.
-
-    Raises:
-        UserError: the file is missing, truncated or no safetensors.
-    """
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except FileNotFoundError as error:
-        raise UserError("no such file", where=str(path)) from error
-    except SafetensorError as error:
-        raise UserError(
-            f"not a complete safetensors file ({error})",
-            where=str(path),
-            remedy="copy or download the file again",
-        ) from error
-
-
-def stored_numbers(path: Path) -> int:
-    """How many numbers the tensors of a safetensors file hold, from its header alone.
-
-    Raises:
-        UserError: the file is no safetensors.
-    """
-    try:
-        with safe_open(path, framework="np") as file:
-            return sum(prod(file.get_slice(name).get_shape()) for name in file.keys())
-    except SafetensorError as error:
-        raise UserError(f"not a complete safetensors file ({error})", where=str(path)) from error
-
-
 def file_digest(path: Path) -> str:
-    """sha256 of a file's bytes, as hexadecimal digits."""
-    with open(path, "rb") as file:
+    """sha256 of a file's bytes, as hexadecimal digits.
+
+    Raises:
+        UserError: as `open_regular`.
+    """
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
