@@ -26,7 +26,7 @@ export ORT_DISABLE_TELEMETRY := 1
 export RUFF_CACHE_DIR := $(CURDIR)/.work/caches/ruff
 
 
-.PHONY: help install moved demo real repro test lint experiments screenshots ui clean constraints
+.PHONY: help install moved demo real repro test lint chaos experiments screenshots ui clean constraints
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -70,6 +70,7 @@ real: .venv/installed  ## the pipeline on SmolLM2-135M of the package index (SOU
 	@$(BIN)/python -m flows.real $(if $(SOURCE),--source '$(SOURCE)') $(if $(REVISION),--revision '$(REVISION)')
 
 repro: .venv/installed  ## the same work as `make demo` by DVC alone, without Prefect and MLflow
+	@$(BIN)/python -m flows.runner.dvc_files
 	@$(BIN)/python -m dvc repro
 
 test: lint  ## lint, types, then the tests (`make test PYTEST='-m slow'` for the long ones)
@@ -83,6 +84,13 @@ lint: .venv/installed  ## ruff (rules and form), mypy, and the layers of imports
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --cache-dir .work/caches/imports >.work/imports.log || { cat .work/imports.log; exit 1; }
 
+# hours for all of docs/internal/reliability.md: `make chaos CASES=30`
+CASES ?= 30
+SEED ?= 0
+chaos: .venv/installed  ## kill and starve every stage of the pipeline, restart it, compare what it leaves (CASES=, SEED=)
+	@echo "== the committed code in .work/chaos; the first cases are CASES=$(CASES) of SEED=$(SEED)"
+	@$(BIN)/python -m tools.chaos --cases $(CASES) --seed $(SEED)
+
 EXPERIMENTS := table1 table2 table3 table4 figure1 figure3 methods searches calibration compensation
 .PHONY: $(EXPERIMENTS)
 $(EXPERIMENTS): .venv/installed
@@ -95,14 +103,8 @@ screenshots: .venv/installed  ## pictures of the MLflow and Prefect pages, by a 
 	@XDG_CONFIG_HOME=$(CURDIR)/.work/caches/config XDG_CACHE_HOME=$(CURDIR)/.work/caches \
 		$(BIN)/python -m tools.screenshots
 
-ui: .venv/installed  ## MLflow on http://127.0.0.1:5000 and Prefect on http://127.0.0.1:4200
-	@echo "== MLflow http://127.0.0.1:5000   Prefect http://127.0.0.1:4200   (Ctrl-C ends both)"
-	@trap 'kill 0' EXIT; \
-	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true \
-		$(BIN)/mlflow server --host 127.0.0.1 --port 5000 --workers 1 \
-		--backend-store-uri sqlite:///mlflow.db --default-artifact-root ./mlruns & \
-	$(BIN)/prefect server start --host 127.0.0.1 --port 4200 & \
-	wait
+ui: .venv/installed  ## MLflow and Prefect over the records of this clone: prints their links
+	@$(BIN)/python -m flows.ui
 
 clean:  ## remove what the pipeline made; .venv stays
 	rm -rf artifacts .work .prefect .dvc/cache .dvc/tmp mlruns mlartifacts mlflow.db* dvc.lock dvc_plots

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from prefect import allow_failure, flow, get_run_logger, task
-from prefect.artifacts import create_markdown_artifact
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.context import FlowRunContext
 from prefect.states import Completed, Failed, State
@@ -23,7 +23,10 @@ from prefect.utilities.urls import url_for
 
 from efficientllava.errors import UserError
 from efficientllava.parameters import Parameters
+from efficientllava.versions.connection import tracking_uri
+from flows.ending import show_comparison
 from flows.runner.console import say_failures_once
+from flows.runner.dvc_files import mend
 from flows.runner.graph import Changes, Node, read_graph
 from flows.runner.host import StageHost
 from flows.runner.live import Values
@@ -34,10 +37,10 @@ from flows.server.server import mark_crashed, prefect_server
 from flows.tracking.champion import target_ratio
 from flows.tracking.record import ModelRecord, cell_of, read_record
 from flows.tracking.servers import warn_of_remote
-from flows.tracking.tracking import Tracking, check_server, tracking_uri
+from flows.tracking.tracking import AGAIN, Tracking, check_server, usable
 from flows.unchanged import is_unchanged, recorded
 from tasks.runtime.check import check_device
-from tasks.runtime.stage import ARTIFACTS, read_parameters
+from tasks.runtime.stage import ARTIFACTS, read_parameters, told
 from tasks.runtime.workspace import workspace_lock
 
 
@@ -77,12 +80,12 @@ class Run:
         """A stage of a model is about to run: open the model's MLflow run."""
         if cell := cell_of(node):
             with self._live():
-                self.tracking.begin(cell)
+                self.tracking.live.begin(cell)
 
     def step(self, node: Node, number: int, values: Values) -> None:
         """A round of a model's search ended."""
         with self._live():
-            self.tracking.log_round(cell_of(node), number, values)
+            self.tracking.live.log_round(cell_of(node), number, values)
 
     @contextmanager
     def _live(self) -> Iterator[None]:
@@ -112,7 +115,9 @@ class Run:
         elif not state.is_completed():
             self._failed(node.name, state)
         if node.name in self.culprits and (cell := cell_of(node)):
-            self.tracking.fail(cell, ", ".join(sorted(self.culprits[node.name])) + " failed")
+            cause = ", ".join(sorted(self.culprits[node.name])) + " failed"
+            with self._live():
+                self.tracking.live.end(cell, cause, "FAILED")
 
     def log(self, cell: str) -> None:
         """Log a model to MLflow when all of its stages are done."""
@@ -149,15 +154,12 @@ class Run:
 @task(cache_policy=NO_CACHE, persist_result=False)
 def log_model(run: Run, cell: str) -> State[Any]:
     """Log one model with everything that dvc.yaml declares of it, and register it."""
-    from mlflow.exceptions import MlflowException
-
     record = read_record(run.root, run.nodes, cell)
     try:
-        run.mlflow_runs[cell], new = run.tracking.log(record)
-    except (MlflowException, OSError) as error:
-        what = f"MLflow: {str(error).splitlines()[0]}\n  -> start again: no stage runs twice"
-        get_run_logger().error("%s", what)
-        return Failed(message=what, data=StageFailure(f"mlflow@{cell}", USER_ERROR, what))
+        with usable(f"tracking.uri {run.tracking.uri}", AGAIN):
+            run.mlflow_runs[cell], new = run.tracking.log(record)
+    except UserError as error:
+        return _told(f"mlflow@{cell}", error)
     run.records.append(record)
     if not new:
         return Completed(name="Cached", message="logged before")
@@ -166,8 +168,25 @@ def log_model(run: Run, cell: str) -> State[Any]:
 
 @task(name="promote", task_run_name="promote", cache_policy=NO_CACHE, persist_result=False)
 def promote(run: Run, ratio: float) -> State[Any]:
-    """Give the alias `champion` to the best model at the target ratio."""
-    return Completed(message=run.tracking.promote(run.mlflow_runs, run.records, ratio))
+    """Give the alias `champion` to the best model that passes the checks."""
+    try:
+        decision = run.tracking.promote(run.mlflow_runs, run.records, ratio)
+    except UserError as error:
+        return _told("promote", error)
+    if decision.rows:
+        RECORDING.tell(
+            create_table_artifact,
+            decision.rows,
+            key="promotion",
+            description=decision.said,
+        )
+    return Completed(message=decision.said)
+
+
+def _told(step: str, error: UserError) -> State[Any]:
+    """The state of a step in which MLflow could not be used."""
+    get_run_logger().error("%s", error)
+    return Failed(message=str(error), data=StageFailure(step, USER_ERROR, str(error)))
 
 
 @flow(name="pipeline", persist_result=False, validate_parameters=False)
@@ -182,10 +201,12 @@ def pipeline(until: tuple[str, ...] = ()) -> State[Any]:
     try:
         with workspace_lock("the pipeline", root):
             state = _pipeline(root, read_parameters(root / "params.yaml"), until)
-    except UserError as error:
-        failure = StageFailure("pipeline", USER_ERROR, str(error))
-        get_run_logger().error("%s", error)
-        state = Failed(message=str(error), data=PipelineFailure([failure], []))
+    except (UserError, OSError) as error:
+        if (message := told(error)) is None:
+            raise
+        failure = StageFailure("pipeline", USER_ERROR, message)
+        get_run_logger().error("%s", message)
+        state = Failed(message=message, data=PipelineFailure([failure], []))
     return RECORDING.record_end(state)
 
 
@@ -196,14 +217,14 @@ def _pipeline(root: Path, parameters: Parameters, until: tuple[str, ...]) -> Sta
     flow_run = context.flow_run
     if crashed := RECORDING.tell(mark_crashed, root, flow_run.id):
         logger.warning("marked %d earlier run(s) as Crashed: their process was killed", crashed)
+    for mended in mend(root):
+        logger.warning("%s", mended)
     page = url_for("flow-run", obj_id=flow_run.id) or ""
     tags = {"prefect.flow_run_id": str(flow_run.id), "prefect.flow_run_url": page}
     tracking = Tracking(parameters.tracking, root, tags)
     if tracking.unfinished:
         logger.warning(
-            "MLflow's database was half made, by a process that was killed, and empty: "
-            "there is a new one; the old one is %s",
-            tracking.unfinished,
+            "MLflow's database was half made by a killed process: it is %s now", tracking.unfinished
         )
     tracking.close_left_open()
     nodes = read_graph(root, until)
@@ -222,7 +243,7 @@ def _pipeline(root: Path, parameters: Parameters, until: tuple[str, ...]) -> Sta
                     run.log(cell)
         run.promote(target_ratio(parameters))
     except BaseException:
-        tracking.fail_all("the pipeline was stopped")
+        tracking.live.interrupt()
         raise
     if run.failures:
         failure = PipelineFailure(run.failures, run.not_run)
@@ -240,12 +261,8 @@ def _keep_comparison(parameters: Parameters) -> None:
     except UserError as error:
         get_run_logger().warning("no comparison: %s", error)
         return
-    RECORDING.tell(
-        create_markdown_artifact,
-        markdown(rows),
-        key="comparison",
-        description="All models, measured",
-    )
+    title = "All models, measured"
+    RECORDING.tell(create_markdown_artifact, markdown(rows), key="comparison", description=title)
 
 
 def _warm_up() -> None:
@@ -253,29 +270,6 @@ def _warm_up() -> None:
     import mlflow  # noqa: F401
 
     import efficientllava.report.comparison  # noqa: F401
-
-
-def show_comparison(parameters: Parameters) -> None:
-    """The comparison, and where to look."""
-    from rich.console import Console
-
-    from efficientllava.report.comparison import read_rows
-    from efficientllava.report.terminal import print_whole, rich_table
-
-    console = Console()
-    try:
-        table = rich_table(read_rows(ARTIFACTS, parameters.methods, parameters.ratios))
-    except UserError:
-        return  # the flow has said so
-    console.print()
-    print_whole(console, table)
-    console.print(
-        f"\nThe same with plots: {ARTIFACTS / 'report' / 'report.html'}\n"
-        "Every run, version, stage and round: make ui",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-    )
 
 
 def run_to_end(
@@ -305,12 +299,11 @@ def run_to_end(
             threading.Thread(target=_warm_up, daemon=True).start()
             with prefect_server(), recorded(Path.cwd()):
                 state = RECORDING.run(start)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USER_ERROR
-    except KeyboardInterrupt:
-        print("interrupted: start again, it resumes", file=sys.stderr)
-        return 130
+    except (UserError, OSError, KeyboardInterrupt) as error:
+        if (message := told(error)) is None:
+            raise
+        print(f"error: {message}", file=sys.stderr)
+        return 130 if isinstance(error, KeyboardInterrupt) else USER_ERROR
     if state.is_completed():
         show(parameters)
         return 0

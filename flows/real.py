@@ -21,7 +21,8 @@ from prefect.states import State
 from efficientllava.errors import UserError
 from efficientllava.parameters import Parameters
 from efficientllava.parsing import parse_parameters
-from flows.pipeline import pipeline, run_to_end, show_comparison
+from flows.ending import show_comparison
+from flows.pipeline import pipeline, run_to_end
 from flows.runner.recording import end_process
 from flows.runner.stages import USER_ERROR
 from flows.server.workspaces import changed, make_workspace

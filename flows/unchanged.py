@@ -79,4 +79,4 @@ def _champion(root: Path, nodes: list[Node], parameters: Parameters) -> str | No
             return None
         runs[cell] = known
         records.append(record)
-    return tracking.promote(runs, records, target_ratio(parameters))
+    return tracking.promote(runs, records, target_ratio(parameters)).said

@@ -23,11 +23,11 @@ from playwright.sync_api import Error, Page, sync_playwright
 
 from efficientllava.errors import UserError
 from efficientllava.parameters import TrackingParameters
+from efficientllava.versions.aliases import CHAMPION
+from efficientllava.versions.connection import tracking_uri
 from flows.runner.guard import guarded, stop
 from flows.runner.loopback import request
 from flows.server.server import LOOPBACK, free_port
-from flows.tracking.champion import CHAMPION
-from flows.tracking.tracking import tracking_uri
 from tasks.runtime.stage import read_parameters
 
 TARGET = Path("docs/screenshots")

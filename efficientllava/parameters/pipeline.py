@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -29,6 +29,20 @@ class TrackingParameters(Section):
     champion_ratio: Ratio | None = Field(
         None,
         description="ratio at which the most accurate model becomes `champion`; null for the first of `ratios`",
+    )
+    promote: Literal["auto", "ask", "never"] = Field(
+        "auto",
+        description="whether a model that passes every check takes `champion`: by itself, after `efficientllava promote VERSION`, or not at all",
+    )
+    promote_errors: float = Field(
+        1.0,
+        ge=0.0,
+        le=10.0,
+        description="how many standard errors of the difference, question by question, a candidate may lie below the champion, in accuracy and in answer loss; 0: not at all",
+    )
+    promote_requires: tuple[Literal["verified", "parity"], ...] = Field(
+        ("verified", "parity"),
+        description="what a candidate needs beside the comparison: a checkpoint whose record follows its policy; an export that answers as PyTorch does",
     )
 
 

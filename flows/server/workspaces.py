@@ -17,8 +17,8 @@ from dvc.utils.serialize import dump_yaml
 from efficientllava.files import replacing
 from efficientllava.models.source import BUILT
 from efficientllava.parsing import parse_parameters
+from efficientllava.versions.connection import tracking_uri
 from flows.runner.graph import open_repo
-from flows.tracking.tracking import tracking_uri
 
 CODE = ("efficientllava", "tasks")
 # parameters that may name a path, relative to the workspace in which they stand

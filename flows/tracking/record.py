@@ -12,15 +12,21 @@ from typing import Any
 
 from dvc.dependency.param import ParamsDependency
 
-from efficientllava.files import value_digest
+from efficientllava.errors import UserError
+from efficientllava.files import read_json, value_digest
+from efficientllava.report.decision.paired import Answers
 from efficientllava.report.speedup import TOLD, is_factor
+from efficientllava.versions.contents import Pointer
 from flows.runner.graph import Node, flatten, open_repo
+from tasks.runtime.cost import StageCost, read_cost
 
 DENSE = "dense"
 WEIGHTS, DENSE_WEIGHTS = "prune", "model"  # the stages that make a pruned and the dense model
 TIMED = "artifacts/export_metrics/"  # where the outputs with times lie, other ones in every run
 # the key of the question in a line of predictions
 ASKED = ("id", "question_id", "prompt")
+PREDICTIONS = "evaluate/predictions.jsonl"
+"""Artifact of a run: what its model did with every question."""
 READABLE = {".png", ".json", ".jsonl", ".csv", ".md", ".html", ".txt"}
 LARGEST_ARTIFACT = 5_000_000
 
@@ -50,7 +56,7 @@ class Pinned:
     @property
     def uri(self) -> str:
         """A pointer that outlives the workspace: where DVC has it, and which content."""
-        return f"dvc://{self.path}?md5={self.digest}"
+        return str(Pointer(self.path, self.digest))
 
 
 @dataclass
@@ -69,6 +75,8 @@ class ModelRecord:
         checkpoint: the folder with its weights, an output of stage `prune`.
         asked: which questions it was evaluated on: what is shared of the evaluation's inputs, as
             (path, digest), and the questions that its predictions name.
+        pruning_fault: what is wrong with the checkpoint's own record; None if nothing is.
+        costs: of its own stages, as far as they ran in this workspace.
     """
 
     cell: str
@@ -83,6 +91,16 @@ class ModelRecord:
     artifacts: list[tuple[Path, str]] = field(default_factory=list)
     checkpoint: Pinned | None = None
     asked: list[Any] = field(default_factory=list)
+    pruning_fault: str | None = None
+    costs: list[StageCost] = field(default_factory=list)
+
+    @property
+    def answers(self) -> Answers | None:
+        """What the model did with every question; None where its predictions do not say."""
+        for file, folder in self.artifacts:
+            if f"{folder}/{file.name}" == PREDICTIONS:
+                return Answers.read(file)
+        return None
 
     @property
     def digest(self) -> str:
@@ -159,7 +177,24 @@ def read_record(root: Path, nodes: list[Node], cell: str) -> ModelRecord:
             if node.name in own and _has_accuracy(record, node):
                 [stage] = repo.stage.collect(node.name)
                 record.asked = _asked(root, stage, record)
+    record.pruning_fault = _pruning_fault(root, record)
+    record.costs = [cost for name in sorted(own) if (cost := read_cost(name, root)) is not None]
     return record
+
+
+def _pruning_fault(root: Path, record: ModelRecord) -> str | None:
+    """Why a checkpoint is no verified one; stage `prune` writes its record when it has compared."""
+    if record.checkpoint is None:
+        return "it has no checkpoint"
+    try:
+        pruning = read_json(root / record.checkpoint.path / "pruning.json")
+        levels = {row["name"]: row["level"] for row in pruning["matrices"]}
+        same = levels == pruning["policy"]
+    except UserError as error:
+        return error.what
+    except (KeyError, TypeError) as error:
+        return f"pruning.json lacks {error}"
+    return None if same else "the rows of pruning.json do not follow its policy"
 
 
 def _has_accuracy(record: ModelRecord, node: Node) -> bool:
@@ -210,10 +245,15 @@ def _read_output(record: ModelRecord, base: str, path: Path) -> None:
 
 
 def _rounds(file: Path) -> dict[int, dict[str, float]]:
-    """The values of each round of the search, from its history."""
+    """The values of each round of the search, from its history: those that it reported live.
+
+    A method that reports no rounds has them here alone.
+    """
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line]
     if not rows or not {"round", "risk", "policy"} <= rows[0].keys():
         return {}
+    if records := [row["round_record"] for row in rows if "round_record" in row]:
+        return {int(record["round"]): dict(record) for record in records}
     from efficientllava.report.trajectory import trajectory
 
     numbers, best, mean, _ = trajectory(rows)

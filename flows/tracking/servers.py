@@ -46,6 +46,22 @@ def check_database(uri: str) -> None:
         raise UserError(what, where=where, remedy=f"{REMEDY}; nothing has been run yet") from error
 
 
+def usual_artifacts(uri: str) -> str | None:
+    """Where a new experiment's artifacts go: beside a local database, in mlruns/; a server decides by itself.
+
+    Raises:
+        UserError: a database that others use too would be told of a folder of this machine.
+    """
+    scheme, _, database = uri.partition(":///")
+    if not scheme.startswith(("sqlite", "http")):
+        raise UserError(
+            "artifacts of a database on another machine need a place that all machines reach",
+            where="params.yaml, tracking.artifacts",
+            remedy="write one, e.g. s3://bucket/mlflow, or let an MLflow server be tracking.uri",
+        )
+    return (Path(database).parent / "mlruns").as_uri() if scheme.startswith("sqlite") else None
+
+
 def check_artifacts(location: str, uri: str) -> None:
     """Write one small object into MLflow's artifact store and delete it.
 

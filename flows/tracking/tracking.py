@@ -6,11 +6,12 @@ nothing, and logging it to an empty server writes it anew.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sqlite3
-import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,19 +19,23 @@ from urllib.parse import urlparse
 
 import httpx
 
-from efficientllava.errors import UserError, without_users
+from efficientllava.errors import UserError
 from efficientllava.parameters import TrackingParameters
-from flows.runner.graph import flatten
+from efficientllava.report.decision.summary import Summary
+from efficientllava.versions.connection import tracking_uri
 from flows.runner.loopback import request
+from flows.tracking.live import DIGEST, LiveRuns, log_metrics, logged_parameters, round_metrics
 from flows.tracking.moved import follow_clone
 from flows.tracking.record import ModelRecord
-from flows.tracking.registry import Registry, note
-from flows.tracking.servers import check_artifacts, check_database
+from flows.tracking.registry import Decision, Registry, note
+from flows.tracking.servers import check_artifacts, check_database, usual_artifacts
 from flows.tracking.store import make_whole
+from flows.tracking.summaries import VIEW, cost_of, shared_view, summaries
 
-DIGEST, CELL, WORKSPACE = "pipeline.digest", "pipeline.cell", "pipeline.workspace"
-ROUND_PREFIX = "search_rounds"
 BATCH = 100  # parameters that MLflow takes at once
+KIND = {"mlflow.experimentKind": "custom_model_development"}
+"""Tag of an experiment: MLflow opens its runs, and not its page for agents."""
+AGAIN = "start again: no stage runs twice"
 
 
 @dataclass
@@ -44,12 +49,13 @@ class Tracking:
 
     Attributes:
         unfinished: where a half-made database was put, in whose place a new one is; None usually.
+        live: the runs of models that are being made.
+        registry: the registered model.
     """
 
     parameters: TrackingParameters
     root: Path
     tags: dict[str, str] = field(default_factory=dict)
-    _open: dict[str, str] = field(default_factory=dict)  # cell -> id of its unfinished run
 
     def __post_init__(self) -> None:
         """Connect, and create the experiment and the registered model where they are missing.
@@ -64,81 +70,45 @@ class Tracking:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
         from mlflow import MlflowClient
-        from mlflow.exceptions import MlflowException
-        from sqlalchemy.exc import SQLAlchemyError
 
-        try:
-            check_database(uri)
+        check_database(uri)
+        with usable(f"tracking.uri {uri}", "correct tracking.uri in params.yaml"):
             self.unfinished = make_whole(uri)
             follow_clone(uri)
             self.client = MlflowClient(uri, registry_uri=uri)
+            self.client.search_experiments(max_results=1)
+        with usable(f"tracking.experiment {self.parameters.experiment}", "give it another name"):
             self.experiment = self._experiment(self.parameters.experiment)
-            self.registry = Registry(self.client, self.parameters.registered_model)
-        except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
-            raise UserError(
-                f"MLflow cannot be used ({str(error).splitlines()[0]})",
-                where=f"tracking.uri {uri}",
-                remedy="correct tracking.uri in params.yaml; nothing has been run yet",
-            ) from error
-        check_artifacts(self.client.get_experiment(self.experiment).artifact_location, uri)
+            place = self.client.get_experiment(self.experiment).artifact_location
+        check_artifacts(place, uri)
+        name = self.parameters.registered_model
+        with usable(f"tracking.registered_model {name}", "give it another name"):
+            self.registry = Registry(self.client, self.parameters)
+        self.live = LiveRuns(self.client, self.experiment, str(self.root), self.tags)
 
     def _experiment(self, name: str) -> str:
         experiment = self.client.get_experiment_by_name(name)
-        if experiment is not None:
-            number = str(experiment.experiment_id)
-            if experiment.lifecycle_stage != "active":
-                raise UserError(
-                    "the experiment was deleted, and MLflow keeps its name",
-                    where=f"MLflow, experiment {name} ({number})",
-                    remedy=f"`mlflow experiments restore --experiment-id {number}` with "
-                    f"MLFLOW_TRACKING_URI={self.uri}, or give tracking.experiment another name",
-                )
-            return number
-        place = self.parameters.artifacts or _artifacts(self.uri)
-        return str(self.client.create_experiment(name, artifact_location=place))
+        if experiment is None:
+            place = self.parameters.artifacts or usual_artifacts(self.uri)
+            return str(self.client.create_experiment(name, artifact_location=place, tags=KIND))
+        number = str(experiment.experiment_id)
+        if experiment.lifecycle_stage != "active":
+            raise UserError(
+                "the experiment was deleted, and MLflow keeps its name",
+                where=f"MLflow, experiment {name} ({number})",
+                remedy=f"`mlflow experiments restore --experiment-id {number}` with "
+                f"MLFLOW_TRACKING_URI={self.uri}, or give tracking.experiment another name",
+            )
+        return number
 
     def close_left_open(self) -> int:
-        """End runs as KILLED that an earlier, killed pipeline of this workspace left running."""
-        left = self._runs(f"attributes.status = 'RUNNING' and tags.`{WORKSPACE}` = '{self.root}'")
-        for run in left:
-            self.client.set_terminated(run.info.run_id, status="KILLED")
-        return len(left)
+        """See `LiveRuns.close_left_open`.
 
-    def _runs(self, query: str) -> list[Any]:
-        return list(self.client.search_runs([self.experiment], query, max_results=50))
-
-    def begin(self, cell: str) -> None:
-        """Open the run of a model that is being made, for live metrics."""
-        if cell not in self._open:
-            run = self.client.create_run(self.experiment, run_name=cell, tags=self._tags(cell))
-            self._open[cell] = run.info.run_id
-
-    def _tags(self, cell: str) -> dict[str, str]:
-        return {CELL: cell, WORKSPACE: str(self.root), **self.tags}
-
-    def log_round(self, cell: str, number: int, values: Mapping[str, Any]) -> None:
-        """Log the values of a finished round of the model's search."""
-        if run := self._open.get(cell):
-            self._log_metrics(run, _round_metrics(values), step=number)
-
-    def _log_metrics(self, run: str, metrics: Mapping[str, float], step: int = 0) -> None:
-        from mlflow.entities import Metric
-
-        now = int(1000 * time.time())
-        entries = [Metric(name, value, now, step) for name, value in metrics.items()]
-        if entries:
-            self.client.log_batch(run, metrics=entries)
-
-    def fail(self, cell: str, cause: str) -> None:
-        """End the model's open run as FAILED, naming the cause."""
-        if run := self._open.pop(cell, None):
-            self.client.set_tag(run, "pipeline.failure", cause)
-            self.client.set_terminated(run, status="FAILED")
-
-    def fail_all(self, cause: str) -> None:
-        """End every open run as FAILED: the pipeline stops here."""
-        for cell in list(self._open):
-            self.fail(cell, cause)
+        Raises:
+            UserError: MLflow cannot be used.
+        """
+        with usable(f"tracking.uri {self.uri}", "end the program that holds the database"):
+            return self.live.close_left_open()
 
     def known(self, record: ModelRecord) -> str | None:
         """The id of the run in which exactly this model is logged and registered; None if none."""
@@ -149,7 +119,8 @@ class Tracking:
         return None
 
     def _finished(self, record: ModelRecord) -> list[Any]:
-        return self._runs(f"attributes.status = 'FINISHED' and tags.`{DIGEST}` = '{record.digest}'")
+        query = f"attributes.status = 'FINISHED' and tags.`{DIGEST}` = '{record.digest}'"
+        return list(self.client.search_runs([self.experiment], query, max_results=50))
 
     def log(self, record: ModelRecord) -> tuple[str, bool]:
         """Log a finished model and register it, unless exactly this was logged before.
@@ -159,37 +130,46 @@ class Tracking:
         """
         known = self._finished(record)
         if known:
-            if repeated := self._open.pop(record.cell, None):
+            if repeated := self.live.take(record.cell):
                 self.client.delete_run(repeated)  # ran again, and gave exactly the same
             run = known[0].info.run_id
             new = not _output_tags(record).items() <= known[0].data.tags.items()
             if new:
                 self._write(run, record)  # the same model, timed anew
         else:
-            self.begin(record.cell)
-            run = self._open[record.cell]
+            started = min((cost.started for cost in record.costs), default=None)
+            run = self.live.begin(record.cell, started)
+            if self.live.contradicts(record):
+                run = self.live.replace(record.cell, started)
             self._write(run, record)
-            self.client.set_terminated(run, status="FINISHED")
-            del self._open[record.cell]
+            self.live.take(record.cell)
             new = True
+        if new:
+            self.client.set_terminated(run, status="FINISHED", end_time=self._end(run, record))
         self.registry.register(run, record)
         return run, new
+
+    def _end(self, run: str, record: ModelRecord) -> int | None:
+        """When a run ends that lasts as long as the model's own stages, in ms; None for now."""
+        if (cost := cost_of(record)) is None:
+            return None
+        return int(self.client.get_run(run).info.start_time + 1000 * cost.wall_seconds)
 
     def _write(self, run: str, record: ModelRecord) -> None:
         from mlflow.entities import Param
 
-        parameters = {"method": record.method, "ratio": record.ratio, **record.parameters}
-        entries = [Param(name, without_users(str(value))) for name, value in parameters.items()]
+        entries = [Param(name, value) for name, value in logged_parameters(record).items()]
         for start in range(0, len(entries), BATCH):
             self.client.log_batch(run, params=entries[start : start + BATCH])
-        self._log_metrics(run, record.metrics)
+        log_metrics(self.client, run, record.metrics)
+        held = self.live.rounds_of(self.client.get_run(run))
         for number, values in record.rounds.items():
             missing = {
                 name: value
-                for name, value in _round_metrics(values).items()
-                if number not in self._steps(run, name)
+                for name, value in round_metrics(values).items()
+                if number not in held.get(name, {})
             }
-            self._log_metrics(run, missing, step=number)
+            log_metrics(self.client, run, missing, number)
         self.client.log_inputs(run, datasets=_datasets(record))
         for path, folder in record.artifacts:
             self.client.log_artifact(run, str(path), folder)
@@ -204,40 +184,76 @@ class Tracking:
         for name, value in tags.items():
             self.client.set_tag(run, name, value)
 
-    def promote(self, runs: Mapping[str, str], records: Iterable[ModelRecord], ratio: float) -> str:
-        """Choose the champion among a pipeline's models: see `Registry.promote`."""
-        return self.registry.promote(runs, records, ratio)
+    def promote(
+        self, runs: Mapping[str, str], records: Sequence[ModelRecord], ratio: float
+    ) -> Decision:
+        """Log every model's summary, then choose the champion: see `Registry.promote`.
 
-    def _steps(self, run: str, name: str) -> set[int]:
-        return {entry.step for entry in self.client.get_metric_history(run, name)}
+        Raises:
+            UserError: MLflow cannot be used.
+        """
+        with usable(f"tracking.uri {self.uri}", AGAIN):
+            found = summaries(self.root, records)
+            for cell, summary in found.items():
+                self._summarize(runs[cell], summary)
+            self._share_view(sorted({name for each in found.values() for name in each.numbers}))
+            return self.registry.promote(runs, records, ratio)
+
+    def _summarize(self, run: str, summary: Summary) -> None:
+        """Log what a run does not hold yet of its model's summary."""
+        held = self.client.get_run(run).data
+        missing = {n: v for n, v in summary.numbers.items() if held.metrics.get(n) != v}
+        log_metrics(self.client, run, missing)
+        for name, words in summary.words.items():
+            if held.tags.get(name) != words:
+                self.client.set_tag(run, name, words)
+
+    def _share_view(self, metrics: Sequence[str]) -> None:
+        """Let the link of `experiment_page` show these metrics as columns."""
+        tags = KIND | {f"mlflow.sharedViewState.{VIEW}": json.dumps(shared_view(metrics))}
+        held = self.client.get_experiment(self.experiment).tags
+        for name, value in tags.items():
+            if held.get(name) != value:
+                self.client.set_experiment_tag(self.experiment, name, value)
 
 
-def tracking_uri(parameters: TrackingParameters, root: Path) -> str:
-    """Where MLflow is: its own environment variable goes before params.yaml.
-
-    A relative database file lies in the workspace, wherever this process is or goes.
-    """
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or parameters.uri
-    scheme, slashes, path = uri.partition(":///")
-    if scheme.startswith("sqlite") and slashes and not path.startswith("/"):
-        return f"{scheme}:///{root.resolve() / path}"
-    return uri
-
-
-def _artifacts(uri: str) -> str | None:
-    """Beside a local database, in mlruns/; a server decides by itself.
+@contextmanager
+def usable(where: str, remedy: str) -> Iterator[None]:
+    """Turn what MLflow raises in the block into a message.
 
     Raises:
-        UserError: a database that others use too would be told of a folder of this machine.
+        UserError: MLflow cannot be used.
     """
-    scheme, _, database = uri.partition(":///")
-    if not scheme.startswith(("sqlite", "http")):
-        raise UserError(
-            "artifacts of a database on another machine need a place that all machines reach",
-            where="params.yaml, tracking.artifacts",
-            remedy="write one, e.g. s3://bucket/mlflow, or let an MLflow server be tracking.uri",
-        )
-    return (Path(database).parent / "mlruns").as_uri() if scheme.startswith("sqlite") else None
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
+        said = str(error).splitlines()[0]
+        if "database is locked" in said:
+            said = "its database is locked by another program"
+            remedy = "end that program, or wait, and start again: no stage runs twice"
+        raise UserError(f"MLflow cannot be used ({said})", where=where, remedy=remedy) from error
+
+
+def experiment_number(parameters: TrackingParameters, root: Path) -> str:
+    """The number of the experiment, for links.
+
+    Raises:
+        UserError: MLflow cannot be used, or there is no such experiment yet.
+    """
+    from mlflow import MlflowClient
+
+    uri, name = tracking_uri(parameters, root), parameters.experiment
+    check_server(uri)
+    with usable(f"tracking.uri {uri}", "correct tracking.uri in params.yaml"):
+        make_whole(uri)
+        found = MlflowClient(uri).get_experiment_by_name(name)
+    if found is None:
+        remedy = "run the pipeline first, e.g. `make demo`"
+        raise UserError("there is no such experiment yet", f"MLflow, experiment {name}", remedy)
+    return str(found.experiment_id)
 
 
 def log_experiment(
@@ -252,7 +268,7 @@ def log_experiment(
     tracking = Tracking(experiment, root)
     client = tracking.client
     run = client.create_run(tracking.experiment, run_name=f"{name}, all seeds").info.run_id
-    tracking._log_metrics(run, means)
+    log_metrics(client, run, means)
     client.log_artifacts(run, str(folder), "table")
     client.set_terminated(run)
 
@@ -273,14 +289,6 @@ def check_server(uri: str) -> None:
             where=f"tracking.uri {uri}",
             remedy="start it, or use sqlite:///mlflow.db; nothing has been run yet",
         ) from error
-
-
-def _round_metrics(values: Mapping[str, Any]) -> dict[str, float]:
-    return {
-        f"{ROUND_PREFIX}/{name}": float(value)
-        for name, value in flatten(values).items()
-        if isinstance(value, int | float) and name != "round"
-    }
 
 
 def _datasets(record: ModelRecord) -> list[Any]:

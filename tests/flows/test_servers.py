@@ -10,7 +10,7 @@ from dvc.repo import Repo
 
 from efficientllava.errors import UserError
 from efficientllava.parameters import TrackingParameters
-from flows.tracking.servers import check_artifacts, check_database, remote_trouble
+from flows.tracking.servers import check_artifacts, check_database, remote_trouble, usual_artifacts
 from flows.tracking.tracking import Tracking
 from tests.flows.shared_servers import BUCKET, Servers, free_port, needs_servers, objects, servers
 
@@ -93,12 +93,10 @@ def test_missing_drivers_are_told_with_their_extra(monkeypatch: pytest.MonkeyPat
 
 def test_a_shared_database_needs_a_shared_place(tmp_path: Path) -> None:
     """SQLAlchemy's own words for a database that is not there stand for the others."""
-    from flows.tracking.tracking import _artifacts
-
     with pytest.raises(UserError, match=r"tracking\.artifacts"):
-        _artifacts("postgresql://host/mlflow")
-    assert _artifacts("http://127.0.0.1:5000") is None
-    assert _artifacts(f"sqlite:///{tmp_path}/mlflow.db") == f"file://{tmp_path}/mlruns"
+        usual_artifacts("postgresql://host/mlflow")
+    assert usual_artifacts("http://127.0.0.1:5000") is None
+    assert usual_artifacts(f"sqlite:///{tmp_path}/mlflow.db") == f"file://{tmp_path}/mlruns"
 
 
 @needs_servers

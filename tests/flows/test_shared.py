@@ -153,8 +153,8 @@ def clone(team: Team, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("config", ".gitignore"):
         shutil.copyfile(ROOT / ".dvc" / name, source / ".dvc" / name)
     made = team.run(
-        "git init -q --bare -b main ../origin.git; git init -q -b main; git add -A; git commit -qm first; "
-        "git remote add origin ../origin.git; git push -q -u origin main",
+        "git init -q --bare -b main ../origin.git; git init -q -b main; git add -A; "
+        "git commit -qm first; git remote add origin ../origin.git; git push -q -u origin main",
         source,
     )
     assert made.returncode == 0, made.stderr

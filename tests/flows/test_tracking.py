@@ -16,10 +16,10 @@ from prefect.client.schemas.objects import State
 from efficientllava.errors import UserError
 from efficientllava.parameters import TrackingParameters
 from efficientllava.report.speedup import export_metrics
+from efficientllava.versions.connection import tracking_uri
 from flows.runner.graph import read_graph
-from flows.tracking.champion import champion
 from flows.tracking.record import ModelRecord, _read_output, read_record
-from flows.tracking.tracking import Tracking, check_server, tracking_uri
+from flows.tracking.tracking import Tracking, check_server
 
 
 @pytest.fixture(scope="module")
@@ -100,76 +100,6 @@ def test_times_do_not_make_another_model(finished: Path) -> None:
     assert tracking.log(after) == (run, False)
 
 
-def test_champion_is_the_most_accurate_pruned_model(client: MlflowClient) -> None:
-    version = client.get_model_version_by_alias("toy", "champion")
-    assert version.tags["method"] == "sparsegpt"  # 0.85; dense has 0.90, magnitude 0.80
-    rule = version.tags["champion.rule"]
-    assert "most accurate" in rule and "same ratio" in rule and "same questions" in rule
-
-
-def model(
-    method: str,
-    ratio: float,
-    accuracy: float,
-    loss: float = 0.5,
-    count: int = 100,
-    questions: str = "md5 of the questions",
-) -> ModelRecord:
-    metrics = {
-        "evaluate/accuracy": accuracy,
-        "evaluate/answer_nll": loss,
-        "evaluate/n": count,
-        "evaluate/breakdowns.NAT.n": 7,
-    }
-    asked = [["artifacts/questions", questions]]
-    return ModelRecord(f"{method}-{ratio:g}", method, ratio, metrics=metrics, asked=asked)
-
-
-def test_champion_moves_only_to_what_can_be_compared(finished: Path) -> None:
-    parameters = TrackingParameters(experiment="moves", registered_model="moves")
-    tracking = Tracking(parameters, finished)
-
-    def run(*records: ModelRecord) -> tuple[str, str]:
-        """What a pipeline of these models decides, and who is champion then."""
-        runs = {}
-        for record in records:
-            record.parameters["trial"] = f"{record.metrics} {record.asked}"
-            runs[record.cell], _ = tracking.log(record)
-        said = tracking.promote(runs, records, records[0].ratio)
-        version = tracking.client.get_model_version_by_alias("moves", "champion")
-        tagged = [
-            other.version
-            for other in tracking.client.search_model_versions("name = 'moves'")
-            if any(tag.startswith("champion") for tag in other.tags)
-        ]
-        assert tagged == [version.version]  # and nobody else says that it is
-        return said, f"{version.tags['method']} {version.tags['accuracy']}"
-
-    assert run(model("a", 0.5, 0.7), model("b", 0.5, 0.8))[1] == "b 0.8000"
-    for trial, reason in (
-        (model("trial", 0.3, 0.9), "its ratio is 0.3, the champion's 0.5"),
-        (model("trial", 0.5, 0.9, count=50), "on 50 questions, the champion on 100"),
-        (model("trial", 0.5, 0.9, questions="others"), "on other questions than the champion"),
-        (model("trial", 0.5, 0.75), "its accuracy is 0.7500, the champion's 0.8000"),
-        (model("trial", 0.5, 0.8, loss=0.6), "its answer loss is higher"),
-    ):
-        said, champion_now = run(trial)
-        assert champion_now == "b 0.8000"
-        assert "champion stays version" in said and reason in said and "delete the alias" in said
-    assert run(model("c", 0.5, 0.8, loss=0.4))[1] == "c 0.8000"
-    assert run(model("a", 0.5, 0.85))[1] == "a 0.8500"
-    assert run(model("a", 0.5, 0.85))[1] == "a 0.8500"  # the same again
-    # chosen by hand, and registered before it was noted what it was evaluated on
-    version = tracking.client.get_model_version_by_alias("moves", "champion").version
-    tracking.client.delete_model_version_tag("moves", version, "questions")
-    said, champion_now = run(model("d", 0.5, 0.95))
-    assert champion_now == "a 0.8500" and "not known on which questions" in said
-    # once the alias is gone, the next run chooses anew
-    tracking.client.delete_registered_model_alias("moves", "champion")
-    tracking.client.delete_model_version_tag("moves", version, "champion.rule")
-    assert run(model("trial", 0.3, 0.6))[1] == "trial 0.6000"
-
-
 def test_a_record_knows_which_questions_were_asked(toy: Path) -> None:
     text = (toy / "dvc.yaml").read_text()
     text = text.replace(
@@ -203,18 +133,6 @@ def test_a_deleted_experiment_is_told_at_the_start(finished: Path) -> None:
         Tracking(parameters, finished)
     tracking.client.restore_experiment(tracking.experiment)
     assert Tracking(parameters, finished).experiment == tracking.experiment
-
-
-def test_champion_rule() -> None:
-    models = [
-        model("dense", 0.5, 1.0, 0.1),
-        model("a", 0.5, 0.8, 0.5),
-        model("b", 0.5, 0.8, 0.4),
-        model("c", 0.4, 0.9, 0.1),
-    ]
-    best = champion(models, 0.5)
-    assert best is not None and best.method == "b"
-    assert champion(models, 0.7) is None
 
 
 def test_digest_depends_on_what_was_made_not_on_when(finished: Path) -> None:
@@ -275,7 +193,7 @@ def test_speedups_in_words_become_tags(tmp_path: Path) -> None:
 def test_rounds_are_told_again_from_the_history(finished: Path) -> None:
     record = read_record(finished, read_graph(finished), "magnitude-0.5")
     assert {n: row["best_risk"] for n, row in record.rounds.items()} == {1: 1, 2: 1 / 2, 3: 1 / 3}
-    assert record.rounds[1]["mean_risk"] == 1.5
+    assert record.rounds[1]["evaluated"] == 2
 
 
 def test_unusable_servers_are_told(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ def given(ready: Workspace) -> Path:
     """A user's own checkpoint, named in params.yaml; the finished artifacts lie beside it."""
     folder = ready.folder / "given"
     shutil.copytree(ready.folder / "artifacts" / "model", folder)
+    (folder / "digests.json").unlink()  # a user's own, of which nothing is recorded
     ready.set_parameters({"model": {"source": "./given"}})
     return folder
 

@@ -24,7 +24,7 @@ from efficientllava.allocation.search.projector import (
     ProjectorStep,
     importance_weights,
 )
-from efficientllava.allocation.search.state import SearchState
+from efficientllava.allocation.search.state import SearchState, reported
 from efficientllava.calibration.structural_risk import COMPLEXITIES, structural_risk
 from efficientllava.data.proxy import ProxyData
 from efficientllava.database.solutions import Database
@@ -125,8 +125,7 @@ class Rounds:
 
     def report(self, number: int) -> None:
         """Report the last round's record as a `round` event."""
-        record = {k: v for k, v in self.state.rounds[-1].items() if v is not None}
-        record["projector_kept"] = int(record["projector_kept"])
+        record = reported(self.state.rounds[-1])
         self.progress(Event("round", number, self.parameters.rounds, record))
 
     def _rescored(self, parents: Sequence[Candidate]) -> list[Proposal]:

@@ -10,6 +10,7 @@ from efficientllava.allocation.context import Allocation, Context, Risk
 from efficientllava.allocation.scoring.executors import executor_maker, worker_devices
 from efficientllava.allocation.scoring.workers import ProcessEvaluator, Work
 from efficientllava.allocation.search.algorithm import Search, SearchGoal, SearchInputs
+from efficientllava.allocation.search.state import ROUND_RECORD, reported
 from efficientllava.allocation.unfinished import unfinished
 from efficientllava.database.offloaded import Machine, offloaded
 from efficientllava.database.solutions import open_database
@@ -54,10 +55,13 @@ def searched(context: Context, parameters: SearchParameters, upper_bound: bool) 
             context.progress,
             _evaluator_maker(context, folders, opened.adapter.sizes, parameters, workers, sharing),
         ).run(started)
+    records = {record["round"]: record for record in result.rounds}
     history = []
     for candidate in result.history:
         row = candidate.as_row()
         row["policy"] = [levels[gene] for gene in row.pop("genes")]
+        if candidate.index == 0:  # what the round reported when it ended
+            row[ROUND_RECORD] = reported(records[candidate.round])
         history.append(row)
     risk = Risk(parameters.complexity, parameters.eta)
     return Allocation(

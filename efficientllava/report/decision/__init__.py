@@ -1,0 +1,1 @@
+"""The numbers that decide: a model's summary, paired differences, what to deploy."""

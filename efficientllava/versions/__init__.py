@@ -1,0 +1,1 @@
+"""Versions that MLflow holds: weights fetched from DVC, loaded by pyfunc, compared, promoted."""
