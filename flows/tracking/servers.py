@@ -47,7 +47,7 @@ def check_database(uri: str) -> None:
 
 
 def usual_artifacts(uri: str) -> str | None:
-    """Where a new experiment's artifacts go: beside a local database, in mlruns/; a server decides by itself.
+    """Where new artifacts go: beside a local database, in mlruns/; a server decides by itself.
 
     Raises:
         UserError: a database that others use too would be told of a folder of this machine.
