@@ -19,7 +19,7 @@ from efficientllava.errors import UserError
 from efficientllava.files import DIGESTS, require_sealed, seal, write_json
 from efficientllava.models.checkpoint import load_model, save_checkpoint
 from efficientllava.models.families import adapter_for
-from efficientllava.parameters import PruningParameters
+from efficientllava.parameters import ObsParameters
 from tests.conftest import random_llava, random_proxy
 from tests.export.conftest import tiny_processor
 
@@ -27,7 +27,7 @@ LEVELS = [0.4, 0.6]
 
 
 def make_database(folder: Path) -> None:
-    parameters = PruningParameters(block_size=16)
+    parameters = ObsParameters(block_size=16)
     work = folder.with_name("work")
     build_database(
         adapter_for(random_llava()), random_proxy(), LEVELS, parameters, folder, work, {}
