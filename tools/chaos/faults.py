@@ -18,7 +18,7 @@ import psutil
 from flows.runner.guard import stop
 from flows.server.server import LOOPBACK, free_port
 from tools.chaos.cases import Blow
-from tools.chaos.flow import Flow
+from tools.chaos.flow import LONGEST, Flow
 from tools.chaos.workspace import environment
 
 DISKS = ("artifacts", ".work", ".dvc", "")
@@ -68,12 +68,14 @@ class Server:
                 start_new_session=True,
             )
         path = "/health" if self.kind == "mlflow" else "/api/health"
-        for _ in range(600):
+        end = time.monotonic() + LONGEST
+        while self.process.poll() is None and time.monotonic() < end:
             try:
                 if httpx.get(f"http://{LOOPBACK}:{self.port}{path}", trust_env=False).is_success:
                     return
             except httpx.HTTPError:
                 time.sleep(0.2)
+        self.kill()
         raise RuntimeError(f"{self.kind}'s server does not start; see {self.log}")
 
     def kill(self) -> None:
