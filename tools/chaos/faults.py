@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import httpx
 import psutil
 
 from flows.runner.guard import stop
+from flows.runner.recording import answers
 from flows.server.server import LOOPBACK, free_port
 from tools.chaos.cases import Blow
 from tools.chaos.flow import LONGEST, Flow
@@ -67,14 +67,12 @@ class Server:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        path = "/health" if self.kind == "mlflow" else "/api/health"
+        path = "" if self.kind == "mlflow" else "/api"
         end = time.monotonic() + LONGEST
         while self.process.poll() is None and time.monotonic() < end:
-            try:
-                if httpx.get(f"http://{LOOPBACK}:{self.port}{path}", trust_env=False).is_success:
-                    return
-            except httpx.HTTPError:
-                time.sleep(0.2)
+            if answers(f"http://{LOOPBACK}:{self.port}{path}", seconds=60):
+                return
+            time.sleep(0.2)
         self.kill()
         raise RuntimeError(f"{self.kind}'s server does not start; see {self.log}")
 
