@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -35,7 +35,16 @@ def main(
     """Prune vision-language models, ask them, verify checkpoints, score predictions."""
 
 
-Folder = Annotated[Path, typer.Argument(help="a checkpoint or an exported model")]
+def _home(value: Any) -> Any:
+    """A path, or paths, with ~ as the home folder: shells leave it after an equals sign."""
+    from efficientllava.reading import expanded
+
+    if isinstance(value, list):
+        return [expanded(path) for path in value]
+    return None if value is None else expanded(value)
+
+
+Folder = Annotated[Path, typer.Argument(help="a checkpoint or an exported model", callback=_home)]
 
 
 @commands.command()
@@ -54,9 +63,11 @@ def prune(  # noqa: PLR0913 every parameter is an option of the command
         str | None,
         typer.Option(help="image-text pairs in ScienceQA's layout; packaged if left out"),
     ] = None,
-    output: Annotated[Path, typer.Option(help="where the pruned checkpoint goes")] = Path("pruned"),
+    output: Annotated[
+        Path, typer.Option(help="where the pruned checkpoint goes", callback=_home)
+    ] = Path("pruned"),
     work: Annotated[
-        Path, typer.Option(help="unfinished work, databases, finished checkpoints")
+        Path, typer.Option(help="unfinished work, databases, finished checkpoints", callback=_home)
     ] = Path("work"),
     revision: Annotated[str | None, typer.Option(help="commit; needed with a hub id")] = None,
     family: Annotated[
@@ -119,7 +130,7 @@ def ask(
     from efficientllava.export.assistant import answer
 
     text = question if raw else format_prompt(question, choice or [], hint)
-    picture = None if image == "-" else Path(image)
+    picture = None if image == "-" else _home(image)
     if (folder / "prefill.onnx").is_file():
         typer.echo(answer(folder, picture, text, None, threads, new_tokens, raw))
         return
@@ -130,7 +141,9 @@ def ask(
 
 @commands.command()
 def verify(
-    folder: Annotated[Path, typer.Argument(help="a checkpoint, a database or proxy data")],
+    folder: Annotated[
+        Path, typer.Argument(help="a checkpoint, a database or proxy data", callback=_home)
+    ],
 ) -> None:
     """Check that a folder is as it was written: its digests, and a pruned checkpoint's zeros."""
     from efficientllava.commands.verify import verify as run
@@ -140,8 +153,8 @@ def verify(
 
 @commands.command()
 def pack(
-    folder: Annotated[Path, typer.Argument(help="a pruned checkpoint")],
-    out: Annotated[Path, typer.Argument(help="output folder; it must not exist")],
+    folder: Annotated[Path, typer.Argument(help="a pruned checkpoint", callback=_home)],
+    out: Annotated[Path, typer.Argument(help="output folder; it must not exist", callback=_home)],
     dtype: Annotated[
         str | None, typer.Option(help="int8 rounds packed weights; lossless if left out")
     ] = None,
@@ -154,8 +167,8 @@ def pack(
 
 @commands.command()
 def unpack(
-    folder: Annotated[Path, typer.Argument(help="a packed checkpoint")],
-    out: Annotated[Path, typer.Argument(help="output folder; it must not exist")],
+    folder: Annotated[Path, typer.Argument(help="a packed checkpoint", callback=_home)],
+    out: Annotated[Path, typer.Argument(help="output folder; it must not exist", callback=_home)],
 ) -> None:
     """Write the checkpoint that a packed one was made from, bit by bit."""
     from efficientllava.commands.pack import unpack as run
@@ -171,19 +184,25 @@ Style = Annotated[str | None, typer.Option(help="ScienceQA: llava_v1_5 or llava_
 @commands.command()
 def score(  # noqa: PLR0913 every parameter is an option of the command
     benchmark: Annotated[str, typer.Argument(help="docs/evaluate.md names them")],
-    predictions: Annotated[list[Path], typer.Argument(help="official prediction file")],
+    predictions: Annotated[
+        list[Path], typer.Argument(help="official prediction file", callback=_home)
+    ],
     data: Data,
     split: Split = None,
     style: Style = None,
-    output: Annotated[Path | None, typer.Option(help="write the scores as JSON")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="write the scores as JSON", callback=_home)
+    ] = None,
     submission: Annotated[
-        Path | None, typer.Option(help="VizWiz: write the evaluation server's file")
+        Path | None, typer.Option(help="VizWiz: write the evaluation server's file", callback=_home)
     ] = None,
     judge: Annotated[str | None, typer.Option(help="the judge's model")] = None,
     judge_url: Annotated[str | None, typer.Option(help="OpenAI-compatible endpoint")] = None,
-    judge_cache: Annotated[Path, typer.Option(help="where replies are kept")] = Path(".work/judge"),
+    judge_cache: Annotated[
+        Path, typer.Option(help="where replies are kept", callback=_home)
+    ] = Path(".work/judge"),
     judgements: Annotated[
-        Path | None, typer.Option(help="folder for the judge's grades or reviews")
+        Path | None, typer.Option(help="folder for the judge's grades or reviews", callback=_home)
     ] = None,
     runs: Annotated[int | None, typer.Option(min=1, help="judgements of each answer")] = None,
     parallel: Annotated[int, typer.Option(min=1, help="requests at the same time")] = 8,

@@ -92,6 +92,30 @@ def _system_error(error: BaseException) -> tuple[int | None, str]:
 
 
 @contextmanager
+def library_reads(
+    what: str, where: str, remedy: str = "", packages: bool = False
+) -> Iterator[None]:
+    """Name the file from outside at which a library fails: most check little of what they read.
+
+    Args:
+        packages: name it for a missing package too, of which the remedy says which it is.
+
+    Raises:
+        UserError: in the place of any other error; one of our own as it is.
+    """
+    try:
+        yield
+    except (UserError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # tokenizers' panics are no Exception
+        if isinstance(error, ImportError) and not packages:
+            raise
+        first = (str(error).strip().splitlines() or [""])[0][:300]
+        problem = f"{what}: {type(error).__name__}{first and ': '}{first}"
+        raise UserError(problem, where, remedy) from error
+
+
+@contextmanager
 def renaming(names: Mapping[str, str]) -> Iterator[None]:
     """Name the option or argument of the caller where the library names params.yaml.
 

@@ -10,13 +10,35 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError, safe_open, serialize_file
+from safetensors import serialize_file
 
 from efficientllava.errors import UserError, disk_error
+from efficientllava.reading import load_tensors, open_regular, read_json, stored_numbers
+
+__all__ = [
+    "DIGESTS",
+    "DamagedFile",
+    "bring_file",
+    "copy_folder",
+    "file_digest",
+    "folder_digest",
+    "load_tensors",
+    "read_json",
+    "read_sealed",
+    "replacing",
+    "require_place",
+    "require_sealed",
+    "save_tensors",
+    "seal",
+    "stored_numbers",
+    "value_digest",
+    "write_json",
+    "write_sealed",
+    "write_text",
+]
 
 DIGESTS = "digests.json"
 """The file of a folder that holds the digests of the others."""
@@ -135,21 +157,6 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, text + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file; a byte order mark at its start is passed over.
-
-    Raises:
-        UserError: the file is missing, not UTF-8 or not JSON.
-    """
-    path = Path(path)
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError as error:
-        raise UserError("no such file", where=str(path)) from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"not valid JSON ({error})", where=str(path)) from error
-
-
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """Write tensors as safetensors, whole or not at all; a file without any takes no torch."""
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -162,42 +169,13 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
         save_file(contiguous, temporary)
 
 
-def load_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Read a safetensors file.
-
-    Raises:
-        UserError: the file is missing, truncated or no safetensors.
-    """
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except FileNotFoundError as error:
-        raise UserError("no such file", where=str(path)) from error
-    except SafetensorError as error:
-        raise UserError(
-            f"not a complete safetensors file ({error})",
-            where=str(path),
-            remedy="copy or download the file again",
-        ) from error
-
-
-def stored_numbers(path: Path) -> int:
-    """How many numbers the tensors of a safetensors file hold, from its header alone.
-
-    Raises:
-        UserError: the file is no safetensors.
-    """
-    try:
-        with safe_open(path, framework="np") as file:
-            return sum(prod(file.get_slice(name).get_shape()) for name in file.keys())
-    except SafetensorError as error:
-        raise UserError(f"not a complete safetensors file ({error})", where=str(path)) from error
-
-
 def file_digest(path: Path) -> str:
-    """sha256 of a file's bytes, as hexadecimal digits."""
-    with open(path, "rb") as file:
+    """sha256 of a file's bytes, as hexadecimal digits.
+
+    Raises:
+        UserError: as `open_regular`.
+    """
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

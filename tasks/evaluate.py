@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def evaluate(stage: Stage) -> None:
     """Answer the test questions and score them; measure the held-out text loss."""
     from efficientllava.benchmarks.judge.client import require_key
-    from efficientllava.files import read_json
+    from efficientllava.reading import read_model_config
     from efficientllava.registry import BENCHMARKS
 
     settings, dense = stage.parameters.evaluation, stage.method == "dense"
@@ -36,7 +36,7 @@ def evaluate(stage: Stage) -> None:
 
     # before the weights are read
     stage.check_settings(checkpoint)
-    check_questions(stage.parameters, read_json(checkpoint / "config.json"), local=False)
+    check_questions(stage.parameters, read_model_config(checkpoint), local=False)
     with _answering(stage, checkpoint) as model:
         _measure(stage, model, checkpoint, folder)
 

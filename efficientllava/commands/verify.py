@@ -4,9 +4,47 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pydantic import BaseModel, Field
+
 from efficientllava.database.solutions import MANIFEST, open_database
 from efficientllava.errors import UserError
-from efficientllava.files import DIGESTS, read_json, read_sealed, require_sealed
+from efficientllava.files import DIGESTS, read_sealed, require_sealed
+from efficientllava.models.checkpoint import load_model
+from efficientllava.models.families import adapter_for
+from efficientllava.pruning import sequential
+from efficientllava.pruning.structured import structured
+from efficientllava.reading import checked, read_json
+from efficientllava.sparse.record import packed_settings
+
+RECORD = "pruning.json"
+MOST = 2**48
+
+
+class _Row(BaseModel):
+    """What is recorded of a matrix."""
+
+    name: str
+    level: float = Field(ge=0.0, le=1.0)
+    size: int = Field(ge=1, le=MOST)
+    zeros: int = Field(ge=0, le=MOST)
+    already_zero: int = Field(ge=0, le=MOST)
+
+
+class _Structure(BaseModel):
+    """What is recorded of removed parts."""
+
+    dense_weights: int = Field(ge=1, le=MOST)
+    kept_blocks: list[int] | None = None
+
+
+class _Record(BaseModel):
+    """What is read of pruning.json."""
+
+    method: str
+    ratio: float = Field(ge=0.0, le=1.0)
+    matrices: list[_Row] = Field(min_length=1)
+    policy: dict[str, float]
+    structure: _Structure | None = None
 
 
 def verify(folder: Path) -> str:
@@ -20,7 +58,7 @@ def verify(folder: Path) -> str:
     Raises:
         UserError: a file is not as it was written, or not as its record says; nothing is recorded.
     """
-    if (folder / "pruning.json").is_file():
+    if (folder / RECORD).is_file():
         return _verify_pruned(folder)
     if (folder / MANIFEST).is_file():
         return _verify_manifest(folder)
@@ -48,24 +86,21 @@ def _verify_manifest(folder: Path) -> str:
 
 
 def _verify_pruned(folder: Path) -> str:
-    from efficientllava.models.checkpoint import load_model
-    from efficientllava.models.families import adapter_for
-    from efficientllava.pruning import sequential
-    from efficientllava.pruning.structured import structured
-    from efficientllava.sparse.record import packed_settings
-
-    record = read_json(folder / "pruning.json")
-    try:
-        rows, policy = record["matrices"], record["policy"]
-        levels = {row["name"]: row["level"] for row in rows}
-        name = f"{record['method']} at {record['ratio']:g}"
-    except (KeyError, TypeError) as error:
-        raise UserError(f"lacks {error}", where=str(folder / "pruning.json")) from error
-    if levels != policy:
-        raise UserError("its rows do not follow its policy", where=str(folder / "pruning.json"))
+    file = folder / RECORD
+    content = read_json(file)
+    record = checked(content, _Record, str(file), "name a checkpoint that this program has written")
+    rows = content["matrices"]
+    if {row.name: row.level for row in record.matrices} != record.policy:
+        raise UserError("its rows do not follow its policy", where=str(file))
     adapter = adapter_for(load_model(folder))
     require_sealed(folder)
-    if (parts := record.get("structure")) is not None:
+    names = {matrix.name for matrix in adapter.matrices}
+    if unknown := sorted({row["name"] for row in rows} - names):
+        raise UserError(
+            f"names matrices that the model has not: {', '.join(unknown[:3])}", str(file)
+        )
+    name = f"{record.method} at {record.ratio:g}"
+    if (parts := content.get("structure")) is not None:
         structured.verify_structure(adapter, rows, parts)
         share = structured.removed_share(rows, parts)
         return (

@@ -19,6 +19,7 @@ from efficientllava.models.weight_files import (
     weight_files,
     weights_entry,
 )
+from efficientllava.reading import read_model_config
 from efficientllava.sparse.layout import dtype_name
 from efficientllava.sparse.pruned import (
     Packing,
@@ -114,7 +115,7 @@ def unpack_checkpoint(folder: str | Path, out: str | Path) -> None:
             "is no packed checkpoint", str(folder), "efficientllava pack FOLDER OUT makes one"
         )
     verify(files, settings, folder / "config.json")
-    config = read_json(folder / "config.json")
+    config = read_model_config(folder)
     del config[SECTION]
     file_of = places_of(files)
     with replacing(out) as temporary:
@@ -135,7 +136,7 @@ def _require_new(folder: Path, out: Path) -> None:
 
 def _unquantized_config(folder: Path) -> dict[str, Any]:
     weights_entry(folder)  # raises where there is no config.json, or one that is no object
-    config: dict[str, Any] = read_json(folder / "config.json")
+    config: dict[str, Any] = read_model_config(folder)
     if is_packed(folder):
         raise UserError("is packed already", str(folder), "efficientllava unpack FOLDER OUT")
     if config.get(SECTION) is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shlex
 import sys
@@ -18,6 +17,9 @@ from efficientllava.files import DamagedFile, require_sealed
 from efficientllava.parameters import Parameters
 from efficientllava.parsing import parse_parameters
 from efficientllava.progress import Progress
+from efficientllava.reading import read_json, read_text, require_plain_yaml
+from efficientllava.reading.yaml_text import LARGEST as LARGEST_YAML
+from efficientllava.reading.yaml_text import not_yaml
 from tasks.runtime.check import check_cell, check_device, check_parameters, check_spelling
 from tasks.runtime.cost import measured
 from tasks.runtime.environment import DASK_SCHEDULER, use_threads
@@ -104,20 +106,16 @@ def read_values(path: Path = PARAMETERS) -> Any:
     Raises:
         UserError: the file is missing or is no YAML.
     """
-    from dvc.utils.serialize import ParseError, load_yaml
+    from dvc.utils.serialize import parse_yaml
 
+    if not path.exists():
+        raise UserError("no such file", where=str(path), remedy="start in the clone's folder")
+    text = read_text(path, LARGEST_YAML)
+    require_plain_yaml(text, str(path))
     try:
-        values = load_yaml(str(path))
-    except FileNotFoundError as error:
-        raise UserError(
-            "no such file", where=str(path), remedy="start in the clone's folder"
-        ) from error
-    except (ParseError, UnicodeDecodeError) as error:
-        cause = " ".join(str(error.__cause__ or error).split())
-        quotes = 'text with a colon in a list needs quotes, e.g. ["1:4", "2:4"]'
-        remedy = quotes if "unexpected ':'" in cause else ""
-        raise UserError(f"not valid YAML ({cause})", str(path), remedy) from error
-    return _plain(values)
+        return _plain(parse_yaml(text, str(path)))
+    except Exception as error:  # beside the parser's own kinds those of dates and numbers
+        raise not_yaml(error.__cause__ or error, str(path)) from error
 
 
 def _plain(value: Any) -> Any:
@@ -191,7 +189,7 @@ def _check_effective(parameters: Parameters, stage: str) -> None:
     """
     if "DVC_STAGE" not in os.environ or stage == "parameters" or not EFFECTIVE.is_file():
         return
-    if json.loads(EFFECTIVE.read_text("utf-8")) != parameters.model_dump(mode="json"):
+    if read_json(EFFECTIVE) != parameters.model_dump(mode="json"):
         raise UserError(
             "has changed since the stage `parameters` read it",
             where=str(PARAMETERS),

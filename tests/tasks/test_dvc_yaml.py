@@ -27,6 +27,7 @@ GROUND = {
     "progress",
     "parameters",
     "parsing",
+    "reading",
     "registry",
     "terminal",
 } | {"__init__"}
