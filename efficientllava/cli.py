@@ -12,7 +12,7 @@ import typer
 from efficientllava import __version__
 from efficientllava.commands import versions
 from efficientllava.commands.serve import serve
-from efficientllava.errors import UserError
+from efficientllava.errors import UserError, disk_error
 
 commands = typer.Typer(
     no_args_is_help=True,
@@ -290,6 +290,10 @@ def app() -> None:
         commands()
     except UserError as error:
         _end(error)
+    except OSError as error:  # of a library that writes past efficientllava.files
+        if (about_disk := disk_error(error)) is None:
+            raise
+        _end(about_disk)
     except ModuleNotFoundError as error:
         from efficientllava.extras import missing_package
 

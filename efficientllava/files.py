@@ -6,7 +6,6 @@ import errno
 import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,33 +15,33 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import serialize_file
 
-from efficientllava.errors import UserError
+from efficientllava.errors import UserError, disk_error
 from efficientllava.reading import load_tensors, open_regular, read_json, stored_numbers
 
 __all__ = [
-    "UNWRITABLE",
+    "DIGESTS",
+    "DamagedFile",
     "bring_file",
     "copy_folder",
     "file_digest",
     "folder_digest",
     "load_tensors",
     "read_json",
+    "read_sealed",
     "replacing",
     "require_place",
+    "require_sealed",
     "save_tensors",
+    "seal",
     "stored_numbers",
     "value_digest",
     "write_json",
+    "write_sealed",
     "write_text",
 ]
 
 DIGESTS = "digests.json"
 """The file of a folder that holds the digests of the others."""
-UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG)
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""No room on the disk, or none within a limit of the user's or of a file's size."""
-OS_ERROR = re.compile(r"os error (\d+)|database or disk is full")
-
 if TYPE_CHECKING:
     # half of the stages write JSON and pictures alone: torch takes two seconds
     import torch
@@ -144,34 +143,6 @@ def bring_file(source: Path, target: Path) -> None:
             shutil.copyfile(source, temporary)
             with open(temporary, "rb") as file:
                 os.fsync(file.fileno())
-
-
-def disk_error(error: BaseException, path: Path | None = None) -> UserError | None:
-    """The error as the user should read it, if it is about a disk.
-
-    safetensors and SQLite hide the number of the system's error in their messages.
-
-    Args:
-        path: that was being written; None to name the one that the error names.
-    """
-    number = error.errno if isinstance(error, OSError) else None
-    if number is None and (named := OS_ERROR.search(str(error))) is not None:
-        number = FULL[0] if named[1] is None else int(named[1])
-    if number is None:
-        return None
-    given = path or (Path(error.filename) if isinstance(error, OSError) and error.filename else "")
-    where = f"writing {given}" if given else "writing a file"
-    problem = os.strerror(number)
-    if number in FULL:
-        return UserError(
-            f"the disk is full ({problem}); nothing that was finished has been changed",
-            where=where,
-            remedy="make room, or raise the limit, and start again: the run resumes",
-        )
-    if number in UNWRITABLE:
-        remedy = "let it be written, or name a place that you may write"
-        return UserError(f"it cannot be written ({problem})", where, remedy)
-    return None
 
 
 def write_text(path: Path, text: str) -> None:

@@ -12,8 +12,8 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from efficientllava.errors import UserError
-from efficientllava.files import DamagedFile, disk_error, require_sealed
+from efficientllava.errors import UserError, disk_error
+from efficientllava.files import DamagedFile, require_sealed
 from efficientllava.parameters import Parameters
 from efficientllava.parsing import parse_parameters
 from efficientllava.progress import Progress

@@ -10,8 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from efficientllava.errors import UserError
-from efficientllava.files import disk_error
+from efficientllava.errors import UserError, disk_error
 
 LOCK = Path(".work/lock")
 HOLDER = "EFFICIENTLLAVA_RUN"  # process id of the run that holds the lock, for its stages

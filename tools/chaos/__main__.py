@@ -57,8 +57,8 @@ def _disturb(options: argparse.Namespace, folder: Path, rows: Path, commit: str)
     began, facts = time.monotonic(), make_reference(ROOT, folder)
     done = {row["number"] for row in journal(rows)}
     prefect = Server("prefect", ROOT, folder / "prefect-server")
-    prefect.start()
     try:
+        prefect.start()
         for case in plan(facts.stages, options.cases, options.seed):
             wanted = (
                 case.number not in done if options.only is None else case.number in options.only

@@ -16,7 +16,7 @@ from tools.chaos.workspace import Facts, copy, forget, forget_records, forget_wo
 
 PATIENCE = 15.0
 """Seconds in which the processes of a killed run must have ended."""
-LONGEST = 240.0
+LONGEST = 900.0
 """Seconds after a blow in which the run must have ended, on a machine at work for others too."""
 GENTLE = ("server", "guard", "freeze_server", "prefect_server")
 """Faults that no stage may notice: only Prefect's records are lost."""

@@ -12,13 +12,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import httpx
 import psutil
 
 from flows.runner.guard import stop
+from flows.runner.recording import answers
 from flows.server.server import LOOPBACK, free_port
 from tools.chaos.cases import Blow
-from tools.chaos.flow import Flow
+from tools.chaos.flow import LONGEST, Flow
 from tools.chaos.workspace import environment
 
 DISKS = ("artifacts", ".work", ".dvc", "")
@@ -67,13 +67,13 @@ class Server:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        path = "/health" if self.kind == "mlflow" else "/api/health"
-        for _ in range(600):
-            try:
-                if httpx.get(f"http://{LOOPBACK}:{self.port}{path}", trust_env=False).is_success:
-                    return
-            except httpx.HTTPError:
-                time.sleep(0.2)
+        path = "" if self.kind == "mlflow" else "/api"
+        end = time.monotonic() + LONGEST
+        while self.process.poll() is None and time.monotonic() < end:
+            if answers(f"http://{LOOPBACK}:{self.port}{path}", seconds=60):
+                return
+            time.sleep(0.2)
+        self.kill()
         raise RuntimeError(f"{self.kind}'s server does not start; see {self.log}")
 
     def kill(self) -> None:
