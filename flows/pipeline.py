@@ -239,7 +239,8 @@ def _pipeline(root: Path, parameters: Parameters, until: tuple[str, ...]) -> Sta
                     run.log(cell)
         run.promote(target_ratio(parameters))
     except BaseException:
-        tracking.live.interrupt()
+        with run._live():
+            tracking.live.interrupt()
         raise
     if run.failures:
         failure = PipelineFailure(run.failures, run.not_run)

@@ -64,8 +64,10 @@ class Tracking:
         check_server(uri)
         # MLflow's own default is some minutes of silent retries
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-        logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+        # it prints a traceback for every error that it raises
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
         from mlflow import MlflowClient
 
         with usable(f"tracking.uri {uri}", "correct tracking.uri in params.yaml"):
