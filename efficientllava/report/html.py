@@ -45,7 +45,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class _Table:
+class Table:
     """A table of the page; `marked` are the numbers of the lines that stand out."""
 
     headings: Sequence[str]
@@ -82,14 +82,14 @@ def html_page(
     """
     dense = [number for number, row in enumerate(rows) if row.method == "dense"]
     return (
-        _templates()
+        templates()
         .get_template("page.html")
         .render(
             title=title,
             cards=_cards(rows),
-            comparison=_Table(*cells(rows), marked=dense),
+            comparison=Table(*cells(rows), marked=dense),
             pictures=pictures,
-            breakdowns=_Table(*breakdown_cells(rows)),
+            breakdowns=Table(*breakdown_cells(rows)),
             experiments=experiments,
             parts=parts,
             facts=facts or {},
@@ -97,7 +97,8 @@ def html_page(
     )
 
 
-def _templates() -> Environment:
+def templates() -> Environment:
+    """The templates of the page; everything that is put in is escaped."""
     environment = Environment(
         loader=PackageLoader("efficientllava.report"),
         autoescape=True,
