@@ -23,7 +23,14 @@ from efficientllava.parameters import TrackingParameters
 from efficientllava.report.decision.summary import Summary
 from efficientllava.versions.connection import tracking_uri
 from flows.runner.loopback import request
-from flows.tracking.live import DIGEST, LiveRuns, log_metrics, logged_parameters, round_metrics
+from flows.tracking.live import (
+    DIGEST,
+    LiveRuns,
+    log_metrics,
+    logged_metrics,
+    logged_parameters,
+    round_metrics,
+)
 from flows.tracking.record import ModelRecord
 from flows.tracking.registry import Decision, Registry, note
 from flows.tracking.store import make_whole
@@ -156,7 +163,7 @@ class Tracking:
         entries = [Param(name, value) for name, value in logged_parameters(record).items()]
         for start in range(0, len(entries), BATCH):
             self.client.log_batch(run, params=entries[start : start + BATCH])
-        log_metrics(self.client, run, record.metrics)
+        log_metrics(self.client, run, logged_metrics(record))
         held = self.live.rounds_of(self.client.get_run(run))
         for number, values in record.rounds.items():
             missing = {
