@@ -24,7 +24,14 @@ from efficientllava.parameters import TrackingParameters
 from efficientllava.report.decision.summary import Summary
 from efficientllava.versions.connection import tracking_uri
 from flows.runner.loopback import request
-from flows.tracking.live import DIGEST, LiveRuns, log_metrics, logged_parameters, round_metrics
+from flows.tracking.live import (
+    DIGEST,
+    LiveRuns,
+    log_metrics,
+    logged_metrics,
+    logged_parameters,
+    round_metrics,
+)
 from flows.tracking.moved import follow_clone
 from flows.tracking.record import ModelRecord
 from flows.tracking.registry import Decision, Registry, note
@@ -67,8 +74,10 @@ class Tracking:
         check_server(uri)
         # MLflow's own default is some minutes of silent retries
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-        logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+        # it prints a traceback for every error that it raises
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
         from mlflow import MlflowClient
 
         check_database(uri)
@@ -161,7 +170,7 @@ class Tracking:
         entries = [Param(name, value) for name, value in logged_parameters(record).items()]
         for start in range(0, len(entries), BATCH):
             self.client.log_batch(run, params=entries[start : start + BATCH])
-        log_metrics(self.client, run, record.metrics)
+        log_metrics(self.client, run, logged_metrics(record))
         held = self.live.rounds_of(self.client.get_run(run))
         for number, values in record.rounds.items():
             missing = {
