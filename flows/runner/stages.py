@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,27 +14,14 @@ from prefect.states import Cancelled, Completed, Failed, State
 
 from efficientllava.errors import UserError
 from flows.runner.console import terminal_bar
+from flows.runner.durations import keep_seconds
+from flows.runner.failure import USER_ERROR, StageFailure
 from flows.runner.graph import Changes, Node, restore_outputs
 from flows.runner.host import StageHost
 from flows.runner.live import LiveView, Values
 from flows.runner.process import StageProcess, reproduce
+from flows.runner.recording import STOPPED, stopped_state
 from tasks.runtime.progress import SHOWN
-
-USER_ERROR = 2
-
-
-class StageFailure(Exception):
-    """A stage ended with an error.
-
-    Attributes:
-        stage: its name.
-        status: exit status of its command: 2 when the user can mend the cause.
-        cause: its last message.
-    """
-
-    def __init__(self, stage: str, status: int, cause: str) -> None:
-        self.stage, self.status, self.cause = stage, status, cause
-        super().__init__(f"{stage} failed with exit status {status}: {cause}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +38,11 @@ class Watchers:
 
 
 class Call:
-    """The arguments of a stage task; opaque to Prefect, which copies dataclasses."""
+    """The arguments of a stage task; opaque to Prefect, which copies dataclasses.
+
+    Attributes:
+        stopped: what ended the run during the stage: SIGTERM or Ctrl-C.
+    """
 
     def __init__(
         self,
@@ -62,6 +54,7 @@ class Call:
     ) -> None:
         self.root, self.changes, self.host = root, changes, host
         self.watchers, self.environment = watchers, environment
+        self.stopped: BaseException | None = None
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
@@ -70,7 +63,8 @@ def run_stage(node: Node, blocked_by: list[str], call: Call) -> State[Any]:
 
     Returns:
         A state named Cached, Completed, Restored (DVC had run it on the same inputs before),
-        Failed (its data is a `StageFailure`), or Cancelled when a stage before it failed.
+        Failed (its data is a `StageFailure`), NotRun when a stage before it failed, or Cancelled
+        when the run was stopped.
     """
     logger = get_run_logger()
     if blocked_by:
@@ -84,18 +78,25 @@ def run_stage(node: Node, blocked_by: list[str], call: Call) -> State[Any]:
     call.changes.stage_runs()
     logger.info("%s runs because: %s", node.name, reason)
     call.watchers.starts(node)
+    started = time.monotonic()
     try:
         stage = _follow(node, call)
     except UserError as error:
         return _failed(StageFailure(node.name, USER_ERROR, str(error)))
-    except BaseException:  # also SIGTERM and Ctrl-C, which Prefect raises here
+    except STOPPED as stop:  # raised out of here, it would make the task Crashed
+        restore_outputs(call.root, node.name)
+        call.stopped = stop
+        return stopped_state(stop)
+    except BaseException:
         restore_outputs(call.root, node.name)
         raise
     if stage.status:
         for path in restore_outputs(call.root, node.name):
             logger.info("%s: the last finished version is in place again", path)
         return _failed(StageFailure(node.name, stage.status, stage.message))
-    if not stage.ran:
+    if stage.ran:
+        keep_seconds(call.root, node.name, time.monotonic() - started)
+    else:
         return Completed(name="Restored", message="DVC had run it on the same inputs before")
     return Completed(message=reason)
 
