@@ -108,9 +108,11 @@ class Run:
         if any(stage in self.culprits for stage in own):
             self.not_run.append(name)
             return
-        state = log_model.with_options(name=name, task_run_name=name)(
-            self, cell, wait_for=[self.states[stage] for stage in own], return_state=True
-        )
+        # a server or object store may answer a moment later; a local file answers the same
+        remote = not self.tracking.uri.startswith("sqlite")
+        state = log_model.with_options(
+            name=name, task_run_name=name, retries=2 if remote else 0, retry_delay_seconds=[2, 10]
+        )(self, cell, wait_for=[self.states[stage] for stage in own], return_state=True)
         self.states[name] = state
         if not state.is_completed():
             self._failed(name, state)

@@ -14,8 +14,8 @@ from rich.table import Table
 from efficientllava.report.terminal import print_whole
 from efficientllava.terminal import duration
 from flows.form import Form, add_fields, form_of
-from flows.runner.durations import last_seconds
 from flows.runner.graph import Changes, read_graph
+from flows.runner.stages import last_seconds
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from prefect.cache_policies import NO_CACHE
 from prefect.states import Cancelled, Completed, Failed, State
 
 from efficientllava.errors import UserError
+from efficientllava.files import read_json, write_json
 from flows.runner.console import terminal_bar
-from flows.runner.durations import keep_seconds
 from flows.runner.failure import USER_ERROR, StageFailure
 from flows.runner.graph import Changes, Node, restore_outputs
 from flows.runner.host import StageHost
@@ -22,6 +22,9 @@ from flows.runner.live import LiveView, Values
 from flows.runner.process import StageProcess, reproduce
 from flows.runner.recording import STOPPED, stopped_state
 from tasks.runtime.progress import SHOWN
+
+SECONDS = Path(".work/seconds.json")
+"""How long stages took when the flow last ran them in a workspace."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,3 +119,17 @@ def _follow(node: Node, call: Call) -> StageProcess:
 
 def _failed(failure: StageFailure) -> State[Any]:
     return Failed(message=f"exit status {failure.status}: {failure.cause}", data=failure)
+
+
+def keep_seconds(root: Path, stage: str, seconds: float) -> None:
+    """Note the wall seconds of a stage that has run."""
+    write_json(root / SECONDS, {**last_seconds(root), stage: round(seconds, 1)})
+
+
+def last_seconds(root: Path) -> dict[str, float]:
+    """The wall seconds of stages, by name; of those that are known."""
+    try:
+        known = read_json(root / SECONDS)
+    except UserError:  # a note that a killed machine left broken is written anew
+        return {}
+    return known if isinstance(known, dict) else {}
