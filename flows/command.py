@@ -14,8 +14,8 @@ from prefect.states import State
 
 from efficientllava.errors import UserError
 from efficientllava.parameters import Parameters
-from flows.runner.failure import USER_ERROR, PipelineFailure
 from flows.runner.recording import RECORDING
+from flows.runner.stages import USER_ERROR, PipelineFailure
 from flows.server.server import prefect_server
 from flows.tracking.tracking import check_server, tracking_uri
 from flows.unchanged import recorded

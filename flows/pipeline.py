@@ -26,12 +26,18 @@ from flows.command import run_to_end
 from flows.form import Form, Method, Ratio, Seed, record_of, summary, tags_of, workspace
 from flows.plan import parse_form, print_plan
 from flows.runner.console import say_failures_once
-from flows.runner.failure import USER_ERROR, PipelineFailure, StageFailure
 from flows.runner.graph import Changes, Node, read_graph
 from flows.runner.host import StageHost
 from flows.runner.live import Values
 from flows.runner.recording import RECORDING, end_process
-from flows.runner.stages import Call, Watchers, run_stage
+from flows.runner.stages import (
+    USER_ERROR,
+    Call,
+    PipelineFailure,
+    StageFailure,
+    Watchers,
+    run_stage,
+)
 from flows.server.cluster import SearchCluster
 from flows.server.runs import begin_run, drop_missed
 from flows.tracking.champion import target_ratio

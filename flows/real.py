@@ -23,8 +23,8 @@ from efficientllava.parameters import Parameters
 from efficientllava.parsing import parse_parameters
 from flows.command import run_to_end
 from flows.pipeline import pipeline, show_comparison
-from flows.runner.failure import USER_ERROR
 from flows.runner.recording import end_process
+from flows.runner.stages import USER_ERROR
 from flows.server.workspaces import changed, make_workspace
 from tasks.runtime.check import check_parameters
 from tasks.runtime.stage import WORK, read_values

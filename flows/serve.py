@@ -12,8 +12,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import anyio
 from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
 from prefect.client.schemas.schedules import CronSchedule
+from prefect.deployments.runner import RunnerDeployment
 from prefect.flows import EntrypointType
 from prefect.runner import Runner
 from prefect.schedules import Cron, Schedule
@@ -23,10 +25,12 @@ from pydantic import ValidationError
 from efficientllava.errors import UserError
 from flows.form import Form, add_fields, checked_values, form_of
 from flows.pipeline import pipeline
-from flows.runner.failure import USER_ERROR
+from flows.runner.stages import USER_ERROR
 from flows.server.server import prefect_server
 
 EMPTY = Form()
+PATIENCE = 10.0
+"""Seconds that the server has to pause a schedule at the end."""
 
 
 def schedule(cron: str, timezone: str) -> Schedule:
@@ -59,7 +63,10 @@ class OrderlyRunner(Runner):
     async def _end(self) -> None:
         self._logger.info("SIGTERM: the schedule is paused, and a run that works is ended")
         try:
-            await self._pause_schedules()
+            with anyio.move_on_after(PATIENCE) as waiting:
+                await self._pause_schedules()
+            if waiting.cancelled_caught:
+                self._logger.warning("the server does not answer: the schedule stays active")
         finally:
             self.pause_on_shutdown = False
             await self.astop()
@@ -85,9 +92,9 @@ def serve(due: Schedule | None, name: str, form: Form = EMPTY) -> None:
     checked_values(Path.cwd(), form)  # report errors now, not at night
     with prefect_server():
         runner = OrderlyRunner(name=name, limit=1, pause_on_shutdown=True)
-        runner.add_flow(
-            pipeline,
-            name=name,
+        # by its name: each run is a process of its own, which reads the code as it is then
+        deployment = pipeline.to_deployment(
+            name,
             schedule=due,
             paused=False,  # the last end has paused it
             concurrency_limit=ConcurrencyLimitConfig(
@@ -97,6 +104,8 @@ def serve(due: Schedule | None, name: str, form: Form = EMPTY) -> None:
             tags=["efficientllava"],
             entrypoint_type=EntrypointType.MODULE_PATH,
         )
+        assert isinstance(deployment, RunnerDeployment)
+        runner.add_deployment(deployment)
         print(f"serving pipeline/{name}; Ctrl-C or SIGTERM pauses its schedule and ends it")
         asyncio.run(runner.start())
 

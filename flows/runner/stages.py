@@ -15,7 +15,6 @@ from prefect.states import Cancelled, Completed, Failed, State
 from efficientllava.errors import UserError
 from efficientllava.files import read_json, write_json
 from flows.runner.console import terminal_bar
-from flows.runner.failure import USER_ERROR, StageFailure
 from flows.runner.graph import Changes, Node, restore_outputs
 from flows.runner.host import StageHost
 from flows.runner.live import LiveView, Values
@@ -23,8 +22,43 @@ from flows.runner.process import StageProcess, reproduce
 from flows.runner.recording import STOPPED, stopped_state
 from tasks.runtime.progress import SHOWN
 
+USER_ERROR = 2
 SECONDS = Path(".work/seconds.json")
 """How long stages took when the flow last ran them in a workspace."""
+
+
+class StageFailure(Exception):
+    """A stage ended with an error.
+
+    Attributes:
+        stage: its name.
+        status: exit status of its command: 2 when the user can mend the cause.
+        cause: its last message.
+    """
+
+    def __init__(self, stage: str, status: int, cause: str) -> None:
+        self.stage, self.status, self.cause = stage, status, cause
+        super().__init__(f"{stage} failed with exit status {status}: {cause}")
+
+
+class PipelineFailure(Exception):
+    """Some steps failed; those that do not depend on them have run."""
+
+    def __init__(self, failures: list[StageFailure], not_run: list[str]) -> None:
+        self.failures, self.not_run = failures, not_run
+        lines = [
+            f"{failure.stage} failed with exit status {failure.status}; its message is above"
+            for failure in failures
+        ]
+        if not_run:
+            lines.append(f"not run because of that: {', '.join(not_run)}")
+        super().__init__("\n".join(lines))
+
+    @property
+    def status(self) -> int:
+        """2 when the user can mend every failure."""
+        user_errors = all(failure.status == USER_ERROR for failure in self.failures)
+        return USER_ERROR if user_errors else 1
 
 
 @dataclass(frozen=True, eq=False)

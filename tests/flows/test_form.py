@@ -46,7 +46,7 @@ def test_overrides_are_dvc_s(
     ("form", "words"),
     [
         (Form(overrides=["search.rouns=5"]), r"overrides: .*search\.rouns .*did you mean rounds"),
-        (Form(overrides=["search.rounds=many"]), r"search\.rounds: .*integer"),
+        (Form(overrides=["search.rounds=many"]), r"search\.rounds: .*many"),
         (Form(overrides=["search.rounds=1,2"]), "several values"),
         (Form(overrides=["search.rounds"]), "cannot be read"),
         (Form(overrides=["a b=c d=["]), "cannot be read"),

@@ -14,7 +14,7 @@ from prefect.client.schemas.objects import State, StateType
 from prefect.states import Running
 
 from flows.pipeline import pipeline
-from flows.runner.failure import PipelineFailure, StageFailure
+from flows.runner.stages import PipelineFailure, StageFailure
 from flows.server.runs import workspace_tag
 from tests.flows.conftest import change, task_runs
 

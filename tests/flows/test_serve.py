@@ -154,7 +154,7 @@ def test_a_stopped_schedule_piles_up_nothing(
 ) -> None:
     """It fires, is stopped in the middle of a run, started again: what was missed is dropped."""
     log = tmp_path / "log"
-    command = ("flows.serve", "--cron", "* * * * *", "--name", "cron")
+    command = ("flows.serve", "--cron", "* * * * * */20", "--name", "cron")
     with running(log, *command, **server, TOY_WAITS="evaluate dense") as process:
         for _ in wait("no run began", 300, log):
             if "working on evaluate dense" in log.read_text():
@@ -164,7 +164,9 @@ def test_a_stopped_schedule_piles_up_nothing(
                 break
         process.terminate()
         assert process.wait(60) == 0, log.read_text()
-    [stopped] = runs_of(server, "cron", type=["CANCELLED"], name=["Cancelled"])
+    ended = runs_of(server, "cron", type=["CANCELLED"])
+    print([(run["state"]["name"], run["state"]["message"]) for run in ended])
+    [stopped] = [run for run in ended if run["start_time"]]
     assert stopped["state"]["message"].startswith("stopped by SIGTERM")
     stages = tasks_of(server, stopped)
     assert stages["evaluate_dense"] == "Cancelled" and stages["model"] == "Completed"
