@@ -60,6 +60,12 @@ class OrderlyRunner(Runner):
         assert self._loop is not None
         self._loop.call_soon_threadsafe(lambda: asyncio.ensure_future(self._end()))
 
+    async def cancel_all(self) -> None:
+        """End the runs that work."""
+        await self._cancellation_manager.cancel_all(
+            "stopped by SIGTERM to what serves it: the next run resumes"
+        )
+
     async def _end(self) -> None:
         self._logger.info("SIGTERM: the schedule is paused, and a run that works is ended")
         try:

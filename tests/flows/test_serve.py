@@ -164,9 +164,7 @@ def test_a_stopped_schedule_piles_up_nothing(
                 break
         process.terminate()
         assert process.wait(60) == 0, log.read_text()
-    ended = runs_of(server, "cron", type=["CANCELLED"])
-    print([(run["state"]["name"], run["state"]["message"]) for run in ended])
-    [stopped] = [run for run in ended if run["start_time"]]
+    [stopped] = [run for run in runs_of(server, "cron", type=["CANCELLED"]) if run["start_time"]]
     assert stopped["state"]["message"].startswith("stopped by SIGTERM")
     stages = tasks_of(server, stopped)
     assert stages["evaluate_dense"] == "Cancelled" and stages["model"] == "Completed"
