@@ -15,7 +15,7 @@ from efficientllava.data.prompts import chat_prompt
 from efficientllava.errors import UserError, library_reads
 from efficientllava.export.decoding import AGAIN, ExportedModel, Inputs, Prompt
 from efficientllava.export.runtimes import takes_graphs, unavailable
-from efficientllava.reading import checked, read_json
+from efficientllava.reading import checked, read_json, require_readable
 from efficientllava.registry import RUNTIMES
 
 
@@ -84,6 +84,7 @@ class Assistant:
             )
         self.folder = folder
         self.runtime, self.model = runtime, ExportedModel(folder, runtime, threads)
+        require_readable(folder)
         with library_reads("not a complete export", str(folder), AGAIN):
             self.processor: Any = AutoProcessor.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False, backend="pil"
