@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from pydantic import BaseModel, Field
 from transformers import AutoProcessor
 
 from efficientllava.data.images import read_rgb
@@ -106,6 +107,12 @@ class Assistant:
         return str(self.processor.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
 
 
+class _Export(BaseModel):
+    """What is read of export.json."""
+
+    runtimes: dict[str, dict[str, Any]] = Field(min_length=1)
+
+
 def _recorded_runtimes(folder: Path) -> dict[str, Any]:
     """What export.json says of each runtime; nothing where there is none.
 
@@ -115,9 +122,8 @@ def _recorded_runtimes(folder: Path) -> dict[str, Any]:
     file = folder / "export.json"
     if not file.exists():
         return {}
-    record = checked(read_json(file), dict[str, Any], str(file), AGAIN)
-    rows = record.get("runtimes", {})
-    return dict(checked(rows, dict[str, dict[str, Any]], f"{file}, runtimes", AGAIN))
+    record: _Export = checked(read_json(file), _Export, str(file), AGAIN)
+    return record.runtimes
 
 
 def _is_of_graphs(runtime: str) -> bool:
