@@ -1,8 +1,8 @@
 """Mutated files for every reader: `python -m tests.reading.fuzz --seconds 3600`.
 
 A mutation-based fuzzer with coverage: an input that reaches a new line of the readers, or of what
-they call in Python, is kept and mutated further (atheris has no wheel for Python 3.12; see
-SECURITY.md). A reader may give a value or a UserError; anything else is a finding and is saved.
+they call in Python, is kept and mutated further. A reader may give a value or a UserError;
+anything else is a finding. `tests.reading.fuzz_atheris` gives a reader to libFuzzer instead.
 """
 
 from __future__ import annotations
