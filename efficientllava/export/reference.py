@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from transformers import LogitsProcessorList, PreTrainedModel
 
+from efficientllava.errors import library_reads
 from efficientllava.export.assistant import graph_inputs, processed
 from efficientllava.export.decoding import Prompt, Reference, require_length
 
@@ -77,7 +78,11 @@ def checkpoint_answer(
     Raises:
         UserError: the prompt cannot be read, or the model takes no images and there is one.
     """
-    tokens, _ = _generated(model, processed(processor, prompt, "pt"), new_tokens)
+    inputs = processed(processor, prompt, "pt")
+    where = str(getattr(model, "name_or_path", "") or "model")
+    # generation_config.json and the processor's settings are checked by their use alone
+    with library_reads("the model cannot answer with its settings", where):
+        tokens, _ = _generated(model, inputs, new_tokens)
     return str(processor.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
 
 

@@ -215,6 +215,9 @@ def _prepared(
         processor: ProcessorMixin = loader.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False, backend="pil"
         )
+    if not hasattr(processor, "image_processor"):
+        problem = f"no usable processor: {type(processor).__name__} prepares no images"
+        raise UserError(problem, str(folder), remedy)
     if config.model_type == "llava":
         use_original_images(processor, pads_images(config, style))
     fit_image_tokens(processor, config, str(folder))

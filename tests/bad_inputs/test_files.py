@@ -42,9 +42,9 @@ def known() -> dict[tuple[str, ...], str]:
 
 
 def harmless(output: str, expected: str) -> bool:
-    """Whether what was changed has no influence, or a note says what it has."""
+    """Whether what was changed has no influence, maybe repaired with a word, or a note tells it."""
     notes = [line for line in output.splitlines() if line.startswith("note: ")]
-    return output == expected or any(note not in expected for note in notes)
+    return output.endswith(expected) or any(note not in expected for note in notes)
 
 
 def said_of(damage: Damage, target: Target, sound: Path, place: Path, expected: str) -> str:
