@@ -68,7 +68,10 @@ def make_workspace(root: Path, folder: Path, values: dict[str, Any]) -> None:
         cache = repo.cache.local_cache_dir
     (folder / ".dvc").mkdir(exist_ok=True)
     settings = (root / ".dvc" / "config").read_text(encoding="utf-8")
-    settings = settings.replace("[core]\n", "[core]\n    no_scm = true\n")
+    if "no_scm" not in settings:  # a workspace outside of git says so already
+        settings = settings.replace("[core]\n", "[core]\n    no_scm = true\n")
+    if "[cache]\n" not in settings:
+        settings += "[cache]\n"
     settings = settings.replace("[cache]\n", f"[cache]\n    dir = {cache}\n")
     (folder / ".dvc" / "config").write_text(settings, encoding="utf-8")
 
