@@ -23,7 +23,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from efficientllava.serving.engine import Answer, Engine, Job, Sampling
 from efficientllava.serving.refusal import Refusal
-from efficientllava.serving.request import ChatRequest, conversation_of, parse_request
+from efficientllava.serving.request import ChatRequest, parse_request
 
 GONE_SECONDS = 0.5
 """How often it is looked whether a client is still there."""
@@ -69,13 +69,12 @@ def application(
         _require_key(request, key)
         asked = parse_request(await _body(request, most_bytes))
         _require_name(asked.model, name)
-        conversation = await asyncio.to_thread(conversation_of, asked.messages)
         loop, events = asyncio.get_running_loop(), asyncio.Queue[Event]()
 
         def tell(event: Event) -> None:
             loop.call_soon_threadsafe(events.put_nowait, event)
 
-        job = Job(conversation, _sampling(asked), tell, pieces=bool(asked.stream))
+        job = Job(asked.messages, _sampling(asked), tell, pieces=bool(asked.stream))
         engine.submit(job)
         first = await _first(job, events, request)
         identity = f"chatcmpl-{uuid.uuid4().hex}"

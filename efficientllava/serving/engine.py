@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from efficientllava.export.reference import model_inputs
 from efficientllava.models.checkpoint import load_model, load_processor
 from efficientllava.models.families import family_of
 from efficientllava.serving.refusal import Refusal, refusal_of
-from efficientllava.serving.request import Conversation
+from efficientllava.serving.request import Message, conversation_of
 
 LOG = logging.getLogger("uvicorn.error")
 
@@ -80,7 +80,7 @@ class Job:
         cancelled: set when nobody waits any more: the answer ends at its next token.
     """
 
-    conversation: Conversation
+    messages: Sequence[Message]
     sampling: Sampling
     tell: Callable[[str | Answer | Exception], None]
     pieces: bool = False
@@ -182,7 +182,8 @@ class Engine:
     def _answer(self, job: Job) -> Answer:
         model, processor, sampling = self._model, self._processor, job.sampling
         token = family_of(model.config).image_token
-        conversation = job.conversation
+        # in turn too: pictures that wait are not decoded, which bounds memory
+        conversation = conversation_of(job.messages)
         text = conversation_prompt(processor, conversation.turns, token)
         inputs = model_inputs(model, processor, text, conversation.image)
         prompt_tokens = inputs["input_ids"].shape[1]

@@ -70,8 +70,8 @@ def make_workspace(root: Path, folder: Path, values: dict[str, Any]) -> None:
     (folder / ".dvc").mkdir(exist_ok=True)
     shutil.copyfile(root / ".dvc" / "config", folder / ".dvc" / "config")
     with Config(str(folder / ".dvc")).edit("repo") as settings:
-        settings["core"]["no_scm"] = True
-        settings["cache"]["dir"] = cache
+        settings.setdefault("core", {})["no_scm"] = True
+        settings.setdefault("cache", {})["dir"] = cache
 
 
 def _absolute(values: dict[str, Any], root: Path, names: Iterable[str]) -> None:

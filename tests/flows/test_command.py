@@ -143,6 +143,11 @@ def test_signals_leave_no_process_and_the_next_run_goes_on(
         assert process.wait(60) != 0
     finally:
         process.kill()
+    if number != signal.SIGKILL:
+        assert process.returncode == (143 if number == signal.SIGTERM else 130)
+        stopped = log.read_text()
+        assert "'search@sparsegpt-0.5' - Finished in state Cancelled('stopped by" in stopped
+        assert "Crashed" not in stopped and "Traceback" not in stopped, stopped
     time.sleep(2)
     assert group_of("stage.py search sparsegpt-0.5") == []
     assert group_of(str(toy)) == []
