@@ -258,6 +258,7 @@ def experiment_number(parameters: TrackingParameters, root: Path) -> str:
     check_server(uri)
     with usable(f"tracking.uri {uri}", "correct tracking.uri in params.yaml"):
         make_whole(uri)
+        follow_clone(uri)
         found = MlflowClient(uri).get_experiment_by_name(name)
     if found is None:
         remedy = "run the pipeline first, e.g. `make demo`"
