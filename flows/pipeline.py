@@ -24,6 +24,7 @@ from prefect.utilities.urls import url_for
 from efficientllava.errors import UserError
 from efficientllava.parameters import Parameters
 from efficientllava.versions.connection import tracking_uri
+from flows.decision import keep_decision
 from flows.ending import show_comparison
 from flows.runner.console import say_failures_once
 from flows.runner.dvc_files import mend
@@ -36,6 +37,7 @@ from flows.server.cluster import SearchCluster
 from flows.server.server import mark_crashed, prefect_server
 from flows.tracking.champion import target_ratio
 from flows.tracking.record import ModelRecord, cell_of, read_record
+from flows.tracking.servers import warn_of_remote
 from flows.tracking.tracking import AGAIN, Tracking, check_server, usable
 from flows.unchanged import is_unchanged, recorded
 from tasks.runtime.check import check_device
@@ -66,8 +68,10 @@ class PipelineFailure(Exception):
 class Run:
     """One run over the graph: which stages and models are done, and what failed."""
 
-    def __init__(self, root: Path, nodes: list[Node], tracking: Tracking) -> None:
-        self.root, self.nodes, self.tracking = root, nodes, tracking
+    def __init__(
+        self, root: Path, parameters: Parameters, nodes: list[Node], tracking: Tracking
+    ) -> None:
+        self.root, self.parameters, self.nodes, self.tracking = root, parameters, nodes, tracking
         self.states: dict[str, State[Any]] = {}
         self.failures: list[StageFailure] = []
         self.not_run: list[str] = []
@@ -170,6 +174,7 @@ def promote(run: Run, ratio: float) -> State[Any]:
     """Give the alias `champion` to the best model that passes the checks."""
     try:
         decision = run.tracking.promote(run.mlflow_runs, run.records, ratio)
+        keep_decision(run.root, run.parameters, run.nodes, run.records, decision, run.tracking)
     except UserError as error:
         return _told("promote", error)
     if decision.rows:
@@ -227,7 +232,7 @@ def _pipeline(root: Path, parameters: Parameters, until: tuple[str, ...]) -> Sta
         )
     tracking.close_left_open()
     nodes = read_graph(root, until)
-    run = Run(root, nodes, tracking)
+    run = Run(root, parameters, nodes, tracking)
     try:
         with (
             SearchCluster(parameters.machine) as cluster,
@@ -242,7 +247,8 @@ def _pipeline(root: Path, parameters: Parameters, until: tuple[str, ...]) -> Sta
                     run.log(cell)
         run.promote(target_ratio(parameters))
     except BaseException:
-        tracking.live.interrupt()
+        with run._live():
+            tracking.live.interrupt()
         raise
     if run.failures:
         failure = PipelineFailure(run.failures, run.not_run)
@@ -294,6 +300,7 @@ def run_to_end(
             if idle(parameters):
                 show(parameters)
                 return 0
+            warn_of_remote(Path.cwd())
             threading.Thread(target=_warm_up, daemon=True).start()
             with prefect_server(), recorded(Path.cwd()):
                 state = RECORDING.run(start)

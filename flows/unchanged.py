@@ -14,6 +14,7 @@ from prefect.settings import PREFECT_API_URL
 
 from efficientllava.errors import UserError
 from efficientllava.parameters import Parameters
+from flows.decision import keep_decision
 from flows.runner.graph import Changes, Node, read_graph
 from flows.tracking.champion import target_ratio
 from flows.tracking.record import cell_of, read_record
@@ -79,4 +80,6 @@ def _champion(root: Path, nodes: list[Node], parameters: Parameters) -> str | No
             return None
         runs[cell] = known
         records.append(record)
-    return tracking.promote(runs, records, target_ratio(parameters)).said
+    decision = tracking.promote(runs, records, target_ratio(parameters))
+    keep_decision(root, parameters, nodes, records, decision, tracking)
+    return decision.said

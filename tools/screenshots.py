@@ -27,6 +27,7 @@ from efficientllava.versions.aliases import CHAMPION
 from efficientllava.versions.connection import tracking_uri
 from flows.runner.guard import guarded, stop
 from flows.runner.loopback import request
+from flows.server.pages import runs_page
 from flows.server.server import LOOPBACK, free_port
 from tasks.runtime.stage import read_parameters
 
@@ -124,7 +125,7 @@ def versions(tracking: TrackingParameters, uri: str) -> dict[str, Any]:
 
 
 def mlflow_pages(page: Page, address: str, tracking: TrackingParameters, uri: str) -> None:
-    """The runs side by side, the versions side by side, and the registered model."""
+    """The registered model and its champion, the runs by their summaries, comparisons."""
     from mlflow import MlflowClient
 
     shown = versions(tracking, uri)
@@ -137,9 +138,17 @@ def mlflow_pages(page: Page, address: str, tracking: TrackingParameters, uri: st
     page.goto(f"{address}/#/models/{quote(tracking.registered_model)}")
     wait_for(page, CHAMPION)
     save(page, "mlflow_model", 1)
+    champion = MlflowClient(uri).get_model_version_by_alias(tracking.registered_model, CHAMPION)
+    name = quote(tracking.registered_model)
+    page.goto(f"{address}/#/models/{name}/versions/{champion.version}")
+    wait_for(page, "dvc://")
+    save(page, "mlflow_version", 1)
 
     names = [version.run_id for version in shown.values()]
     experiment = MlflowClient(uri).get_run(names[0]).info.experiment_id
+    page.goto(runs_page(address, experiment))
+    wait_for(page, "accuracy_percent", *shown)
+    save(page, "mlflow_summary", 3)
     runs, ids = quote(json.dumps(names)), quote(json.dumps([experiment]))
     page.goto(f"{address}/#/compare-runs?runs={runs}&experiments={ids}")
     wait_for(page, "Comparing", "Parameters", "Metrics", next(iter(shown)).partition("-")[0])

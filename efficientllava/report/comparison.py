@@ -89,7 +89,7 @@ def read_rows(artifacts: Path, methods: Sequence[str], ratios: Sequence[float]) 
         raise UserError(
             "holds no records of pruned or evaluated models",
             where=str(artifacts),
-            remedy="run the stages before the report, e.g. `dvc repro`",
+            remedy="run the stages before the report: `make demo` or `make repro`",
         )
     return rows
 

@@ -49,7 +49,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class _Table:
+class Table:
     """A table of the page; `marked` are the numbers of the lines that stand out."""
 
     headings: Sequence[str]
@@ -86,14 +86,14 @@ def html_page(
             the page says so.
     """
     return (
-        _templates()
+        templates()
         .get_template("page.html")
         .render(
             title=title,
             cards=_cards(rows),
-            comparison=_Table(*cells(rows), marked=_dense(rows)),
+            comparison=Table(*cells(rows), marked=_dense(rows)),
             timings=timings,
-            breakdowns=_Table(*breakdown_cells(rows)),
+            breakdowns=Table(*breakdown_cells(rows)),
             experiments=experiments,
             parts=parts,
             facts=facts or {},
@@ -119,13 +119,13 @@ def timings_section(
         headings.index("accuracy %"),
         *range(headings.index("parameters") + 1, len(headings)),
     ]
-    table = _Table(
+    table = Table(
         [headings[index] for index in shown],
         [[line[index] for index in shown] for line in body],
         marked=_dense(rows),
     )
     return (
-        _templates()
+        templates()
         .get_template("timings.html")
         .render(
             cards=_speed_cards(rows), comparison=table, pictures=pictures, parts=tables, facts=facts
@@ -153,7 +153,8 @@ def _dense(rows: Sequence[Row]) -> list[int]:
     return [number for number, row in enumerate(rows) if row.method == "dense"]
 
 
-def _templates() -> Environment:
+def templates() -> Environment:
+    """The templates of the page; everything that is put in is escaped."""
     environment = Environment(
         loader=PackageLoader("efficientllava.report"),
         autoescape=True,

@@ -133,10 +133,18 @@ class Aliases:
     def _history(self) -> list[str]:
         """Earlier champions that are still there."""
         tags = self.client.get_registered_model(self.name).tags
-        numbers = tags.get(HISTORY, "").split()
-        versions = self.client.search_model_versions(f"name = {quoted(self.name)}")
-        there = {str(version.version) for version in versions}
-        return [number for number in numbers if number in there]
+        return [number for number in tags.get(HISTORY, "").split() if self._is_there(number)]
+
+    def _is_there(self, number: str) -> bool:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self.client.get_model_version(self.name, number)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return False
+        return True
 
     def _remember(self, history: list[str]) -> None:
         self.client.set_registered_model_tag(self.name, HISTORY, " ".join(history))
@@ -151,19 +159,6 @@ class Aliases:
         self.client.set_registered_model_tag(self.name, f"{CHAMPION}.rule", rule)
         self.client.set_model_version_tag(self.name, version, f"{CHAMPION}.rule", rule)
         self.client.set_model_version_tag(self.name, version, f"{CHAMPION}.since", _now())
-
-
-def quoted(name: str) -> str:
-    """A name for MLflow's filters.
-
-    Raises:
-        UserError: it holds both kinds of quotes, which no filter can take.
-    """
-    if "'" in name and '"' in name:
-        raise UserError(
-            "both kinds of quotes in one name cannot be searched for", where=f"MLflow, {name}"
-        )
-    return f'"{name}"' if "'" in name else f"'{name}'"
 
 
 def _now() -> str:

@@ -166,6 +166,19 @@ def logged_parameters(record: ModelRecord) -> dict[str, str]:
     return {name: without_users(str(value)) for name, value in parameters.items()}
 
 
+def logged_metrics(record: ModelRecord) -> dict[str, float]:
+    """The metrics of a model by their names in MLflow: a page of them, for people to compare.
+
+    Numbers deeper in a record (each breakdown, each runtime) are in the run's artifacts, and
+    settings among its parameters.
+    """
+    return {
+        name: value
+        for name, value in record.metrics.items()
+        if "." not in name and name.replace("/", ".") not in record.parameters
+    }
+
+
 def log_metrics(client: Any, run: str, metrics: Mapping[str, float], step: int = 0) -> None:
     """Log metrics of one step at once."""
     from mlflow.entities import Metric

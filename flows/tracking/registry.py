@@ -42,11 +42,13 @@ class Decision:
     Attributes:
         said: in words.
         version: the champion's number now; None where there is none.
+        source: the address of its weights.
         rows: every check of every candidate.
     """
 
     said: str
     version: str | None = None
+    source: str | None = None
     rows: list[dict[str, str]] = field(default_factory=list)
 
 
@@ -131,7 +133,7 @@ class Registry:
         ]
         if not found:
             said = f"no champion: no pruned model at ratio {ratio:g} has an accuracy"
-            return Decision(said, holder)
+            return self._decision(said, holder, [])
         standing = None if holder is None else self._standing(holder)
         methods = {record.method for record in records}
         judged = [
@@ -146,10 +148,16 @@ class Registry:
         for each in judged:
             self._record(each, holder, each is best, crowned)
         if best is None:
-            return Decision(self._stays(judged[0], holder, ratio), holder, rows)
+            return self._decision(self._stays(judged[0], holder, ratio), holder, rows)
         if crowned or best.version == holder:
-            return Decision(self._stands(best, ratio), best.version, rows)
-        return Decision(self._waits(best, holder), holder, rows)
+            return self._decision(self._stands(best, ratio), best.version, rows)
+        return self._decision(self._waits(best, holder), holder, rows)
+
+    def _decision(self, said: str, version: str | None, rows: list[dict[str, str]]) -> Decision:
+        source = None
+        if version is not None:
+            source = str(self.client.get_model_version(self.name, version).source)
+        return Decision(said, version, source, rows)
 
     def _checks(
         self, record: ModelRecord, version: Any, standing: Standing | None, methods: set[str]

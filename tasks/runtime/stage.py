@@ -194,7 +194,7 @@ def _check_effective(parameters: Parameters, stage: str) -> None:
         raise UserError(
             "has changed since the stage `parameters` read it",
             where=str(PARAMETERS),
-            remedy="run `dvc repro parameters` first, or all of `dvc repro`",
+            remedy="run all stages: `make demo` or `make repro`",
         )
 
 

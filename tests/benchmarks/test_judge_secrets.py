@@ -11,7 +11,6 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from urllib.parse import quote
 
@@ -26,8 +25,8 @@ from efficientllava.benchmarks.judge.redaction import (
 )
 from efficientllava.errors import UserError, without_users
 from efficientllava.parsing import parse_parameters
+from flows.tracking.live import logged_parameters
 from flows.tracking.record import ModelRecord
-from flows.tracking.tracking import Tracking
 from tests.benchmarks.judge_server import judge_server
 
 KEY = "sk-secret/of+this_test"
@@ -272,15 +271,7 @@ def test_users_of_addresses_are_in_no_message() -> None:
 def test_mlflow_is_given_no_password() -> None:
     name = "evaluation.judge.base_url"
     record = ModelRecord("a-0.5", "a", 0.5, {name: f"http://user:{PASSWORD}@host/v1"})
-    logged: list[Any] = []
-    client = SimpleNamespace(
-        log_batch=lambda run, params: logged.extend(params),
-        log_inputs=lambda run, datasets: None,
-        set_tag=lambda run, name, value: None,
-    )
-    tracking: Any = SimpleNamespace(client=client, _log_metrics=lambda *arguments: None)
-    Tracking._write(tracking, "run", record)
-    assert {each.key: each.value for each in logged}[name] == "http://***@host/v1"
+    assert logged_parameters(record)[name] == "http://***@host/v1"
 
 
 def test_the_command_line_shows_no_secret(tmp_path: Path) -> None:

@@ -94,6 +94,19 @@ def test_prefect_shows_every_check(first_run: tuple[Path, State]) -> None:
     assert '"check": "parity", "result": "pass"' in str(artifacts["promotion"].data)
 
 
+def test_the_report_shows_the_decision(first_run: tuple[Path, State]) -> None:
+    script = (first_run[0] / "artifacts" / "decision.js").read_text("utf-8")
+    for words in (
+        "champion: version",
+        "models:/toy@champion",
+        "artifacts/pruned/sparsegpt-0.5",
+        "efficientllava fetch champion FOLDER",
+        "cores",
+        "magnitude-0.5",
+    ):
+        assert words in script, words
+
+
 def test_champion_moves_only_to_what_can_be_compared(finished: Path) -> None:
     run = Runs(finished, "moves")
     run(model("a", 0.5, 0.7), model("b", 0.5, 0.8))

@@ -48,6 +48,7 @@ def test_page_needs_no_network_and_escapes(artifacts: Path, tmp_path: Path) -> N
     page.feed(source + times)
     assert not page.open
     page.loads.remove("../report_timings/timings.js")
+    page.loads.remove("../decision.js")
     # accuracy against latency, 3 x sparsity, policy, convergence; each light and dark
     assert len(page.loads) == 12
     for load in page.loads:

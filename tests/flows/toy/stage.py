@@ -64,7 +64,7 @@ def prune() -> None:
     write(f"pruned/{cell}/model.safetensors", weights(cell))
     matrices = [{"name": "layer", "level": 0.5}]
     write(f"pruned/{cell}/pruning.json", {"matrices": matrices, "policy": {"layer": 0.5}})
-    metrics = {"achieved_sparsity": 0.5, "proxy_loss": 0.1, "bytes_on_disk": 1000}
+    metrics = {"achieved_sparsity": 0.5, "proxy_loss": 0.1, "bytes_on_disk": 1000, "parameters": 1}
     write(f"pruned_metrics/{cell}.json", metrics)
 
 
