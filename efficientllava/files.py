@@ -28,6 +28,7 @@ __all__ = [
     "load_tensors",
     "read_json",
     "read_sealed",
+    "recorded_digests",
     "replacing",
     "require_place",
     "require_sealed",
@@ -224,6 +225,21 @@ def read_sealed(path: Path) -> dict[str, Any]:
     return values
 
 
+def recorded_digests(path: Path) -> dict[str, str]:
+    """The digests by file under `files` in a JSON object of `write_sealed`.
+
+    Raises:
+        UserError: as `read_sealed`; it holds none, or a file that lies somewhere else.
+    """
+    files = read_sealed(path).get("files")
+    if not isinstance(files, dict) or not all(
+        isinstance(digest, str) and ".." not in Path(name).parts and not Path(name).is_absolute()
+        for name, digest in files.items()
+    ):
+        raise UserError("`files` does not hold digests of files beside it", where=str(path))
+    return files
+
+
 def seal(folder: Path) -> None:
     """Record the digests of all files of a folder in its file `digests.json`."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -246,7 +262,7 @@ def require_sealed(folder: Path, patterns: Sequence[str] = ("*",)) -> int:
     """
     if not (folder / DIGESTS).is_file():
         return 0
-    recorded = read_sealed(folder / DIGESTS)["files"]
+    recorded = recorded_digests(folder / DIGESTS)
     chosen = [name for name in recorded if any(fnmatch(name, pattern) for pattern in patterns)]
     for name in chosen:
         path = folder / name

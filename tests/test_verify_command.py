@@ -16,7 +16,7 @@ from efficientllava.data.proxy import load_proxy, save_proxy
 from efficientllava.database.build import build_database
 from efficientllava.database.solutions import open_database
 from efficientllava.errors import UserError
-from efficientllava.files import DIGESTS, require_sealed, seal, write_json
+from efficientllava.files import DIGESTS, require_sealed, seal, write_json, write_sealed
 from efficientllava.models.checkpoint import load_model, save_checkpoint
 from efficientllava.models.families import adapter_for
 from efficientllava.parameters import ObsParameters
@@ -132,3 +132,10 @@ def test_a_recorded_file_is_gone_and_others_may_come(tmp_path: Path) -> None:
         require_sealed(tmp_path)
     (tmp_path / DIGESTS).unlink()
     assert require_sealed(tmp_path) == 0
+
+
+@pytest.mark.parametrize("files", [None, [], {"a": 1}, {"../a": "0"}, {"/etc/passwd": "0"}])
+def test_records_of_another_shape(files: object, tmp_path: Path) -> None:
+    write_sealed(tmp_path / DIGESTS, {"files": files})
+    with pytest.raises(UserError, match="digests of files beside it"):
+        verify(tmp_path)

@@ -19,7 +19,7 @@ from efficientllava.files import (
     file_digest,
     folder_digest,
     load_tensors,
-    read_sealed,
+    recorded_digests,
     replacing,
     save_tensors,
     write_sealed,
@@ -227,7 +227,7 @@ def load_proxy(folder: Path) -> ProxyData:
         UserError: a file is missing or not as it was written.
     """
     folder = Path(folder)
-    recorded = read_sealed(folder / "manifest.json")["files"]
+    recorded = recorded_digests(folder / "manifest.json")
     segments = load_tensors(folder / "segments.safetensors")["input_ids"]
     pairs = None
     if (folder / "pairs.safetensors").exists():

@@ -11,7 +11,13 @@ import torch
 
 from efficientllava.database import storage
 from efficientllava.errors import UserError
-from efficientllava.files import DamagedFile, file_digest, load_tensors, read_sealed
+from efficientllava.files import (
+    DamagedFile,
+    file_digest,
+    load_tensors,
+    read_sealed,
+    recorded_digests,
+)
 
 MANIFEST = "manifest.json"
 
@@ -119,10 +125,10 @@ def open_database(
 
 
 def _open_part(folder: Path, check: bool) -> Database:
-    manifest = read_sealed(folder / MANIFEST)
+    manifest, files = read_sealed(folder / MANIFEST), recorded_digests(folder / MANIFEST)
     tensors: dict[str, torch.Tensor] = {}
     unchecked: dict[str, Path] = {}
-    for name, digest in manifest["files"].items():
+    for name, digest in files.items():
         path = folder / name
         if check and file_digest(path) != digest:
             raise DamagedFile(path)

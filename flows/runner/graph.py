@@ -62,7 +62,11 @@ def open_repo(root: Path) -> Repo:
     except DvcException as error:
         raise UserError(str(error), where="DVC") from error
     except (OSError, sqlite3.Error) as error:
-        raise disk_error(error, root / ".dvc" / "tmp") or error from error
+        place = root / ".dvc" / "tmp"
+        remedy = "`python -m flows.runner.dvc_files` makes a damaged one anew"
+        raise disk_error(error, place) or UserError(
+            f"DVC's database cannot be used ({error})", where=str(place), remedy=remedy
+        ) from error
 
 
 def read_graph(root: Path, until: Collection[str] = ()) -> list[Node]:

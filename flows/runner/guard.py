@@ -48,6 +48,8 @@ class Leader(Protocol):
 
 def stop(process: Leader, patience: float = 5.0) -> None:
     """End a process group, that of a guarded process or of a stage: SIGTERM, then SIGKILL."""
+    if not process.pid:  # it never started, and 0 would be our own group
+        return
     for number in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, number)

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TextIO
@@ -36,14 +37,14 @@ class Reproduction:
     """A running `dvc repro` of one stage, with what is used of `subprocess.Popen`.
 
     Attributes:
-        pid: of its process, which leads a process group.
+        pid: of its process, which leads a process group; 0 if the host was killed before it began.
         stdout: what it and its stage print.
     """
 
     def __init__(self, host: socket.socket, stdout: TextIO, starter: int) -> None:
         self._host, self.stdout, self._starter = host, stdout, starter
         self._status: int | None = None
-        self.pid = int(host.recv(64) or 0)
+        self.pid = self._answer()
         if not self.pid:
             self._status = GONE
 
@@ -64,8 +65,15 @@ class Reproduction:
 
     def _ended(self, timeout: float | None) -> int | None:
         if self._status is None and select.select([self._host], [], [], timeout)[0]:
-            self._status = int(self._host.recv(64) or GONE)
+            self._status = self._answer(GONE)
         return self._status
+
+    def _answer(self, none: int = 0) -> int:
+        """The host's next answer; `none` if it was killed."""
+        try:
+            return int(self._host.recv(64) or none)
+        except ConnectionError:
+            return none
 
     def close(self) -> None:
         """Let go of its descriptors: what is left of its process group is killed."""
@@ -114,7 +122,8 @@ class StageHost:
             "environment": dict(environment),
             "modules": MODULES if models else (),
         }
-        socket.send_fds(channel, [json.dumps(request).encode()], [output, ended])
+        with suppress(ConnectionError):  # the host was killed: it gives no answer
+            socket.send_fds(channel, [json.dumps(request).encode()], [output, ended])
         os.close(output)
         os.close(ended)
         stdout = open(printed, encoding="utf-8", errors="replace")

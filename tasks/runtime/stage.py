@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import sqlite3
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -272,6 +273,6 @@ def restore_outputs() -> list[str]:
                 if output.hash_info and (gone or output.changed_checksum()):
                     output.checkout(force=True)
                     restored.append(str(output))
-    except (DvcException, OSError):
+    except (DvcException, OSError, sqlite3.Error):
         pass  # on the way out of an error that matters more
     return restored

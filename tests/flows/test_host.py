@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -186,3 +187,19 @@ def test_nothing_that_the_host_imports_asks_for_a_gpu() -> None:
         "list(map(importlib.import_module, MODULES))\n"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_a_host_that_is_killed_before_it_answers(toy: Path) -> None:
+    with StageHost(1) as host:
+        with reproduce(host, toy, Node("model", ()), {}) as stage:
+            list(stage.messages())
+        assert stage.status == 0 and host._process is not None
+        process = host._process
+        process.send_signal(signal.SIGSTOP)
+        threading.Timer(0.5, process.kill).start()
+        with reproduce(host, toy, Node("evaluate_dense", ()), {}) as stage:
+            list(stage.messages())
+        assert stage.status == 137
+        with reproduce(host, toy, Node("evaluate_dense", ()), {}) as stage:  # by a new one
+            list(stage.messages())
+        assert stage.status == 0

@@ -145,6 +145,8 @@ def test_dvc_s_files_of_a_killed_process(
         (root / "dvc.lock").write_bytes(whole[:cut])
         for path in memory:
             path.write_bytes(os.urandom(5000))
+        with pytest.raises(UserError, match="flows.runner.dvc_files"):
+            read_graph(root)
         assert main() == 0
         assert "damaged" in capfd.readouterr().err
         done = subprocess.run(repro, check=True, capture_output=True, text=True)

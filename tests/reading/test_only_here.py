@@ -38,6 +38,7 @@ ALLOWED = {
     "efficientllava/report/page.py": ARTIFACTS,
     "efficientllava/sparse/cpu/compile.py": "compiled kernels, each beside the digest of its code",
     "flows/experiments.py": ARTIFACTS,
+    "flows/runner/dvc_files.py": "DVC's lock file",
     "flows/runner/host.py": OWN_STATE,
     "flows/runner/locks.py": "DVC's lock files",
     "flows/runner/process.py": OWN_STATE,

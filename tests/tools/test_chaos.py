@@ -84,7 +84,6 @@ def workspace(tmp_path: Path) -> Path:
 def facts_of(root: Path) -> Facts:
     return Facts(
         stages=["model"],
-        begin=1.0,
         seconds={"model": 1.0},
         events={"model": events_in(root, "model")},
         digests=outputs(root),

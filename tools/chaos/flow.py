@@ -18,6 +18,7 @@ from tools.chaos.cases import BEGIN, RECORDS, Blow
 from tools.chaos.workspace import Facts, environment, journal
 
 TICK = 0.004
+BEGIN_SECONDS = 3.0
 LONGEST = 3600.0
 """Seconds after which a run counts as hanging, on a machine at work for others too."""
 ENDED = re.compile(r"Task run '([^']+)' - Finished in state")
@@ -123,7 +124,9 @@ def events_in(folder: Path, stage: str) -> list[str]:
 def reach(flow: Flow, stage: str, blow: Blow, facts: Facts) -> str | None:
     """Wait for the moment of a blow: where the run is then, in words; None if it ended before."""
     if stage == BEGIN:
-        _sleep(flow, facts.begin * (_third(blow) + blow.part / 3))
+        if not flow.until(lambda: _has_begun(flow, blow.moment)):
+            return None
+        _sleep(flow, BEGIN_SECONDS * blow.part)
         return None if flow.is_over else _where(flow, "after the start of the flow", flow.began)
     if stage == RECORDS:
         last = facts.stages[-1]
@@ -148,6 +151,14 @@ def reach(flow: Flow, stage: str, blow: Blow, facts: Facts) -> str | None:
             _sleep(flow, blow.part)
     seen = f"after {stage} began, {len(flow.events(stage))} of {count} events"
     return None if flow.is_over else _where(flow, seen, since)
+
+
+def _has_begun(flow: Flow, moment: str) -> bool:
+    """Whether the part before the first stage is where the moment is: packages, server, flow."""
+    if moment == "start":
+        return True
+    begun = "Beginning flow run" in flow.text
+    return begun or (moment == "middle" and "server" in flow.processes())
 
 
 def _third(blow: Blow) -> float:

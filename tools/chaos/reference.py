@@ -61,7 +61,6 @@ def _facts(workspace: Path, flow: Flow) -> Facts:
     ends = {name: at for at, name, text in lines if text.startswith("Finished in state")}
     return Facts(
         stages=list(starts),
-        begin=8.0,
         seconds={name: max(0.1, ends[name] - starts[name]) for name in starts},
         events={name: events_in(workspace, name) for name in starts},
         digests={},

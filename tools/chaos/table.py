@@ -58,4 +58,4 @@ def table(rows: list[Row], seed: int) -> str:
 def _cell(blows: Iterable[Row]) -> str:
     listed = list(blows)
     survived = sum(not blow["failed"] for blow in listed)
-    return f"{survived} of {len(listed)}" if listed else ""
+    return f"{survived} of {len(listed)}" if listed else "none"

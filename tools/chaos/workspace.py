@@ -113,7 +113,6 @@ class Facts:
 
     Attributes:
         stages: in the order in which they ran.
-        begin: seconds from the start of the flow to the first stage.
         seconds: that each stage took.
         events: that each stage reported, see `flow.events_in`.
         digests: of the files in artifacts/ that hold no times.
@@ -123,7 +122,6 @@ class Facts:
     """
 
     stages: list[str]
-    begin: float
     seconds: dict[str, float]
     events: dict[str, list[str]]
     digests: dict[str, str]
