@@ -135,11 +135,11 @@ class Registry:
             said = f"no champion: no pruned model at ratio {ratio:g} has an accuracy"
             return self._decision(said, holder, [])
         standing = None if holder is None else self._standing(holder)
-        methods = {record.method for record in records}
-        judged = [
-            _Judged(record, str(version.version), self._checks(record, version, standing, methods))
-            for record, version in found
-        ]
+        methods, judged = {record.method for record in records}, []
+        for record, version in found:
+            # the champion itself has nobody to be compared with
+            against = None if str(version.version) == holder else standing
+            judged.append(self._judge(record, version, against, methods))
         rows = table((each.record.cell, each.version, each.checks) for each in judged)
         best = next((each for each in judged if each.passed), None)
         crowned = best is not None and best.version != holder and self.rule.promote == "auto"
@@ -159,15 +159,15 @@ class Registry:
             source = str(self.client.get_model_version(self.name, version).source)
         return Decision(said, version, source, rows)
 
-    def _checks(
+    def _judge(
         self, record: ModelRecord, version: Any, standing: Standing | None, methods: set[str]
-    ) -> list[Check]:
+    ) -> _Judged:
         checks = own_checks(record, self.rule)
         if since := version.tags.get(ROLLED_BACK):
             checks.append(Check("not rolled back", False, f"rolled back on {since}"))
         if standing is not None:
             checks += comparison_checks(Standing.of(record), standing, methods, self.rule)
-        return checks
+        return _Judged(record, str(version.version), checks)
 
     def _record(self, judged: _Judged, holder: str | None, best: bool, crowned: bool) -> None:
         if judged.version == holder and judged.passed:
