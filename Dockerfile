@@ -1,30 +1,42 @@
-# CPU image of the whole pipeline; the steps are those of `make demo`. Checked by hadolint and by
-# reading; it has not been built where it was written, for want of an engine.
-#   docker build -t efficientllava . && docker run --rm -v efficientllava:/home/runner/app/artifacts efficientllava
-FROM python:3.11-slim-bookworm
-
-# make: the commands; git: DVC's history; libgomp1: torch's threads
-# hadolint ignore=DL3008
-RUN apt-get update \
-    && apt-get install --no-install-recommends -y git libgomp1 make \
-    && rm -rf /var/lib/apt/lists/* \
-    && useradd --create-home --uid 1000 runner
-
-USER 1000
-WORKDIR /home/runner/app
+# CPU image of the pipeline and of its servers (compose.yaml): packages are installed in the first
+# stage; the second has them, the code and no development tools.
+#   docker build -t efficientllava . && docker run --rm -v efficientllava:/workspace efficientllava
+# Checked by hadolint, and by running its commands in a folder (docs/servers.md says which); it has
+# not been built where it was written, for want of an engine.
+FROM python:3.11-slim-bookworm AS packages
 
 # the CPU build of torch (2.13.0+cpu) instead of several GB of CUDA packages
 ENV PIP_NO_CACHE_DIR=1 \
-    PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu \
-    UV_CACHE_DIR=/tmp/uv
+    PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
+WORKDIR /app
+COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY efficientllava/__init__.py efficientllava/__init__.py
+# not editable: the code is copied over it in the second stage
+RUN python -m venv /venv \
+    && /venv/bin/python -m pip install -c constraints.txt '.[pipeline,dask,gguf,servers]' \
+    && /venv/bin/python -m pip uninstall --yes efficientllava
 
-# packages first: they change less often than the code
-COPY --chown=1000:1000 pyproject.toml constraints.txt Makefile README.md LICENSE ./
-COPY --chown=1000:1000 efficientllava/__init__.py efficientllava/__init__.py
-RUN make install
+FROM python:3.11-slim-bookworm
 
-COPY --chown=1000:1000 . .
-# a copy has no .git: DVC works without one
-RUN make install && .venv/bin/dvc config --local core.no_scm true && mkdir artifacts
+# libgomp1: torch's threads
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --no-install-recommends -y libgomp1 \
+    && rm -rf /var/lib/apt/lists/* \
+    && useradd --create-home --uid 1000 runner \
+    && install -d -o runner -g runner /workspace /app
 
-CMD ["make", "demo"]
+COPY --from=packages /venv /venv
+COPY . /app
+# the package itself, with its commands, from /app: changes no dependency
+RUN /venv/bin/python -m pip install --no-cache-dir --no-deps --editable /app
+
+USER 1000
+ENV PATH=/venv/bin:$PATH \
+    WORKSPACE=/workspace \
+    DO_NOT_TRACK=true
+WORKDIR /workspace
+VOLUME /workspace
+ENTRYPOINT ["/app/deploy/entrypoint"]
+CMD ["python", "-m", "flows.pipeline"]

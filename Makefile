@@ -26,14 +26,20 @@ export ORT_DISABLE_TELEMETRY := 1
 export RUFF_CACHE_DIR := $(CURDIR)/.work/caches/ruff
 
 
-.PHONY: help install demo real repro test lint experiments screenshots ui clean constraints
+.PHONY: help install moved demo real repro test lint chaos experiments screenshots ui clean constraints
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 install: .venv/installed  ## create .venv and install everything into it
 
-.venv/installed: pyproject.toml constraints.txt
+# a virtual environment names its folder in its scripts: in a moved or copied clone it is made anew
+MOVED := $(shell test ! -s .venv/installed || test "$$(cat .venv/installed)" = "$$(pwd -P)" || echo moved)
+moved:
+	@echo "== this clone was moved or copied: making .venv anew"
+	@rm -rf .venv
+
+.venv/installed: pyproject.toml constraints.txt $(MOVED)
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed (make PYTHON=...)" >&2; exit 2; }
 	@echo "== installing into .venv with $(if $(UV),uv,pip) and $$($(PYTHON) --version): some minutes the first time"
 ifneq ($(UV),)
@@ -43,7 +49,8 @@ else
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[pipeline,dask,deepsparse,gguf,dev]'
 endif
-	@touch $@
+	@cp tools/python_of_stages.pth "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+	@pwd -P > $@
 
 demo: .venv/installed  ## train a tiny vision-language model, prune it, measure it: the whole pipeline
 	@echo "== the whole chain on the demo model (minutes, most of them training; what is"
@@ -63,6 +70,7 @@ real: .venv/installed  ## the pipeline on SmolLM2-135M of the package index (SOU
 	@$(BIN)/python -m flows.real $(if $(SOURCE),--source '$(SOURCE)') $(if $(REVISION),--revision '$(REVISION)')
 
 repro: .venv/installed  ## the same work as `make demo` by DVC alone, without Prefect and MLflow
+	@$(BIN)/python -m flows.runner.dvc_files
 	@$(BIN)/python -m dvc repro
 
 test: lint  ## lint, types, then the tests (`make test PYTEST='-m slow'` for the long ones)
@@ -75,6 +83,13 @@ lint: .venv/installed  ## ruff (rules and form), mypy, and the layers of imports
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --cache-dir .work/caches/imports >.work/imports.log || { cat .work/imports.log; exit 1; }
+
+# hours for all of docs/internal/reliability.md: `make chaos CASES=30`
+CASES ?= 30
+SEED ?= 0
+chaos: .venv/installed  ## kill and starve every stage of the pipeline, restart it, compare what it leaves (CASES=, SEED=)
+	@echo "== the committed code in .work/chaos; the first cases are CASES=$(CASES) of SEED=$(SEED)"
+	@$(BIN)/python -m tools.chaos --cases $(CASES) --seed $(SEED)
 
 EXPERIMENTS := table1 table2 table3 table4 figure1 figure3 methods searches calibration compensation
 .PHONY: $(EXPERIMENTS)

@@ -30,6 +30,7 @@ from efficientllava.parameters import Parameters
 from efficientllava.parsing import parse_parameters
 from efficientllava.progress import Event, Progress, silent
 from efficientllava.pruning.finalize import finalize
+from efficientllava.reading import expanded
 from efficientllava.registry import METHODS
 from efficientllava.work_folder import locked
 
@@ -70,7 +71,7 @@ class Result:
         Raises:
             UserError: the folder holds something else, or cannot be written.
         """
-        target = Path(folder).expanduser()
+        target = expanded(folder)
         require_place(target, str(target))
         if target.exists():
             if holds(target, self.record):
@@ -81,9 +82,7 @@ class Result:
                 remedy="name another folder, or remove it",
             )
         if not self.folder.is_dir():
-            raise UserError(
-                "is gone from the work folder", where=str(self.folder), remedy="prune again"
-            )
+            raise UserError("is gone from the work folder", str(self.folder), "prune again")
         copy_folder(self.folder, target)
         return target
 
@@ -180,7 +179,7 @@ def _prune(
     if not vlm.family.takes_images:  # no projector
         search = chosen.search.model_copy(update={"evolve_projector": False})
         chosen = chosen.model_copy(update={"search": search})
-    folder = Path(work).expanduser()
+    folder = expanded(work)
     with locked(folder), enough_memory(chosen.machine.device):
         named = _Named(
             progress, "database" if "database" in METHODS[method].needs else "allocation"

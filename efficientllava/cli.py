@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from efficientllava import __version__
 from efficientllava.commands import versions
-from efficientllava.errors import UserError
+from efficientllava.commands.serve import serve
+from efficientllava.errors import UserError, disk_error
 
 commands = typer.Typer(
     no_args_is_help=True,
@@ -34,7 +35,16 @@ def main(
     """Prune vision-language models, ask them, verify checkpoints, score predictions."""
 
 
-Folder = Annotated[Path, typer.Argument(help="a checkpoint or an exported model")]
+def _home(value: Any) -> Any:
+    """A path, or paths, with ~ as the home folder: shells leave it after an equals sign."""
+    from efficientllava.reading import expanded
+
+    if isinstance(value, list):
+        return [expanded(path) for path in value]
+    return None if value is None else expanded(value)
+
+
+Folder = Annotated[Path, typer.Argument(help="a checkpoint or an exported model", callback=_home)]
 
 
 @commands.command()
@@ -53,9 +63,11 @@ def prune(  # noqa: PLR0913 every parameter is an option of the command
         str | None,
         typer.Option(help="image-text pairs in ScienceQA's layout; packaged if left out"),
     ] = None,
-    output: Annotated[Path, typer.Option(help="where the pruned checkpoint goes")] = Path("pruned"),
+    output: Annotated[
+        Path, typer.Option(help="where the pruned checkpoint goes", callback=_home)
+    ] = Path("pruned"),
     work: Annotated[
-        Path, typer.Option(help="unfinished work, databases, finished checkpoints")
+        Path, typer.Option(help="unfinished work, databases, finished checkpoints", callback=_home)
     ] = Path("work"),
     revision: Annotated[str | None, typer.Option(help="commit; needed with a hub id")] = None,
     family: Annotated[
@@ -114,73 +126,35 @@ def ask(
 ) -> None:
     """Answer a question about an image: exported graphs by the first runtime that can be used,
     checkpoints, packed ones too, by PyTorch."""
-    from efficientllava.data.prompts import chat_prompt, format_prompt
+    from efficientllava.data.prompts import format_prompt
     from efficientllava.export.assistant import answer
-    from efficientllava.export.decoding import Prompt
 
     text = question if raw else format_prompt(question, choice or [], hint)
-    picture = None if image == "-" else Path(image)
+    picture = None if image == "-" else _home(image)
     if (folder / "prefill.onnx").is_file():
         typer.echo(answer(folder, picture, text, None, threads, new_tokens, raw))
         return
-    if (folder / "packed" / "config.json").is_file():
-        folder /= "packed"  # an export without graphs
-    import torch
+    from efficientllava.commands.ask import checkpoint_reply
 
-    from efficientllava.export.reference import checkpoint_answer
-    from efficientllava.models.checkpoint import load_model, load_processor
-    from efficientllava.models.families import family_of
-
-    torch.set_num_threads(threads)
-    model, processor = load_model(folder), load_processor(folder)
-    image_token = family_of(model.config).image_token
-    given = None if picture is None or image_token in text else image_token
-    prompt = chat_prompt(None if raw else processor, text, given)
-    typer.echo(checkpoint_answer(model, processor, Prompt(prompt, picture), new_tokens))
+    typer.echo(checkpoint_reply(folder, picture, text, raw, new_tokens, threads))
 
 
 @commands.command()
-def verify(folder: Folder) -> None:
-    """Check that a pruned checkpoint loads, is finite and has the zeros and sizes of its record."""
-    from efficientllava.files import read_json
-    from efficientllava.models.checkpoint import load_model
-    from efficientllava.models.families import adapter_for
-    from efficientllava.pruning import sequential
-    from efficientllava.pruning.structured import structured
-    from efficientllava.sparse.record import packed_settings
+def verify(
+    folder: Annotated[
+        Path, typer.Argument(help="a checkpoint, a database or proxy data", callback=_home)
+    ],
+) -> None:
+    """Check that a folder is as it was written: its digests, and a pruned checkpoint's zeros."""
+    from efficientllava.commands.verify import verify as run
 
-    record = read_json(folder / "pruning.json")
-    try:
-        rows, policy = record["matrices"], record["policy"]
-        levels = {row["name"]: row["level"] for row in rows}
-        name = f"{record['method']} at {record['ratio']:g}"
-    except (KeyError, TypeError) as error:
-        raise UserError(f"lacks {error}", where=str(folder / "pruning.json")) from error
-    if levels != policy:
-        raise UserError("its rows do not follow its policy", where=str(folder / "pruning.json"))
-    adapter = adapter_for(load_model(folder))
-    if (parts := record.get("structure")) is not None:
-        structured.verify_structure(adapter, rows, parts)
-        share = structured.removed_share(rows, parts)
-        typer.echo(
-            f"{folder}: {name}, {share:.4%} of the decoder's weights are gone, "
-            f"{len(adapter.blocks)} blocks with {len(rows)} matrices of the recorded sizes, "
-            "all weights finite"
-        )
-        return
-    packed = packed_settings(folder)
-    sequential.verify(adapter, rows, rounded=packed is not None and bool(packed.errors))
-    share = sequential.achieved_sparsity(rows)
-    typer.echo(
-        f"{folder}: {name}, {len(rows)} matrices with the zeros of their policy "
-        f"({share:.4%} of the weights), all weights finite"
-    )
+    typer.echo(run(folder))
 
 
 @commands.command()
 def pack(
-    folder: Annotated[Path, typer.Argument(help="a pruned checkpoint")],
-    out: Annotated[Path, typer.Argument(help="output folder; it must not exist")],
+    folder: Annotated[Path, typer.Argument(help="a pruned checkpoint", callback=_home)],
+    out: Annotated[Path, typer.Argument(help="output folder; it must not exist", callback=_home)],
     dtype: Annotated[
         str | None, typer.Option(help="int8 rounds packed weights; lossless if left out")
     ] = None,
@@ -193,8 +167,8 @@ def pack(
 
 @commands.command()
 def unpack(
-    folder: Annotated[Path, typer.Argument(help="a packed checkpoint")],
-    out: Annotated[Path, typer.Argument(help="output folder; it must not exist")],
+    folder: Annotated[Path, typer.Argument(help="a packed checkpoint", callback=_home)],
+    out: Annotated[Path, typer.Argument(help="output folder; it must not exist", callback=_home)],
 ) -> None:
     """Write the checkpoint that a packed one was made from, bit by bit."""
     from efficientllava.commands.pack import unpack as run
@@ -210,19 +184,25 @@ Style = Annotated[str | None, typer.Option(help="ScienceQA: llava_v1_5 or llava_
 @commands.command()
 def score(  # noqa: PLR0913 every parameter is an option of the command
     benchmark: Annotated[str, typer.Argument(help="docs/evaluate.md names them")],
-    predictions: Annotated[list[Path], typer.Argument(help="official prediction file")],
+    predictions: Annotated[
+        list[Path], typer.Argument(help="official prediction file", callback=_home)
+    ],
     data: Data,
     split: Split = None,
     style: Style = None,
-    output: Annotated[Path | None, typer.Option(help="write the scores as JSON")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="write the scores as JSON", callback=_home)
+    ] = None,
     submission: Annotated[
-        Path | None, typer.Option(help="VizWiz: write the evaluation server's file")
+        Path | None, typer.Option(help="VizWiz: write the evaluation server's file", callback=_home)
     ] = None,
     judge: Annotated[str | None, typer.Option(help="the judge's model")] = None,
     judge_url: Annotated[str | None, typer.Option(help="OpenAI-compatible endpoint")] = None,
-    judge_cache: Annotated[Path, typer.Option(help="where replies are kept")] = Path(".work/judge"),
+    judge_cache: Annotated[
+        Path, typer.Option(help="where replies are kept", callback=_home)
+    ] = Path(".work/judge"),
     judgements: Annotated[
-        Path | None, typer.Option(help="folder for the judge's grades or reviews")
+        Path | None, typer.Option(help="folder for the judge's grades or reviews", callback=_home)
     ] = None,
     runs: Annotated[int | None, typer.Option(min=1, help="judgements of each answer")] = None,
     parallel: Annotated[int, typer.Option(min=1, help="requests at the same time")] = 8,
@@ -297,6 +277,7 @@ def doctor() -> None:
         raise UserError(f"{bad} of these keep it from working", "the lines marked x")
 
 
+commands.command()(serve)
 commands.add_typer(versions.commands)
 
 
@@ -309,6 +290,10 @@ def app() -> None:
         commands()
     except UserError as error:
         _end(error)
+    except OSError as error:  # of a library that writes past efficientllava.files
+        if (about_disk := disk_error(error)) is None:
+            raise
+        _end(about_disk)
     except ModuleNotFoundError as error:
         from efficientllava.extras import missing_package
 

@@ -12,7 +12,12 @@ from efficientllava.errors import UserError
 
 CORE = ""
 DISTRIBUTION = "efficientllava"
-IMPORTED_AS = {"sklearn": "scikit-learn", "markdown_it": "markdown-it-py"}
+IMPORTED_AS = {
+    "sklearn": "scikit-learn",
+    "markdown_it": "markdown-it-py",
+    "psycopg2": "psycopg2-binary",
+    "dvc_s3": "dvc-s3",
+}
 """Packages that are imported under another name than they are installed by."""
 
 

@@ -9,16 +9,39 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from math import prod
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError, safe_open, serialize_file
+from safetensors import serialize_file
 
-from efficientllava.errors import UserError
+from efficientllava.errors import UserError, disk_error
+from efficientllava.reading import load_tensors, open_regular, read_json, stored_numbers
 
-UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG)
+__all__ = [
+    "DIGESTS",
+    "DamagedFile",
+    "bring_file",
+    "copy_folder",
+    "file_digest",
+    "folder_digest",
+    "load_tensors",
+    "read_json",
+    "read_sealed",
+    "replacing",
+    "require_place",
+    "require_sealed",
+    "save_tensors",
+    "seal",
+    "stored_numbers",
+    "value_digest",
+    "write_json",
+    "write_sealed",
+    "write_text",
+]
 
+DIGESTS = "digests.json"
+"""The file of a folder that holds the digests of the others."""
 if TYPE_CHECKING:
     # half of the stages write JSON and pictures alone: torch takes two seconds
     import torch
@@ -52,8 +75,8 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.replace(path)
     except BaseException as error:
         _remove(temporary)
-        if (disk_error := _disk_error(error, path)) is not None:
-            raise disk_error from error
+        if not isinstance(error, UserError) and (told := disk_error(error, path)) is not None:
+            raise told from error
         raise
 
 
@@ -122,23 +145,6 @@ def bring_file(source: Path, target: Path) -> None:
                 os.fsync(file.fileno())
 
 
-def _disk_error(error: BaseException, path: Path) -> UserError | None:
-    """The error as the user should read it, if it is about the disk; safetensors hides errno."""
-    number = error.errno if isinstance(error, OSError) else None
-    if number in (errno.ENOSPC, errno.EDQUOT) or (
-        isinstance(error, SafetensorError) and "os error 28" in str(error)
-    ):
-        return UserError(
-            "the disk is full; nothing that was finished has been changed",
-            where=f"writing {path}",
-            remedy="free some space and start again: the run resumes",
-        )
-    if number in UNWRITABLE:
-        problem = f"it cannot be written ({os.strerror(number)})"
-        return UserError(problem, f"writing {path}", "name a place that you may write")
-    return None
-
-
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text, whole or not at all."""
     with replacing(Path(path)) as temporary:
@@ -149,21 +155,6 @@ def write_json(path: Path, value: Any) -> None:
     """Write JSON with sorted keys: the same value gives the same bytes; NaN is an error."""
     text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
     write_text(path, text + "\n")
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file; a byte order mark at its start is passed over.
-
-    Raises:
-        UserError: the file is missing, not UTF-8 or not JSON.
-    """
-    path = Path(path)
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError as error:
-        raise UserError("no such file", where=str(path)) from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"not valid JSON ({error})", where=str(path)) from error
 
 
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -178,42 +169,13 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
         save_file(contiguous, temporary)
 
 
-def load_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Read a safetensors file.
-
-    Raises:
-        UserError: the file is missing, truncated or no safetensors.
-    """
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except FileNotFoundError as error:
-        raise UserError("no such file", where=str(path)) from error
-    except SafetensorError as error:
-        raise UserError(
-            f"not a complete safetensors file ({error})",
-            where=str(path),
-            remedy="copy or download the file again",
-        ) from error
-
-
-def stored_numbers(path: Path) -> int:
-    """How many numbers the tensors of a safetensors file hold, from its header alone.
-
-    Raises:
-        UserError: the file is no safetensors.
-    """
-    try:
-        with safe_open(path, framework="np") as file:
-            return sum(prod(file.get_slice(name).get_shape()) for name in file.keys())
-    except SafetensorError as error:
-        raise UserError(f"not a complete safetensors file ({error})", where=str(path)) from error
-
-
 def file_digest(path: Path) -> str:
-    """sha256 of a file's bytes, as hexadecimal digits."""
-    with open(path, "rb") as file:
+    """sha256 of a file's bytes, as hexadecimal digits.
+
+    Raises:
+        UserError: as `open_regular`.
+    """
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -224,6 +186,75 @@ def folder_digest(folder: Path, patterns: Sequence[str] = ("**/*",)) -> str:
     for path in sorted(path for path in files if path.is_file()):
         digest.update(f"{path.relative_to(folder).as_posix()}\0{file_digest(path)}\n".encode())
     return digest.hexdigest()
+
+
+class DamagedFile(UserError):
+    """A file is not as it was written: its digest is another than the one that was recorded."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        super().__init__(
+            "is not the file that was written: its sha256 is another one",
+            where=str(path),
+            remedy="let it be made again, or copy it again from where it is whole; if you have "
+            f"changed it yourself, remove {DIGESTS} beside it",
+        )
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.path,)
+
+
+def write_sealed(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a JSON object with the digest of its other values under `digest`."""
+    write_json(path, {**values, "digest": value_digest(values)})
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """Read what `write_sealed` wrote, without the digest.
+
+    Raises:
+        UserError: as `read_json`; it is not as it was written.
+    """
+    values = read_json(path)
+    if not isinstance(values, dict):
+        raise DamagedFile(path)
+    recorded = values.pop("digest", None)
+    if value_digest(values) != recorded:
+        raise DamagedFile(path)
+    return values
+
+
+def seal(folder: Path) -> None:
+    """Record the digests of all files of a folder in its file `digests.json`."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    names = {path.relative_to(folder).as_posix(): path for path in paths}
+    names.pop(DIGESTS, None)
+    write_sealed(folder / DIGESTS, {"files": {name: file_digest(names[name]) for name in names}})
+
+
+def require_sealed(folder: Path, patterns: Sequence[str] = ("*",)) -> int:
+    """Check files of a folder against its `digests.json`, where there is one.
+
+    Args:
+        patterns: of names relative to the folder; files that match none are not read.
+
+    Returns:
+        How many files were checked.
+
+    Raises:
+        UserError: a recorded file is missing or not as it was written.
+    """
+    if not (folder / DIGESTS).is_file():
+        return 0
+    recorded = read_sealed(folder / DIGESTS)["files"]
+    chosen = [name for name in recorded if any(fnmatch(name, pattern) for pattern in patterns)]
+    for name in chosen:
+        path = folder / name
+        if not path.is_file():
+            raise UserError("no such file, but it was written", where=str(path))
+        if file_digest(path) != recorded[name]:
+            raise DamagedFile(path)
+    return len(chosen)
 
 
 def value_digest(value: Any) -> str:

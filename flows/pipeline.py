@@ -27,6 +27,7 @@ from efficientllava.versions.connection import tracking_uri
 from flows.decision import keep_decision
 from flows.ending import show_comparison
 from flows.runner.console import say_failures_once
+from flows.runner.dvc_files import mend
 from flows.runner.graph import Changes, Node, read_graph
 from flows.runner.host import StageHost
 from flows.runner.live import Values
@@ -36,10 +37,11 @@ from flows.server.cluster import SearchCluster
 from flows.server.server import mark_crashed, prefect_server
 from flows.tracking.champion import target_ratio
 from flows.tracking.record import ModelRecord, cell_of, read_record
+from flows.tracking.servers import warn_of_remote
 from flows.tracking.tracking import AGAIN, Tracking, check_server, usable
 from flows.unchanged import is_unchanged, recorded
 from tasks.runtime.check import check_device
-from tasks.runtime.stage import ARTIFACTS, read_parameters
+from tasks.runtime.stage import ARTIFACTS, read_parameters, told
 from tasks.runtime.workspace import workspace_lock
 
 
@@ -203,10 +205,12 @@ def pipeline(until: tuple[str, ...] = ()) -> State[Any]:
     try:
         with workspace_lock("the pipeline", root):
             state = _pipeline(root, read_parameters(root / "params.yaml"), until)
-    except UserError as error:
-        failure = StageFailure("pipeline", USER_ERROR, str(error))
-        get_run_logger().error("%s", error)
-        state = Failed(message=str(error), data=PipelineFailure([failure], []))
+    except (UserError, OSError) as error:
+        if (message := told(error)) is None:
+            raise
+        failure = StageFailure("pipeline", USER_ERROR, message)
+        get_run_logger().error("%s", message)
+        state = Failed(message=message, data=PipelineFailure([failure], []))
     return RECORDING.record_end(state)
 
 
@@ -217,14 +221,14 @@ def _pipeline(root: Path, parameters: Parameters, until: tuple[str, ...]) -> Sta
     flow_run = context.flow_run
     if crashed := RECORDING.tell(mark_crashed, root, flow_run.id):
         logger.warning("marked %d earlier run(s) as Crashed: their process was killed", crashed)
+    for mended in mend(root):
+        logger.warning("%s", mended)
     page = url_for("flow-run", obj_id=flow_run.id) or ""
     tags = {"prefect.flow_run_id": str(flow_run.id), "prefect.flow_run_url": page}
     tracking = Tracking(parameters.tracking, root, tags)
     if tracking.unfinished:
         logger.warning(
-            "MLflow's database was half made, by a process that was killed, and empty: "
-            "there is a new one; the old one is %s",
-            tracking.unfinished,
+            "MLflow's database was half made by a killed process: it is %s now", tracking.unfinished
         )
     tracking.close_left_open()
     nodes = read_graph(root, until)
@@ -262,12 +266,8 @@ def _keep_comparison(parameters: Parameters) -> None:
     except UserError as error:
         get_run_logger().warning("no comparison: %s", error)
         return
-    RECORDING.tell(
-        create_markdown_artifact,
-        markdown(rows),
-        key="comparison",
-        description="All models, measured",
-    )
+    title = "All models, measured"
+    RECORDING.tell(create_markdown_artifact, markdown(rows), key="comparison", description=title)
 
 
 def _warm_up() -> None:
@@ -300,15 +300,15 @@ def run_to_end(
             if idle(parameters):
                 show(parameters)
                 return 0
+            warn_of_remote(Path.cwd())
             threading.Thread(target=_warm_up, daemon=True).start()
             with prefect_server(), recorded(Path.cwd()):
                 state = RECORDING.run(start)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USER_ERROR
-    except KeyboardInterrupt:
-        print("interrupted: start again, it resumes", file=sys.stderr)
-        return 130
+    except (UserError, OSError, KeyboardInterrupt) as error:
+        if (message := told(error)) is None:
+            raise
+        print(f"error: {message}", file=sys.stderr)
+        return 130 if isinstance(error, KeyboardInterrupt) else USER_ERROR
     if state.is_completed():
         show(parameters)
         return 0

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def evaluate(stage: Stage) -> None:
     """Answer the test questions and score them; measure the held-out text loss."""
     from efficientllava.benchmarks.judge.client import require_key
-    from efficientllava.files import read_json
+    from efficientllava.reading import read_model_config
     from efficientllava.registry import BENCHMARKS
 
     settings, dense = stage.parameters.evaluation, stage.method == "dense"
@@ -35,7 +35,8 @@ def evaluate(stage: Stage) -> None:
         require_key()  # fail now, not after hours of answers
 
     # before the weights are read
-    check_questions(stage.parameters, read_json(checkpoint / "config.json"), local=False)
+    stage.check_settings(checkpoint)
+    check_questions(stage.parameters, read_model_config(checkpoint), local=False)
     with _answering(stage, checkpoint) as model:
         _measure(stage, model, checkpoint, folder)
 
@@ -111,8 +112,9 @@ def _measure(stage: Stage, model: Any, checkpoint: Path, folder: Path) -> None:
     record |= {"text_loss": losses.mean().item(), **perplexity(losses)}
     if measured:
         record["benchmarks"] = measured
-    with replacing(folder / "answers") as answers:
-        answers.mkdir()
+    with replacing(folder) as temporary:
+        answers = temporary / "answers"
+        answers.mkdir(parents=True)
         # never empty, which is easier for whoever copies folders
         write_json(answers / "index.json", {"benchmarks": list(results)})
         for name, result in results.items():
@@ -120,8 +122,8 @@ def _measure(stage: Stage, model: Any, checkpoint: Path, folder: Path) -> None:
             for file, value in result.files.items():
                 write = write_lines if file.endswith(".jsonl") else write_json
                 write(answers / f"{name}-{file}", value)
-    write_text(folder / "predictions.jsonl", "\n".join(lines) + "\n")
-    write_json(folder / "scores.json", record)
+        write_text(temporary / "predictions.jsonl", "\n".join(lines) + "\n")
+        write_json(temporary / "scores.json", record)
 
 
 def _demo(stage: Stage, model: Any, processor: Any) -> tuple[dict[str, Any], list[str]]:

@@ -32,6 +32,8 @@ def export(stage: Stage) -> None:
 
     settings, style = stage.parameters.export, stage.parameters.evaluation.style
     checkpoint = stage.folder("pruned")
+    for folder in (checkpoint, ARTIFACTS / "model"):
+        stage.check_settings(folder)
     processor = load_processor(ARTIFACTS / "model", style)
     questions = read_questions(ARTIFACTS / "questions", "test")[: settings.answers]
     record = export_model(

@@ -57,7 +57,7 @@ def take(given: Path, folder: Path) -> None:
         UserError: see `require_plain_checkpoint`, `checkpoint_files`, `require_unpacked`,
             `require_room`, `load_model` and `check_images`.
     """
-    from efficientllava.files import replacing, write_json
+    from efficientllava.files import replacing, seal, write_json
     from efficientllava.models.checkpoint import check_tokenizer, load_model, load_processor
     from efficientllava.models.families import adapter_for
     from efficientllava.models.folder_kind import require_plain_checkpoint
@@ -86,6 +86,7 @@ def take(given: Path, folder: Path) -> None:
             {"prunable_matrices": len(matrices), "prunable_weights": sum(m.size for m in matrices)},
         )
         write_json(temporary / MATRICES, [matrix.name for matrix in matrices])
+        seal(temporary)
 
 
 if __name__ == "__main__":

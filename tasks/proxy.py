@@ -10,7 +10,6 @@ Out: artifacts/proxy/ (segments.safetensors, pairs.safetensors, manifest.json)
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 from tasks.runtime.stage import ARTIFACTS, Stage, run_stage
 
@@ -20,25 +19,27 @@ def proxy(stage: Stage) -> None:
     from efficientllava.data.proxy import ProxyData, build_pairs, save_proxy
     from efficientllava.data.questions import read_questions
     from efficientllava.data.text import read_text, sample_segments
-    from efficientllava.files import read_json, value_digest
+    from efficientllava.files import value_digest
     from efficientllava.models.checkpoint import load_processor
     from efficientllava.models.families import family_of
+    from efficientllava.reading import expanded, read_model_config
 
     settings, asked = stage.parameters.proxy, stage.parameters.evaluation
+    stage.check_settings(ARTIFACTS / "model")
     processor = load_processor(ARTIFACTS / "model", asked.style, asked.chat_template)
     text = read_text(settings.text)
     segments = sample_segments(
         processor.tokenizer, text, settings.segments, settings.segment_length, settings.seed
     )
     pairs = None
-    family = family_of(read_json(ARTIFACTS / "model" / "config.json"))
+    family = family_of(read_model_config(ARTIFACTS / "model"))
     manifest = {**settings.model_dump(mode="json"), "text_digest": value_digest(text)}
     if settings.pairs and not family.takes_images:
         manifest["pairs"] = 0
         print("no image-text pairs: the model takes no images", file=sys.stderr)
     elif settings.pairs:
         own = settings.pairs_source != "demo"
-        folder = Path(settings.pairs_source).expanduser() if own else ARTIFACTS / "questions"
+        folder = expanded(settings.pairs_source) if own else ARTIFACTS / "questions"
         pairs = build_pairs(
             read_questions(folder, "train"),
             processor,

@@ -1,5 +1,9 @@
-"""Stage `report`: the comparison of all models as tables, a plot and one HTML page.
+"""Stage `report`: the comparison of all models as tables and one HTML page, and its times apart.
 
+In:  the record files of all stages, experiments/
+Out: artifacts/report/ (table.md, table.csv, report.html: the same bytes for the same models),
+     artifacts/report_timings/ (the same with times, and what report.html shows of them),
+     artifacts/summary/ (metrics: a small file a model)
 The tables and figures of experiments/ are on the page too, as far as they have been run.
 """
 
@@ -33,11 +37,12 @@ SHOWN: dict[str, Any] = {
 
 
 def report(stage: Stage) -> None:
-    """artifacts/* -> artifacts/report/{table.md, table.csv, accuracy_latency.png, report.html}."""
+    """Write the tables, the page, the times and the summaries."""
     import yaml
     from rich.console import Console
 
     from efficientllava.report.page import write_report
+    from efficientllava.report.summaries import write_summaries
     from efficientllava.report.terminal import print_whole, rich_table
 
     shown = stage.parameters.model_dump(mode="json", include=SHOWN)
@@ -48,6 +53,10 @@ def report(stage: Stage) -> None:
         stage.parameters.ratios,
         parameters=yaml.safe_dump(shown, sort_keys=False, allow_unicode=True),
         experiments=EXPERIMENTS,
+    )
+    target = stage.parameters.tracking.champion_ratio
+    write_summaries(
+        ARTIFACTS / "summary", rows, stage.parameters.ratios[0] if target is None else target
     )
     print_whole(Console(), rich_table(rows))
 

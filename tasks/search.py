@@ -29,10 +29,17 @@ def search(stage: Stage) -> None:
 
 
 def _write(stage: Stage, allocation: Allocation) -> None:
+    from efficientllava.files import replacing
+
+    with replacing(stage.folder("search")) as folder:
+        folder.mkdir()
+        _write_files(stage, allocation, folder)
+
+
+def _write_files(stage: Stage, allocation: Allocation, folder: Path) -> None:
     from efficientllava.files import save_tensors, write_json, write_text
     from efficientllava.report.plots import policy_plot
 
-    folder = stage.folder("search")
     title = f"{stage.method} at {stage.ratio:g}"
     policy_plot(
         allocation.policy,

@@ -5,17 +5,21 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import sqlite3
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors import SafetensorError
 
 from efficientllava.data.proxy import ProxyData
 from efficientllava.database.build import build_database
-from efficientllava.errors import UserError
-from efficientllava.files import bring_file, folder_digest
+from efficientllava.errors import UserError, disk_error
+from efficientllava.files import bring_file, folder_digest, read_json, write_json
 from efficientllava.models.families import Adapter
 from efficientllava.parameters import ObsParameters
 
@@ -149,3 +153,42 @@ def test_finished_blocks_survive_a_full_disk(
         database(adapter, proxy, tmp_path / "db", tmp_path / "work")
     assert len(list((tmp_path / "work").rglob("*.safetensors"))) == len(adapter.blocks)
     assert not (tmp_path / "db").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.ENOSPC, "", "/a"), "writing /a: the disk is full (No space left on device)"),
+        (OSError(errno.EFBIG, "", "/a"), "writing /a: the disk is full (File too large)"),
+        (OSError(errno.EROFS, "", "/a"), "/a: it cannot be written (Read-only file system)"),
+        (OSError(errno.EACCES, "", "/a"), "/a: it cannot be written (Permission denied)"),
+        (SafetensorError("I/O error: File too large (os error 27)"), "the disk is full"),
+        (sqlite3.OperationalError("database or disk is full"), "the disk is full"),
+        (sqlite3.OperationalError("attempt to write a readonly database"), "cannot be written"),
+        (RuntimeError("unexpected error - [Errno 28] No space left on device"), "disk is full"),
+        (FileNotFoundError(errno.ENOENT, "", "/a"), None),
+        (sqlite3.OperationalError("no such table: runs"), None),
+        (ValueError("28"), None),
+    ],
+)
+def test_errors_about_a_disk_are_told_in_one_message(error: Exception, words: str | None) -> None:
+    message = disk_error(error)
+    assert (message is None) == (words is None)
+    if words is not None:
+        assert words in str(message) and len(str(message).splitlines()) == 2
+
+
+def test_a_limit_of_a_file_s_size_leaves_what_was_there(tmp_path: Path) -> None:
+    """A real EFBIG: a process that may write 2,000 bytes."""
+    path = tmp_path / "a.json"
+    write_json(path, "before")
+    code = (
+        "import resource, sys\n"
+        "from efficientllava.files import write_json\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n"
+        "write_json(sys.argv[1], 'x' * 5000)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True)
+    assert "UserError: writing" in done.stderr and "File too large" in done.stderr
+    assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
+    assert read_json(path) == "before"

@@ -196,7 +196,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "text too short": (["--text", "short.txt"], "--text: the text is too short"),
     "empty text": (["--text", "empty.txt"], "the text is empty"),
     "text without a name": (["--text", ""], "no such text file"),
-    "binary text": (["--text", "binary.txt"], "is not UTF-8"),
+    "binary text": (["--text", "binary.txt"], "not UTF-8 text"),
     "pairs without images": (["--pairs", "pictureless"], "image.png"),
     "no pairs": (["--pairs", "nowhere"], "--pairs: nowhere: no such folder"),
     "pairs without a name": (["--pairs", ""], "no such folder"),

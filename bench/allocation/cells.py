@@ -40,7 +40,7 @@ CRITERIA = {"magnitude": "magnitude", "wanda": "wanda"}
 
 def measure(wanted: argparse.Namespace) -> None:
     """Measure the cells that the results lack: all methods of a ratio and draw, draw after draw."""
-    test = _held_out(wanted)
+    test = held_out(wanted)
     cells = [("dense", 0.0, 0)]
     cells += [(m, r, d) for d in wanted.draws for r in wanted.ratios for m in wanted.methods]
     for method, ratio, draw in cells:
@@ -90,7 +90,7 @@ def _settings(wanted: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _held_out(wanted: argparse.Namespace) -> torch.Tensor:
+def held_out(wanted: argparse.Namespace) -> torch.Tensor:
     """[test segments, length] of the test part, from its beginning."""
     tokenizer = load_processor(wanted.model).tokenizer
     test = Path(wanted.text) / "ptb.test.txt"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from efficientllava.allocation.unfinished import unfinished
-from efficientllava.files import folder_digest, read_json, value_digest
+from efficientllava.files import folder_digest, read_sealed, value_digest
 from efficientllava.models.source import CHECKPOINT_FILES
 from efficientllava.parameters import Parameters
 from efficientllava.progress import Progress, silent
@@ -119,7 +119,7 @@ class Context:
         return {
             level: manifest.parent
             for manifest in sorted(self._databases.glob(f"*/{MANIFEST}"))
-            for level in read_json(manifest)["levels"]
+            for level in read_sealed(manifest)["levels"]
         }
 
     @property

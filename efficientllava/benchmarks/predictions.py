@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from efficientllava.benchmarks.rows import Row, read_document, read_text
+from efficientllava.benchmarks.rows import Row, read_document
 from efficientllava.errors import UserError
 from efficientllava.files import value_digest, write_text
 
@@ -71,10 +71,10 @@ def read_predictions(path: Path) -> Predictions:
         return _results(path, value)
     if isinstance(value, dict) and value:
         if all(isinstance(text, str) for text in value.values()):
-            return Predictions(path, texts=_keys_once(path, value))
+            return Predictions(path, texts=value)
         if all(isinstance(grade, dict) and "score" in grade for grade in value.values()):
             rows_by_id = {key: Row(grade, f"{path}, {key}") for key, grade in value.items()}
-            return Predictions(path, rows=_keys_once(path, rows_by_id))
+            return Predictions(path, rows=rows_by_id)
     raise UserError(
         "is in none of the official prediction formats",
         where=str(path),
@@ -109,21 +109,6 @@ def _by_id(rows: Iterable[Row], path: Path, value: Callable[[Row], T], *names: s
     return predictions
 
 
-def _keys_once(path: Path, values: dict[str, T]) -> dict[str, T]:
-    """The mapping, if its file names no key twice (JSON readers keep the last silently)."""
-    pairs: list[str] = []
-
-    def keep(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        pairs.extend(key for key, _ in items if key in values)
-        return dict(items)
-
-    json.loads(read_text(path), object_pairs_hook=keep)
-    if len(pairs) != len(set(pairs)):
-        twice = next(key for n, key in enumerate(pairs) if key in pairs[:n])
-        raise UserError(f"question {twice} is answered twice", where=str(path))
-    return values
-
-
 def _results(path: Path, value: dict[str, Any]) -> Predictions:
     outputs = value.get("outputs", {})
     indices: dict[str, int] = {}
@@ -139,25 +124,7 @@ def _results(path: Path, value: dict[str, Any]) -> Predictions:
     for identifier, text in outputs.items():
         if not isinstance(text, str):
             raise UserError("its output is no text", where=f"{path}, question {identifier}")
-    # the same ids stand in both parts, once each
-    counts = {identifier: 1 + (identifier in outputs) for identifier in indices}
-    _check_counts(path, counts)
     return Predictions(path, texts=dict(outputs), indices=indices)
-
-
-def _check_counts(path: Path, counts: Mapping[str, int]) -> None:
-    seen: dict[str, int] = {}
-
-    def count(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        for key, _ in items:
-            if key in counts:
-                seen[key] = seen.get(key, 0) + 1
-        return dict(items)
-
-    json.loads(read_text(path), object_pairs_hook=count)
-    for identifier, times in seen.items():
-        if times > counts[identifier]:
-            raise UserError(f"question {identifier} is answered twice", where=str(path))
 
 
 def require_known(answered: Iterable[str], known: Iterable[str], where: str) -> None:

@@ -12,6 +12,7 @@ from PIL import Image
 from efficientllava.benchmarks.rows import Row
 from efficientllava.data.images import read_rgb
 from efficientllava.errors import UserError
+from efficientllava.reading import expanded
 
 Picture = Path | bytes | None
 """An image file, its bytes (from parquet), or no image."""
@@ -68,7 +69,7 @@ def is_local(source: str | Path) -> bool:
         UserError: it is a path, but there is no such folder.
     """
     text = str(source)
-    folder = Path(text).expanduser()
+    folder = expanded(text)
     if folder.is_dir():
         return True
     if text.startswith((".", "/", "~")) or text.count("/") != 1:
@@ -94,7 +95,7 @@ def hub_rows(source: str, config: str | None, split: str, revision: str | None =
     from datasets import load_dataset
 
     where = " ".join(filter(None, [source, config, split]))
-    folder = Path(source).expanduser()
+    folder = expanded(source)
     try:
         if folder.is_dir():
             files = [str(path) for path in sorted(folder.rglob("*.parquet")) if _of(path, split)]

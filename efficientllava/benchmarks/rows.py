@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from efficientllava.errors import UserError
+from efficientllava.reading import parse_json, read_text
 
 
 @dataclass(frozen=True)
@@ -52,22 +52,6 @@ class Row:
         return str(value)
 
 
-def read_text(path: Path) -> str:
-    """A file's UTF-8 text, without a byte order mark at its start.
-
-    Raises:
-        UserError: the file is missing, a folder or not UTF-8.
-    """
-    try:
-        return Path(path).read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise UserError("no such file", where=str(path)) from error
-    except IsADirectoryError as error:
-        raise UserError("is a folder, not a file", where=str(path)) from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"not UTF-8 text ({error.reason})", where=str(path)) from error
-
-
 def read_lines(path: Path) -> list[Row]:
     """The records of a JSON-lines file; empty lines are passed over.
 
@@ -90,26 +74,20 @@ def read_document(path: Path) -> Any:
     if not text.strip():
         raise UserError("is empty", where=str(path))
     try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        if Path(path).suffix == ".jsonl" or _is_record(text.lstrip().splitlines()[0]):
-            return read_lines(path)
-        raise UserError(
-            f"not valid JSON ({error.msg})",
-            where=f"{path}, line {error.lineno}",
-            remedy="the file may be cut off: copy it again",
-        ) from error
-    except RecursionError as error:
-        raise UserError("not valid JSON (nested too deeply)", where=str(path)) from error
+        value = parse_json(text, str(path))
+    except UserError:
+        if Path(path).suffix == ".jsonl" or _is_record(text.lstrip().split("\n")[0], path):
+            return list(_rows(text, Path(path)))
+        raise
     if isinstance(value, dict) and ("question_id" in value or Path(path).suffix == ".jsonl"):
-        return read_lines(path)  # a single line
+        return list(_rows(text, Path(path)))  # a single line
     return value
 
 
-def _is_record(line: str) -> bool:
+def _is_record(line: str, path: Path) -> bool:
     try:
-        return isinstance(json.loads(line), dict)
-    except json.JSONDecodeError:
+        return isinstance(parse_json(line, str(path)), dict)
+    except UserError:
         return False
 
 
@@ -119,14 +97,7 @@ def _rows(text: str, path: Path) -> Iterator[Row]:
         if not line.strip():
             continue
         where = f"{path}, line {number}"
-        try:
-            value = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise UserError(
-                f"not valid JSON, cut off perhaps ({error})",
-                where=where,
-                remedy="complete or remove the line",
-            ) from error
+        value = parse_json(line, where)
         if not isinstance(value, dict):
             raise UserError("is no record of fields", where=where)
         yield Row(value, where)

@@ -29,6 +29,7 @@ from efficientllava.data.text import demo_text, read_text, sample_segments
 from efficientllava.demo.questions.generator import picture_items
 from efficientllava.errors import UserError
 from efficientllava.models.loading import VisionLanguageModel
+from efficientllava.reading import expanded
 
 SEGMENTS, LENGTH, PAIRS = 64, 256, 256
 """Of text: the paper's. Of pairs: as many as the pipeline draws."""
@@ -119,7 +120,7 @@ def _text(source: Any) -> tuple[str, str]:
     if source is None:
         return demo_text(), "packaged text (prose of Python's documentation)"
     if isinstance(source, (str, Path)):
-        path = Path(source).expanduser()
+        path = expanded(source)
         if not str(source).strip() or not _exists(path):
             raise UserError(
                 "no such text file or folder",
@@ -187,7 +188,7 @@ def _pairs(
     """The pairs of a source, and what to call it."""
     token = vlm.family.image_token
     if isinstance(source, (str, Path)):
-        folder = Path(source).expanduser()
+        folder = expanded(source)
         if not str(source).strip() or not folder.is_dir():
             raise UserError(
                 "no such folder of questions",
@@ -271,7 +272,7 @@ def _picture(image: Any, where: str) -> Image.Image:
     if isinstance(image, bytes):
         return read_rgb(image, where)
     if isinstance(image, (str, Path)):
-        return read_rgb(Path(image).expanduser(), f"{where}, {image}")
+        return read_rgb(expanded(image), f"{where}, {image}")
     raise UserError(f"image is {type(image).__name__}, neither a path nor a PIL image", where=where)
 
 

@@ -14,13 +14,14 @@ from efficientllava.api import context_of, holds, prune, require_data, settings
 from efficientllava.calibration.data import IN_PAIRS, IN_TEXT, calibration_data
 from efficientllava.commands.estimate import estimate
 from efficientllava.data.proxy import ProxyData
-from efficientllava.errors import UserError, renaming
+from efficientllava.errors import UserError, library_reads, renaming
 from efficientllava.files import read_json, require_place
 from efficientllava.models.loading import VisionLanguageModel, load
 from efficientllava.offload.devices import enough_memory
 from efficientllava.parameters import Parameters
 from efficientllava.parsing import parse_parameters
 from efficientllava.progress import silent
+from efficientllava.reading import require_plain_yaml
 from efficientllava.terminal import print_rows, shown
 from efficientllava.work_folder import require_work
 
@@ -84,10 +85,9 @@ class Request:
                     where="--set",
                     remedy="write section.key=value, e.g. --set search.rounds=5",
                 )
-            try:
+            require_plain_yaml(value, f"--set {name}")
+            with library_reads(f"{assignment!r} is not valid YAML", "--set"):
                 values.setdefault(section, {})[key] = _Values(value).get_single_data()
-            except yaml.YAMLError as error:
-                raise UserError(f"{assignment!r} is not valid YAML", where="--set") from error
         if self.max_seconds is not None:
             values.setdefault("search", {})["max_seconds"] = self.max_seconds
         return values
@@ -127,8 +127,7 @@ def run(request: Request, output: Path) -> None:
     Raises:
         UserError: see `api.prune`; `output` holds something else.
     """
-    output = output.expanduser()
-    work = request.work.expanduser()
+    work = request.work
     _require_output(request, output)
     require_work(work)
     vlm, data, _ = request.opened()
@@ -157,7 +156,7 @@ def _require_output(request: Request, output: Path) -> None:
     """Check what can be known of the output folder before hours of work."""
     where, remedy = f"--output {output}", "name another folder, or remove it"
     require_place(output, where)
-    here, work = output.resolve(), request.work.expanduser().resolve()
+    here, work = output.resolve(), request.work.resolve()
     if here.is_relative_to(work) or work.is_relative_to(here):
         raise UserError(
             f"lies in the work folder {request.work}, or holds it", where, "name another folder"
@@ -180,7 +179,7 @@ def dry(request: Request) -> None:
     Raises:
         UserError: as `run` would.
     """
-    work = request.work.expanduser()
+    work = request.work
     require_work(work)
     vlm, data, parameters = request.opened()
     with (

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch.nn.functional import pad
 
-from efficientllava.data.prompts import join_answer
+from efficientllava.data.prompts import join_answer, processor_settings, special_tokens
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def encode_prompt(processor: Any, prompt: str, image: Image.Image | None) -> Enc
     Raises:
         ValueError, IndexError: the processor refuses it.
     """
-    given = _settings(processor, prompt, image)
+    given = processor_settings(processor, prompt, image)
     return Encoded(_tensors(processor(text=[prompt], **given)))
 
 
@@ -56,7 +56,7 @@ def encode_answered(processor: Any, prompt: str, answer: str, image: Image.Image
     Raises:
         ValueError, IndexError: the processor refuses it.
     """
-    given = _settings(processor, prompt, image)
+    given = processor_settings(processor, prompt, image)
     if _keeps_answers_apart(processor):
         encoded = processor(text=[prompt], suffix=[answer], **given)
         return Encoded(_tensors(encoded), int(encoded["token_type_ids"].sum()), closing=1)
@@ -77,30 +77,12 @@ def answer_tokens(
         encoded = tokenizer(list(answers), add_special_tokens=False)["input_ids"]
         return [(tokens, True) for tokens in encoded]
     texts = [prompt, *(join_answer(prompt, answer) for answer in answers)]
-    alone, *together = tokenizer(texts, **_special(processor, prompt))["input_ids"]
+    alone, *together = tokenizer(texts, **special_tokens(processor, prompt))["input_ids"]
     shared = [common_prefix(alone, tokens) for tokens in together]
     return [
         (tokens[count:], count == len(alone))
         for tokens, count in zip(together, shared, strict=True)
     ]
-
-
-def _settings(processor: Any, prompt: str, image: Image.Image | None) -> dict[str, Any]:
-    """What a processor is given beside one text; one sample needs no padding, nor a pad token."""
-    images = _listed(image)
-    special = _special(processor, prompt)
-    return {"images": images, "padding": False, "return_tensors": "pt", **special}
-
-
-def _special(processor: Any, prompt: str) -> dict[str, bool]:
-    """No special tokens beside those that a chat template wrote, as `apply_chat_template` encodes.
-
-    A processor's template is known by the token that begins a text; a tokenizer's own template
-    writes all of them.
-    """
-    begin = getattr(processor.tokenizer, "bos_token", None)
-    whole = getattr(processor, "writes_special_tokens", False)
-    return {"add_special_tokens": False} if whole or begin and prompt.startswith(begin) else {}
 
 
 def _keeps_answers_apart(processor: Any) -> bool:
@@ -110,10 +92,6 @@ def _keeps_answers_apart(processor: Any) -> bool:
 @cache
 def _takes(name: str, processor: type) -> bool:
     return name in inspect.signature(processor.__call__).parameters
-
-
-def _listed(image: Image.Image | None) -> list[Image.Image] | None:
-    return None if image is None else [image]
 
 
 def _tensors(encoded: Any) -> dict[str, torch.Tensor]:

@@ -8,15 +8,16 @@ white; here they are scaled by the range that their mode counts to.
 
 from __future__ import annotations
 
+import zlib
 from functools import lru_cache
-from io import BytesIO
 from pathlib import Path
 from zipfile import BadZipFile, ZipFile
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from efficientllava.errors import UserError
+from efficientllava.reading.pictures import LARGEST, open_picture, read_picture
 
 WHITE = 65535
 """Of 16-bit greys, and of mode I, which Pillow fills with 16-bit greys."""
@@ -77,11 +78,12 @@ def image_bytes(path: Path) -> bytes:
     """The bytes of a file, which may lie in a zip archive.
 
     Raises:
-        FileNotFoundError: neither is there.
-        OSError: the file cannot be read, or the archive is broken.
+        FileNotFoundError: there is no such file, or none in the archive.
+        OSError: the archive is broken.
+        UserError: it is no regular file, cannot be read or is too large.
     """
     archive = _archive_of(path)
-    return path.read_bytes() if archive is None else _bytes_in(archive, path)
+    return read_picture(path) if archive is None else _bytes_in(archive, path)
 
 
 def _archive_of(path: Path) -> Path | None:
@@ -90,12 +92,16 @@ def _archive_of(path: Path) -> Path | None:
 
 def _bytes_in(archive: Path, path: Path) -> bytes:
     status = archive.stat()
+    name = path.relative_to(archive).as_posix()
     try:
         opened = _archive(archive, status.st_mtime_ns, status.st_ino)
-        return opened.read(path.relative_to(archive).as_posix())
+        size = opened.getinfo(name).file_size
+        if size > LARGEST:
+            raise OSError(f"it unpacks to {size:,} bytes")
+        return opened.read(name)
     except KeyError as error:
         raise FileNotFoundError(str(path)) from error
-    except (BadZipFile, NotImplementedError, RuntimeError) as error:
+    except (BadZipFile, RuntimeError, ValueError, zlib.error, OSError) as error:
         raise OSError(f"in {archive.name}: {error}") from error
 
 
@@ -124,13 +130,10 @@ def read_rgb(
         UserError: the file is missing, broken, too large to be decoded safely, or as `as_rgb`.
     """
     try:
-        if isinstance(source, Path) and (archive := _archive_of(source)) is not None:
-            source = _bytes_in(archive, source)
-        with Image.open(source if isinstance(source, Path) else BytesIO(source)) as image:
-            return as_rgb(image, where)
+        content = image_bytes(source) if isinstance(source, Path) else source
     except FileNotFoundError as error:
         raise UserError(missing, where=where, remedy=remedy) from error
-    except Image.DecompressionBombError as error:
-        raise UserError(f"image too large ({error})", where=where) from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except OSError as error:
         raise UserError(f"{broken} ({error})", where=where) from error
+    with open_picture(content, where, broken) as image:
+        return as_rgb(image, where)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jinja2 import TemplateError
@@ -28,10 +28,9 @@ def question_prompt(
 def chat_prompt(processor: Any, message: str, image_token: str | None) -> str:
     """Everything the model reads before its answer to a user's message.
 
-    It is what `apply_chat_template` gives for one user turn with the answer's opening: of the
-    processor, which is handed the image as a part of the message; or, where only the tokenizer has
-    a template, of the tokenizer, with the image token on a line in front. Without a template the
-    model reads the message as it is, the image token in front.
+    It is what `apply_chat_template` gives for one user turn with the answer's opening
+    (`conversation_prompt`). Without a template the model reads the message as it is, the image
+    token on a line in front.
 
     Args:
         image_token: what stands for the image; None without an image.
@@ -39,19 +38,45 @@ def chat_prompt(processor: Any, message: str, image_token: str | None) -> str:
     Raises:
         UserError: the template refuses the message.
     """
-    plain = message if image_token is None else f"{image_token}\n{message}"
+    image = [] if image_token is None else [{"type": "image"}]
+    turn = {"role": "user", "content": [*image, {"type": "text", "text": message}]}
+    return conversation_prompt(processor, [turn], image_token or "")
+
+
+def conversation_prompt(
+    processor: Any, turns: Sequence[Mapping[str, Any]], image_token: str
+) -> str:
+    """Everything the model reads before its answer to the last of several turns.
+
+    The processor's template is handed images as parts of a turn, in their place. Where only the
+    tokenizer has a template, image tokens stand on lines in front of the turn's text.
+
+    Args:
+        turns: {"role": system, user or assistant, "content": a list of {"type": "image"} and
+            {"type": "text", "text": ...}}.
+        image_token: what stands for an image.
+
+    Raises:
+        UserError: the template refuses the turns, or there is no template and more than one turn.
+    """
     tokenizer = getattr(processor, "tokenizer", None)
-    content: Any
+    plain = [{**turn, "content": _plain(turn["content"], image_token)} for turn in turns]
+    messages: Sequence[Mapping[str, Any]]
     if getattr(processor, "chat_template", None):
-        image = [] if image_token is None else [{"type": "image"}]
-        writer, content = processor, [*image, {"type": "text", "text": message}]
+        writer, messages = processor, turns
     elif getattr(tokenizer, "chat_template", None):
-        writer, content = tokenizer, plain
+        writer, messages = tokenizer, plain
+    elif [turn["role"] for turn in turns] == ["user"]:
+        return str(plain[0]["content"])
     else:
-        return plain
+        raise UserError(
+            "the checkpoint has no chat template, so that it takes one user's message and no other",
+            where="messages",
+            remedy="put all of it into one message of the role user",
+        )
     try:
         prompt: str = writer.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+            list(messages), add_generation_prompt=True, tokenize=False
         )
     except (ValueError, TypeError, ImportError, TemplateError) as error:
         raise UserError(
@@ -60,6 +85,39 @@ def chat_prompt(processor: Any, message: str, image_token: str | None) -> str:
             remedy="mend the template, or set evaluation.chat_template to none",
         ) from error
     return prompt
+
+
+def _plain(content: Sequence[Mapping[str, Any]], image_token: str) -> str:
+    images = [image_token for part in content if part["type"] == "image"]
+    return "\n".join([*images, *(part["text"] for part in content if part["type"] == "text")])
+
+
+def processor_settings(
+    processor: Any, prompt: str, image: Any, tensors: str = "pt"
+) -> dict[str, Any]:
+    """What a processor is given beside one text; one sample needs no padding, nor a pad token.
+
+    Args:
+        image: a PIL image, or None.
+        tensors: "pt" or "np".
+    """
+    return {
+        "images": None if image is None else [image],
+        "padding": False,
+        "return_tensors": tensors,
+        **special_tokens(processor, prompt),
+    }
+
+
+def special_tokens(processor: Any, prompt: str) -> dict[str, bool]:
+    """No special tokens beside those that a chat template wrote, as `apply_chat_template` encodes.
+
+    A processor's template is known by the token that begins a text; a tokenizer's own template
+    writes all of them.
+    """
+    begin = getattr(processor.tokenizer, "bos_token", None)
+    whole = getattr(processor, "writes_special_tokens", False)
+    return {"add_special_tokens": False} if whole or begin and prompt.startswith(begin) else {}
 
 
 def choose_template(processor: Any, name: str, image_token: str, where: str) -> None:

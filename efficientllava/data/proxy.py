@@ -15,11 +15,14 @@ from efficientllava.data.prompts import IMAGE_TOKEN, answer_text, question_promp
 from efficientllava.data.questions import Question
 from efficientllava.errors import UserError
 from efficientllava.files import (
+    DamagedFile,
+    file_digest,
     folder_digest,
     load_tensors,
-    read_json,
+    read_sealed,
+    replacing,
     save_tensors,
-    write_json,
+    write_sealed,
 )
 
 if TYPE_CHECKING:
@@ -204,24 +207,27 @@ def _stored(pairs: Pairs) -> dict[str, torch.Tensor]:
 
 
 def save_proxy(folder: Path, proxy: ProxyData, manifest: dict[str, Any]) -> None:
-    """Write segments.safetensors, pairs.safetensors (if any) and manifest.json."""
-    folder = Path(folder)
-    save_tensors(folder / "segments.safetensors", {"input_ids": proxy.segments})
-    if proxy.pairs is None:  # those of an earlier draw are not this one's
-        (folder / "pairs.safetensors").unlink(missing_ok=True)
-    if proxy.pairs is not None:
-        save_tensors(folder / "pairs.safetensors", _stored(proxy.pairs))
-    write_json(folder / "manifest.json", manifest)
+    """Write segments.safetensors, pairs.safetensors (if any) and manifest.json, or nothing.
+
+    The manifest holds the digests of the files, and its own.
+    """
+    with replacing(Path(folder)) as temporary:
+        temporary.mkdir()
+        save_tensors(temporary / "segments.safetensors", {"input_ids": proxy.segments})
+        if proxy.pairs is not None:
+            save_tensors(temporary / "pairs.safetensors", _stored(proxy.pairs))
+        files = {path.name: file_digest(path) for path in sorted(temporary.glob("*.safetensors"))}
+        write_sealed(temporary / "manifest.json", {**manifest, "files": files})
 
 
 def load_proxy(folder: Path) -> ProxyData:
     """Read what `save_proxy` wrote.
 
     Raises:
-        UserError: a file is missing or damaged.
+        UserError: a file is missing or not as it was written.
     """
     folder = Path(folder)
-    read_json(folder / "manifest.json")
+    recorded = read_sealed(folder / "manifest.json")["files"]
     segments = load_tensors(folder / "segments.safetensors")["input_ids"]
     pairs = None
     if (folder / "pairs.safetensors").exists():
@@ -233,4 +239,7 @@ def load_proxy(folder: Path) -> ProxyData:
             if name.startswith(ROWS)
         }
         pairs = Pairs(tensors, labels, rows)
+    for name, digest in recorded.items():
+        if file_digest(folder / name) != digest:
+            raise DamagedFile(folder / name)
     return ProxyData(segments, pairs, folder_digest(folder))

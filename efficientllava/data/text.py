@@ -22,7 +22,9 @@ from typing import Any, Literal
 
 import torch
 
+from efficientllava import reading
 from efficientllava.errors import UserError
+from efficientllava.reading import expanded
 
 Part = Literal["proxy", "held_out"]
 HELD_OUT_PERCENT = 15
@@ -39,7 +41,7 @@ def read_text(source: str, part: Part = "proxy") -> str:
     """
     if source == "demo":
         return demo_text(part)
-    path = Path(source)
+    path = expanded(source)
     if path.is_dir():
         return _join_lines(_read_file(path / _ptb_file(path, part)))
     if path.is_file():
@@ -189,16 +191,7 @@ def _docstrings(path: Path) -> Iterator[str]:
 
 
 def _read_file(path: Path) -> str:
-    try:
-        text = path.read_text(encoding="utf-8-sig")  # a byte order mark is no word
-    except FileNotFoundError as error:
-        raise UserError("no such text file", where=str(path)) from error
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"is not UTF-8 (byte {error.start} cannot be read)",
-            where=str(path),
-            remedy="convert it, e.g. with iconv -t UTF-8",
-        ) from error
+    text = reading.read_text(path)
     if not text.strip():
         raise UserError("the text is empty", where=str(path))
     return text

@@ -18,13 +18,14 @@ from efficientllava.data.proxy import ProxyData
 from efficientllava.database import storage
 from efficientllava.database.solutions import MANIFEST, block_file, level_key
 from efficientllava.files import (
+    DamagedFile,
     bring_file,
     file_digest,
-    read_json,
+    read_sealed,
     replacing,
     save_tensors,
     value_digest,
-    write_json,
+    write_sealed,
 )
 from efficientllava.kernels.hessian import InverseFactor, inverse_factor, relative_errors
 from efficientllava.kernels.obs import prune_levels
@@ -71,8 +72,11 @@ def build_database(
         identity: digests (model, proxy, code) that decide whether unfinished work still counts.
 
     Returns:
-        The manifest: levels, digests of the files, and per matrix and level the zeros, the
-        relative output error tr(dW H dW^T) / tr(W H W^T) and the Frobenius norm.
+        The manifest: levels, digests of the files and of their tensors, and per matrix and level
+        the zeros, the relative output error tr(dW H dW^T) / tr(W H W^T) and the Frobenius norm.
+
+    Raises:
+        UserError: a block's record in the work folder is not as it was written.
     """
     levels = [round(level, 4) for level in levels]
     header = {
@@ -82,13 +86,17 @@ def build_database(
     }
     unfinished = Path(work) / value_digest(header)[:16]
     walk = block_walk(adapter, proxy, parameters)
-    records, files = _solve_blocks(walk, levels, parameters, unfinished, progress)
-    manifest = {**header, "matrices": records, "files": files}
+    written = _solve_blocks(walk, levels, parameters, unfinished, progress)
+    files = {block_file(block): written[block]["file"] for block in sorted(written)}
+    manifest = {**header, "matrices": {}, "files": files, "tensors": {}}
+    for block in sorted(written):
+        manifest["matrices"] |= written[block]["matrices"]
+        manifest["tensors"] |= written[block]["tensors"]
     with replacing(Path(folder)) as temporary:
         temporary.mkdir()
         for file in files:
             bring_file(unfinished / file, temporary / file)
-        write_json(temporary / MANIFEST, manifest)
+        write_sealed(temporary / MANIFEST, manifest)
     shutil.rmtree(unfinished, ignore_errors=True)
     return manifest
 
@@ -99,16 +107,15 @@ def _solve_blocks(
     parameters: ObsParameters,
     unfinished: Path,
     progress: Progress,
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """Solve every block into the unfinished folder: records by matrix, digests by file."""
-    records: dict[str, Any] = {}
-    files: dict[str, str] = {}
-    written: Future[str] | None = None
+) -> dict[int, dict[str, Any]]:
+    """Solve every block into the unfinished folder: see `_write_block`, by block."""
+    records: dict[int, dict[str, Any]] = {}
+    written: Future[dict[str, Any]] | None = None
     total = len(walk.adapter.blocks)
 
     def finish(block: int) -> None:
         if written is not None:
-            files[block_file(block)] = written.result()
+            records[block] = written.result()
             progress(Event("block", block + 1, total))
 
     with ThreadPoolExecutor(1) as writer:
@@ -120,25 +127,36 @@ def _solve_blocks(
                 solved = _solve_block(walk, block, levels, parameters)
             finish(block - 1)
             if solved is None:
-                records.update(read_json(record_file))
-                written = writer.submit(file_digest, path)
+                written = writer.submit(_read_block, path, record_file)
             else:
-                records.update(solved[0])
                 written = writer.submit(_write_block, path, record_file, *solved)
                 del solved
             if block + 1 < total:
                 walk.advance(block)
         finish(total - 1)
-    return records, files
+    return records
 
 
 def _write_block(
-    path: Path, record_file: Path, records: dict[str, Any], tensors: dict[str, torch.Tensor]
-) -> str:
-    """Write a block's solutions, then its record as the sign that they are there; their digest."""
+    path: Path, record_file: Path, matrices: dict[str, Any], tensors: dict[str, torch.Tensor]
+) -> dict[str, Any]:
+    """Write a block's solutions, then its record as the sign that they are there.
+
+    Returns:
+        The record: `matrices` by name, the digest of the `file` and of its `tensors` by key.
+    """
     save_tensors(path, tensors)
-    write_json(record_file, records)
-    return file_digest(path)
+    digests = {key: storage.tensor_digest(tensor) for key, tensor in tensors.items()}
+    record = {"matrices": matrices, "file": file_digest(path), "tensors": digests}
+    write_sealed(record_file, record)
+    return record
+
+
+def _read_block(path: Path, record_file: Path) -> dict[str, Any]:
+    record = read_sealed(record_file)
+    if file_digest(path) != record["file"]:
+        raise DamagedFile(path)
+    return record
 
 
 def _solve_block(

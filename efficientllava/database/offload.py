@@ -29,6 +29,8 @@ def offload_database(database: Database, where: Location, device: torch.device) 
     """
     if where == "disk":
         return database
+    for key in database.tensors:
+        database.check(key)  # all of them are read now
     if where == "device":
         moved = {key: tensor.to(device) for key, tensor in database.tensors.items()}
         return Database(database.manifest, moved)

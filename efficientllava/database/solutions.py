@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 
 from efficientllava.database import storage
 from efficientllava.errors import UserError
-from efficientllava.files import file_digest, load_tensors, read_json
+from efficientllava.files import DamagedFile, file_digest, load_tensors, read_sealed
 
 MANIFEST = "manifest.json"
 
@@ -33,19 +33,49 @@ class Database:
     Attributes:
         manifest: of `build_database`.
         tensors: of each solution [out, in] as `storage.stored` returns it, by "NAME@LEVEL".
+        unchecked: the file of every tensor whose digest has not been compared yet, by its key.
     """
 
     manifest: dict[str, Any]
     tensors: dict[str, torch.Tensor]
+    unchecked: dict[str, Path] = field(default_factory=dict)
 
     def solution(self, name: str, level: float) -> torch.Tensor:
-        """The OBS solution [out, in] of a matrix at a level."""
+        """The OBS solution [out, in] of a matrix at a level.
+
+        Raises:
+            UserError: it is not as it was written.
+        """
         size = self.manifest["matrices"][name]["size"]
-        return storage.restored(self.tensors, f"{name}@{level_key(level)}", size)
+        return storage.restored(self.tensors, self._checked(name, level), size)
 
     def put(self, name: str, level: float, weight: torch.Tensor) -> None:
-        """Copy the solution of a matrix at a level into `weight` [out, in]."""
-        storage.restore_into(self.tensors, f"{name}@{level_key(level)}", weight)
+        """Copy the solution of a matrix at a level into `weight` [out, in].
+
+        Raises:
+            UserError: it is not as it was written.
+        """
+        storage.restore_into(self.tensors, self._checked(name, level), weight)
+
+    def _checked(self, name: str, level: float) -> str:
+        """The key of a solution, after a check of its tensors when they are first used."""
+        key = f"{name}@{level_key(level)}"
+        for part in (key, key + storage.MASK, key + storage.KEPT):
+            self.check(part)
+        return key
+
+    def check(self, key: str) -> None:
+        """Compare a tensor with its digest in the manifest, unless that has been done.
+
+        Raises:
+            UserError: it is not as it was written.
+        """
+        path = self.unchecked.get(key)
+        if path is None:
+            return
+        if storage.tensor_digest(self.tensors[key]) != self.manifest["tensors"][key]:
+            raise DamagedFile(path)
+        self.unchecked.pop(key, None)
 
     def norm_ratio(self, name: str, level: float) -> float:
         """||W^_i||_F / ||W_i||_F of equation (3)."""
@@ -62,19 +92,22 @@ def open_database(
     Args:
         folders: its folder; or several, which hold different levels of the same matrices.
         levels: those that will be needed.
-        check: read every file and compare its digest with the manifest's.
+        check: read every file now and compare its digest with the manifest's. Otherwise each
+            tensor is compared when it is first used.
 
     Raises:
         UserError: a file is missing or damaged, or a level is not in it.
     """
     parts = [folders] if isinstance(folders, Path) else list(folders)
     opened = [_open_part(part, check) for part in parts]
-    manifest, tensors = opened[0].manifest, opened[0].tensors
+    manifest, tensors, unchecked = opened[0].manifest, opened[0].tensors, opened[0].unchecked
     for other in opened[1:]:
         manifest["levels"] = sorted({*manifest["levels"], *other.manifest["levels"]})
         for name, record in other.manifest["matrices"].items():
             manifest["matrices"][name]["levels"] |= record["levels"]
+        manifest["tensors"] |= other.manifest["tensors"]
         tensors |= other.tensors
+        unchecked |= other.unchecked
     missing = [level for level in levels if round(level, 4) not in manifest["levels"]]
     if missing:
         raise UserError(
@@ -82,18 +115,25 @@ def open_database(
             where=", ".join(map(str, parts)),
             remedy="build the database again for these ratios and offsets",
         )
-    return Database(manifest, tensors)
+    return Database(manifest, tensors, unchecked)
 
 
 def _open_part(folder: Path, check: bool) -> Database:
-    manifest = read_json(folder / MANIFEST)
+    manifest = read_sealed(folder / MANIFEST)
     tensors: dict[str, torch.Tensor] = {}
+    unchecked: dict[str, Path] = {}
     for name, digest in manifest["files"].items():
-        tensors.update(load_tensors(folder / name))
-        if check and file_digest(folder / name) != digest:
-            raise UserError(
-                "is not the file that was written",
-                where=str(folder / name),
-                remedy="build the database again",
-            )
-    return Database(manifest, tensors)
+        path = folder / name
+        if check and file_digest(path) != digest:
+            raise DamagedFile(path)
+        read = load_tensors(path)
+        tensors.update(read)
+        if not check:
+            unchecked.update(dict.fromkeys(read, path))
+    if missing := manifest["tensors"].keys() ^ tensors.keys():
+        raise UserError(
+            f"its files do not hold the tensors of its manifest: {min(missing)}",
+            where=str(folder),
+            remedy=f"`rm -r {folder}`, and it is built again",
+        )
+    return Database(manifest, tensors, unchecked)

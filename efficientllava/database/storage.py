@@ -6,6 +6,7 @@ same bits come back.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import Literal
 
@@ -29,6 +30,13 @@ def stored(key: str, solution: torch.Tensor, form: Storage) -> dict[str, torch.T
     raw = solution.contiguous().view(torch.uint8).view(*solution.shape, -1)
     kept = (raw != 0).any(dim=2)
     return {key + MASK: packed(kept), key + KEPT: solution[kept]}
+
+
+def tensor_digest(tensor: torch.Tensor) -> str:
+    """sha256 of a tensor's type, shape and bytes, as hexadecimal digits."""
+    digest = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)}\0".encode())
+    digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def packed(mask: torch.Tensor) -> torch.Tensor:

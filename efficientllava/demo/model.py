@@ -76,7 +76,9 @@ def train_demo_model(
         metrics = _validation_metrics(model, processor, validation, progress)
     record = {"validation": metrics, "parameters": parameters.model_dump(mode="json")}
     names = [matrix.name for matrix in adapter_for(model).matrices]
-    save_checkpoint(model, processor, folder, {TRAINING_RECORD: record, MATRICES: names})
+    save_checkpoint(
+        model, processor, folder, {TRAINING_RECORD: record, MATRICES: names}, sealed=True
+    )
     return metrics
 
 

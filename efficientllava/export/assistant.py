@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,11 @@ from PIL import Image
 from transformers import AutoProcessor
 
 from efficientllava.data.images import read_rgb
-from efficientllava.data.prompts import chat_prompt
-from efficientllava.errors import UserError
-from efficientllava.export.decoding import ExportedModel, Inputs, Prompt
+from efficientllava.data.prompts import chat_prompt, processor_settings
+from efficientllava.errors import UserError, library_reads
+from efficientllava.export.decoding import AGAIN, ExportedModel, Inputs, Prompt
 from efficientllava.export.runtimes import takes_graphs, unavailable
+from efficientllava.reading import checked, read_json
 from efficientllava.registry import RUNTIMES
 
 
@@ -28,33 +29,32 @@ def read_image(path: Path) -> Image.Image:
     return read_rgb(path, str(path), "no such image", "not a readable image")
 
 
-def processed(processor: Any, prompt: Prompt, tensors: str) -> Any:
-    """The processor's input_ids (image tokens repeated) and pixel_values of one prompt.
-
-    Args:
-        tensors: "np" or "pt".
-
-    Raises:
-        UserError: the image cannot be read, or text and image do not go together.
-    """
-    images = None if prompt.image is None else [read_image(prompt.image)]
+@contextmanager
+def refusals(processor: Any) -> Iterator[None]:
+    """Report a processor's refusal of a prompt as an error that its writer can mend."""
     try:
-        return processor(text=[prompt.text], images=images, return_tensors=tensors)
-    except ValueError as error:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # of whatever kind: processors check little of their settings
+        token = getattr(processor, "image_token", None)
         raise UserError(
             f"the processor refuses the prompt: {str(error).strip()}",
             where="prompt",
-            remedy=f"write {processor.image_token} once where there is an image, else not at all",
+            remedy=f"write {token} once where there is an image, else not at all" if token else "",
         ) from error
 
 
 def graph_inputs(processor: Any, prompt: Prompt) -> Inputs:
-    """A prompt as exported graphs take it.
+    """A prompt as exported graphs take it: input_ids with image tokens repeated, pixel_values.
 
     Raises:
-        UserError: as `processed`.
+        UserError: the image cannot be read, or text and image do not go together.
     """
-    made = processed(processor, prompt, "np")
+    image = None if prompt.image is None else read_image(prompt.image)
+    settings = processor_settings(processor, prompt.text, image, "np")
+    with refusals(processor):
+        made = processor(text=[prompt.text], **settings)
     return Inputs(
         np.asarray(made["input_ids"][0]), processor.image_token_id, made.get("pixel_values")
     )
@@ -80,17 +80,12 @@ class Assistant:
                 where=str(folder),
                 remedy="ask the checkpoint it was to be exported from, with transformers",
             )
+        self.folder = folder
         self.runtime, self.model = runtime, ExportedModel(folder, runtime, threads)
-        try:
+        with library_reads("not a complete export", str(folder), AGAIN):
             self.processor: Any = AutoProcessor.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False, backend="pil"
             )
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(
-                f"not a complete export ({error})",
-                where=str(folder),
-                remedy="run the export stage again",
-            ) from error
 
     def generate(self, prompt: Prompt, new_tokens: int | None = None) -> list[int]:
         """Greedy token ids after a prompt, an end token included when one came.
@@ -99,7 +94,9 @@ class Assistant:
             UserError: the prompt is longer than the prefill graph, or the answer would outgrow
                 the cache.
         """
-        return self.model.greedy(graph_inputs(self.processor, prompt), new_tokens)
+        inputs = graph_inputs(self.processor, prompt)
+        with library_reads("the graphs do not fit each other", str(self.folder), AGAIN):
+            return self.model.greedy(inputs, new_tokens)
 
     def text(self, tokens: Sequence[int]) -> str:
         """Token ids as text, without special tokens."""
@@ -107,12 +104,17 @@ class Assistant:
 
 
 def _recorded_runtimes(folder: Path) -> dict[str, Any]:
-    """What export.json says of each runtime; nothing where it does not say."""
-    try:
-        record = json.loads((folder / "export.json").read_text(encoding="utf-8"))
-        return dict(record["runtimes"])
-    except (OSError, ValueError, KeyError):
+    """What export.json says of each runtime; nothing where there is none.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    file = folder / "export.json"
+    if not file.exists():
         return {}
+    record = checked(read_json(file), dict[str, Any], str(file), AGAIN)
+    rows = record.get("runtimes", {})
+    return dict(checked(rows, dict[str, dict[str, Any]], f"{file}, runtimes", AGAIN))
 
 
 def _is_of_graphs(runtime: str) -> bool:

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
+from pydantic import BaseModel, Field
 
 from efficientllava.errors import UserError
 from efficientllava.export.runtimes import Arrays, Runtime, open_graph
-from efficientllava.files import read_json
+from efficientllava.reading import checked, load_tensors, read_json
 
 # a finite number: -inf gives NaN where a padding row has nothing to attend to
 MASKED = -1e4
 GRAPHS = ("vision", "prefill", "decode")
+AGAIN = "run the export stage again"
 
 
 @dataclass(frozen=True)
@@ -158,6 +159,13 @@ def decode_inputs(embedding: np.ndarray, length: int, context: int) -> Arrays:
     }
 
 
+class _Generation(BaseModel):
+    """What is read of generation_config.json."""
+
+    max_new_tokens: int = Field(ge=1, le=2**31)
+    eos_token_id: int | list[int] | None = None
+
+
 class ExportedModel:
     """The graphs of an exported folder in one runtime, and its table of embeddings."""
 
@@ -171,17 +179,15 @@ class ExportedModel:
         self.graphs = {
             name: open_graph(runtime, folder / f"{name}.onnx", threads) for name in GRAPHS
         }
-        try:
-            (self._table,) = load_file(folder / "embeddings.safetensors").values()
-            settings = read_json(folder / "generation_config.json")
-            self.new_tokens: int = settings["max_new_tokens"]
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
-            raise UserError(
-                f"not a complete export ({error})",
-                where=str(folder),
-                remedy="run the export stage again",
-            ) from error
-        ends = settings.get("eos_token_id")
+        tables = load_tensors(folder / "embeddings.safetensors", "np")
+        if len(tables) != 1 or (table := next(iter(tables.values()))).ndim != 2:
+            what = f"holds {len(tables)} tensors in the place of one table"
+            raise UserError(what, str(folder / "embeddings.safetensors"), AGAIN)
+        self._table: Any = table
+        file = folder / "generation_config.json"
+        settings = checked(read_json(file), _Generation, str(file), AGAIN)
+        self.new_tokens: int = settings.max_new_tokens
+        ends = settings.eos_token_id
         self.ends: list[int] = ends if isinstance(ends, list) else [] if ends is None else [ends]
 
     def features(self, pixel_values: np.ndarray) -> np.ndarray:

@@ -23,6 +23,7 @@ from efficientllava.export.graphs.writing import (
 from efficientllava.export.graphs.zeros import sparsity
 from efficientllava.export.measure import DENSE, STEP, measure_graphs, not_available
 from efficientllava.export.packed import measure_packed
+from efficientllava.export.record import without_times
 from efficientllava.export.reference import graph_reference
 from efficientllava.export.runtimes import takes_graphs
 from efficientllava.export.speed import (
@@ -56,7 +57,8 @@ def export_model(
 
     The folder appears whole or not at all and needs no checkpoint beside it: what the runtimes of
     graphs take (graphs, embeddings, processor files, generation settings), the packed checkpoint
-    in `packed`, and export.json. Of a model that a runtime cannot take export.json says why.
+    in `packed`, and export.json. Of a model that a runtime cannot take export.json says why. The
+    folder has the same bytes whenever the same checkpoint is exported: times are returned only.
 
     Args:
         prompts: answered end to end and compared token by token; the first
@@ -64,7 +66,7 @@ def export_model(
         style: see `load_processor`.
 
     Returns:
-        What export.json holds.
+        What export.json holds, with the times and the machine (`export.record`).
 
     Raises:
         UserError: a checkpoint cannot be read, a prompt is longer than the prefill graph, none of
@@ -93,7 +95,7 @@ def export_model(
         # the exported folder holds the pruned model alone
         shutil.rmtree(temporary / DENSE, ignore_errors=True)
         (temporary / STEP).unlink(missing_ok=True)
-        write_json(temporary / "export.json", record)
+        write_json(temporary / "export.json", without_times(record))
     return record
 
 

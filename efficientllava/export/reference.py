@@ -8,10 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from transformers import LogitsProcessorList, PreTrainedModel
 
-from efficientllava.export.assistant import graph_inputs, processed
+from efficientllava.data.encoding import encode_prompt
+from efficientllava.export.assistant import graph_inputs, read_image, refusals
 from efficientllava.export.decoding import Prompt, Reference, require_length
+from efficientllava.models.batches import batch_inputs
 
 
 @torch.no_grad()
@@ -47,7 +50,7 @@ def reference_answer(
     Raises:
         UserError: the prompt cannot be read, or the model takes no images and there is one.
     """
-    tokens, logits = _generated(model, processed(processor, prompt, "pt"), new_tokens)
+    tokens, logits = _generated(model, encoded(model, processor, prompt), new_tokens)
     return Reference(prompt, None, None, tokens, logits)
 
 
@@ -56,7 +59,7 @@ def forced_logits(model: PreTrainedModel, processor: Any, reference: Reference) 
 
     `model.generate` runs as it does without being made to: a prefill, then one token at a time.
     """
-    inputs = processed(processor, reference.prompt, "pt")
+    inputs = encoded(model, processor, reference.prompt)
     prompt_tokens = inputs["input_ids"].shape[1]
 
     def forced(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
@@ -77,8 +80,31 @@ def checkpoint_answer(
     Raises:
         UserError: the prompt cannot be read, or the model takes no images and there is one.
     """
-    tokens, _ = _generated(model, processed(processor, prompt, "pt"), new_tokens)
+    tokens, _ = _generated(model, encoded(model, processor, prompt), new_tokens)
     return str(processor.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
+
+
+def encoded(model: PreTrainedModel, processor: Any, prompt: Prompt) -> dict[str, torch.Tensor]:
+    """`model_inputs` of a prompt whose image is a file.
+
+    Raises:
+        UserError: the image cannot be read, or the processor refuses the prompt.
+    """
+    image = None if prompt.image is None else read_image(prompt.image)
+    return model_inputs(model, processor, prompt.text, image)
+
+
+def model_inputs(
+    model: PreTrainedModel, processor: Any, text: str, image: Image.Image | None
+) -> dict[str, torch.Tensor]:
+    """A prompt as evaluation encodes it, on the model's device: `generate` takes it as it is.
+
+    Raises:
+        UserError: the processor refuses the prompt.
+    """
+    with refusals(processor):
+        sample = encode_prompt(processor, text, image)
+    return batch_inputs(model, processor, [sample], side="left")
 
 
 def _generated(
@@ -89,7 +115,7 @@ def _generated(
 ) -> tuple[list[int], np.ndarray]:
     """Greedy tokens after a prompt, and the logits [new tokens, vocabulary] before `processors`."""
     generated = model.generate(
-        **{name: inputs[name] for name in inputs if name != "token_type_ids"},
+        **inputs,
         do_sample=False,
         num_beams=1,
         max_new_tokens=new_tokens,
@@ -98,4 +124,4 @@ def _generated(
         return_dict_in_generate=True,
     )
     tokens: list[int] = generated.sequences[0, inputs["input_ids"].shape[1] :].tolist()
-    return tokens, torch.cat(generated.logits).float().numpy()
+    return tokens, torch.cat(generated.logits).float().cpu().numpy()

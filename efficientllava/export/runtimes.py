@@ -15,7 +15,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, ClassVar
 
-from efficientllava.errors import UserError
+from efficientllava.errors import UserError, library_reads
+from efficientllava.reading import require_regular
 from efficientllava.registry import RUNTIMES
 
 if TYPE_CHECKING:
@@ -224,7 +225,7 @@ def open_graph(runtime: str, path: Path, threads: int) -> Runtime:
 
     Raises:
         UserError: the runtime is unknown, runs no graphs or cannot be used here, or the file is
-            missing.
+            missing or no graph.
     """
     graphs = [name for name in RUNTIMES if takes_graphs(name)]
     if runtime not in graphs:
@@ -239,11 +240,13 @@ def open_graph(runtime: str, path: Path, threads: int) -> Runtime:
             where=f"runtime {runtime}",
             remedy=remedy(runtime),
         )
-    if not path.is_file():
+    if not path.exists():
         raise UserError(
             "no such file", where=str(path), remedy="give a folder written by the export stage"
         )
+    require_regular(path)
     started = time.perf_counter()
-    graph = chosen(path, threads)
+    with library_reads(f"{runtime} cannot read the graph", str(path), "run the export stage again"):
+        graph = chosen(path, threads)
     graph.compile_seconds = time.perf_counter() - started
     return graph

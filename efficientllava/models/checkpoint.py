@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Any
 
 import torch
 from transformers import (
-    AutoConfig,
     AutoProcessor,
     AutoTokenizer,
     PreTrainedModel,
@@ -19,8 +17,8 @@ from transformers import (
 
 from efficientllava.data.conversations import IMAGE_TOKEN, TEMPLATES
 from efficientllava.data.prompts import choose_template
-from efficientllava.errors import UserError
-from efficientllava.files import read_json, replacing, write_json
+from efficientllava.errors import UserError, library_reads
+from efficientllava.files import DIGESTS, replacing, require_sealed, seal, write_json
 from efficientllava.models.families import (
     FAMILIES,
     FOUND,
@@ -46,6 +44,7 @@ from efficientllava.models.weight_files import (
     check_finite,
     weight_files,
 )
+from efficientllava.reading import read_model_config, require_floats
 from efficientllava.terminal import quiet_transformers
 
 SHARD_BYTES = 5 * 10**9
@@ -56,6 +55,7 @@ WEIGHTS_AND_RECORDS = (
     INDEX,
     "training.json",
     "matrices.json",
+    DIGESTS,
 )
 """JSON files of a checkpoint that are not its processor's."""
 
@@ -75,7 +75,7 @@ def check_checkpoint(folder: Path) -> Family:
     """
     require_plain_checkpoint(folder)
     weight_files(folder)
-    config = read_json(Path(folder) / "config.json")
+    config = read_model_config(folder)
     family = family_of(config)
     # transformers would take the defaults, a model of 7 billion weights
     if not isinstance(config.get("text_config"), dict) and "hidden_size" not in config:
@@ -106,8 +106,8 @@ def load_model(
 
     Raises:
         UserError: as `check_checkpoint`; weights missing or of another shape than the
-            configuration says; NaN or inf in a weight (named); a packed checkpoint that is not
-            as it was written.
+            configuration says; NaN or inf in a weight (named); weights that are not as they were
+            written, where that is recorded.
     """
     folder = Path(folder)
     family = check_checkpoint(folder)
@@ -115,22 +115,21 @@ def load_model(
     files = weight_files(folder)
     if is_packed(folder) or has_record(files):
         check_config(files, folder / "config.json")
-    try:
-        check_size(folder, family.takes_images)
+    else:
+        for file in files:
+            require_floats(file)
+    check_size(folder, family.takes_images)
+    config = read_config(folder)
+    with library_reads("transformers cannot load the model", str(folder)):
         model, loading = loader.from_pretrained(
             folder,
-            config=read_config(folder),
+            config=config,
             dtype="auto" if dtype is None else dtype,
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=False,
             output_loading_info=True,
         )
-    except (ValueError, KeyError, RuntimeError, OSError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"transformers cannot load the model: {first}", where=str(folder)
-        ) from error
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if keys := sorted(str(key) for key in loading[problem]):
             raise UserError(
@@ -140,6 +139,7 @@ def load_model(
             )
     if not checked:
         check_finite(folder)
+        require_sealed(folder, ("*.safetensors", f"*{INDEX}"))
     loaded: PreTrainedModel = model.eval().to(device)
     if hasattr(loaded.config, FOUND):
         require_head(adapter_for(loaded))
@@ -162,10 +162,8 @@ def _known_family(folder: Path) -> Family | None:
     It is looked up before transformers reads config.json, so that another package's module has
     registered the classes of its family.
     """
-    path = folder / "config.json"
-    config = read_json(path) if path.is_file() else None
-    model_type = str(config.get("model_type")) if isinstance(config, dict) else ""
-    if not isinstance(config, dict) or (FOUND not in config and model_type not in FAMILIES):
+    config = read_model_config(folder) if (folder / "config.json").exists() else {}
+    if FOUND not in config and str(config.get("model_type")) not in FAMILIES:
         return None
     return family_of(config)
 
@@ -201,8 +199,12 @@ def load_processor(
 def _prepared(
     folder: Path, family: Family | None, style: str | None
 ) -> ProcessorMixin | TextProcessor:
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    remedy = "the folder needs the tokenizer and processor files of its model"
+    if not (folder / "config.json").exists():
+        raise UserError("no usable processor: there is no config.json", str(folder), remedy)
+    config = read_config(folder)
+    remedy = needs_torchvision(folder) or remedy
+    with library_reads("no usable processor", str(folder), remedy, packages=True):
         if family is not None and not family.takes_images:
             return TextProcessor(
                 AutoTokenizer.from_pretrained(
@@ -213,14 +215,6 @@ def _prepared(
         processor: ProcessorMixin = loader.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False, backend="pil"
         )
-    except (OSError, ValueError, KeyError, ImportError, json.JSONDecodeError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"no usable processor: {first}",
-            where=str(folder),
-            remedy=needs_torchvision(folder)
-            or "the folder needs the tokenizer and processor files of its model",
-        ) from error
     if config.model_type == "llava":
         use_original_images(processor, pads_images(config, style))
     fit_image_tokens(processor, config, str(folder))
@@ -264,6 +258,7 @@ def save_checkpoint(
     records: Mapping[str, Any] | None = None,
     save_weights: Callable[[Path], None] | None = None,
     shard: int = SHARD_BYTES,
+    sealed: bool = False,
 ) -> None:
     """Save an ordinary transformers checkpoint, whole or not at all.
 
@@ -273,6 +268,7 @@ def save_checkpoint(
         save_weights: writes the safetensors files, where the weights are not those in memory
             (`BlocksOnDisk.save_weights`).
         shard: largest bytes of a file otherwise; larger models are saved in shards.
+        sealed: whether the digests of all files are recorded (`files.seal`).
     """
     with replacing(Path(folder)) as temporary:
         temporary.mkdir()
@@ -289,6 +285,8 @@ def save_checkpoint(
             processor.save_pretrained(temporary)
         for name, record in (records or {}).items():
             write_json(temporary / name, record)
+        if sealed:
+            seal(temporary)
 
 
 def _copy_processor(source: Path, folder: Path) -> None:

@@ -7,14 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from efficientllava.errors import UserError
-from efficientllava.files import read_json
 from efficientllava.models.packed import PACKED
+from efficientllava.reading import read_json, read_model_config
 
 ORIGINAL_LLAVA = ("llava_llama", "llava_mistral", "llava_mpt", "llava_qwen", "llava_gemma")
 """`model_type` in the layout of LLaVA's own repository, whose code transformers does not have."""
 
 SECTIONS = (None, "text_config", "vision_config", "llm_config")
 """Where config.json may say that weights are quantised."""
+
+
+def checkpoint_in(folder: Path) -> Path:
+    """The checkpoint of a folder: the packed one of an export, else the folder itself."""
+    packed = Path(folder) / "packed"
+    return packed if (packed / "config.json").is_file() else Path(folder)
 
 
 def require_plain_checkpoint(folder: Path) -> None:
@@ -25,7 +31,7 @@ def require_plain_checkpoint(folder: Path) -> None:
             the way to a checkpoint that can be pruned.
     """
     folder = Path(folder)
-    config = _object(folder / "config.json")
+    config = read_model_config(folder) if (folder / "config.json").exists() else {}
     if (folder / "adapter_config.json").is_file() and not config:
         base = _object(folder / "adapter_config.json").get("base_model_name_or_path", "its base")
         raise UserError(
@@ -64,5 +70,5 @@ def require_plain_checkpoint(folder: Path) -> None:
 
 
 def _object(file: Path) -> dict[str, Any]:
-    content = read_json(file) if file.is_file() else None
+    content = read_json(file)
     return content if isinstance(content, dict) else {}

@@ -17,12 +17,13 @@ from typing import Any
 from torch import nn
 
 from efficientllava.errors import UserError
-from efficientllava.files import read_json, write_json
+from efficientllava.files import write_json
 from efficientllava.models.checkpoint import load_processor
 from efficientllava.models.families import DECODER_GROUPS, FOUND, Family
 from efficientllava.models.skeleton import reads_images, without_weights
 from efficientllava.models.source import CHECKPOINT_FILES
 from efficientllava.models.weight_files import weight_files
+from efficientllava.reading import read_model_config
 
 logger = logging.getLogger(__name__)
 
@@ -147,7 +148,7 @@ def with_found_family(given: Path, folder: Path) -> Path:
             place = folder / file.relative_to(given)
             place.parent.mkdir(exist_ok=True)
             _link(file, place)
-    content = read_json(given / "config.json")
+    content = read_model_config(given)
     write_json(folder / "config.json", content | {FOUND: json.loads(json.dumps(asdict(family)))})
     return folder
 

@@ -11,10 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
 from efficientllava.errors import UserError
-from efficientllava.files import read_json
+from efficientllava.reading import opened_tensors, parse_json, read_model_config
 
 SECTION = "quantization_config"
 """Of config.json: how weights are stored where they are no plain matrices."""
@@ -33,8 +31,7 @@ def is_packed(folder: Path) -> bool:
     Raises:
         UserError: no readable config.json.
     """
-    config = read_json(Path(folder) / "config.json")
-    section = config.get(SECTION) if isinstance(config, dict) else None
+    section = read_model_config(folder).get(SECTION)
     return isinstance(section, dict) and section.get("quant_method") == PACKED
 
 
@@ -81,14 +78,16 @@ def record_of(file: Path) -> dict[str, Any]:
         UserError: there is none, it is malformed, or of another version.
     """
     try:
-        with safe_open(file, framework="pt") as opened:
-            record = json.loads((opened.metadata() or {}).get(PACKED, ""))
+        with opened_tensors(file) as opened:
+            text = (opened.metadata() or {}).get(PACKED, "")
+        record = parse_json(text, str(file))
         tensors, source = record["tensors"], record["source"]
         sound = isinstance(tensors, dict) and isinstance(source, dict)
         if not sound or not isinstance(record["config"], str) or record["total"] < len(tensors):
             raise TypeError("of another type")
-    except (json.JSONDecodeError, KeyError, TypeError, SafetensorError, OSError) as error:
-        raise UserError(f"holds no checksums ({error})", str(file), DAMAGED) from error
+    except (UserError, KeyError, TypeError) as error:
+        problem = error.what if isinstance(error, UserError) else error
+        raise UserError(f"holds no checksums ({problem})", str(file), DAMAGED) from error
     require_version(record.get("version"), str(file))
     return dict(record)
 
@@ -96,7 +95,7 @@ def record_of(file: Path) -> dict[str, Any]:
 def has_record(files: Sequence[Path]) -> bool:
     """Whether any of the files was written packed, whatever config.json says now."""
     for file in files:
-        with safe_open(file, framework="pt") as opened:
+        with opened_tensors(file) as opened:
             if PACKED in (opened.metadata() or {}):
                 return True
     return False
@@ -108,7 +107,7 @@ def check_config(files: Sequence[Path], config_file: Path) -> None:
     Raises:
         UserError: it was changed; a file holds no checksums; the version is not known.
     """
-    content = read_json(config_file)
+    content = read_model_config(config_file.parent)
     section = content.get(SECTION)
     if isinstance(section, dict) and section.get("quant_method") == PACKED:
         require_version(section.get("version"), str(config_file))

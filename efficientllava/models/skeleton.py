@@ -17,13 +17,15 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
 )
 
-from efficientllava.errors import UserError
-from efficientllava.files import read_json, stored_numbers
+from efficientllava.errors import UserError, library_reads
 from efficientllava.models.packed import is_packed
 from efficientllava.models.weight_files import stored_names, weight_files
+from efficientllava.reading import read_model_config, stored_numbers
 
 LAYERS = ("num_hidden_layers", "num_layers", "depth")
 """Names of the number of layers in configurations."""
+
+SAME = "take config.json and all weights from the same model"
 
 MISSING = (0.1, 2**20)
 """Weights that files may lack before they are allocated: a share of those they hold, or a number.
@@ -42,8 +44,13 @@ def read_config(folder: Path) -> Any:
 
     What config.json asks for (flash attention, where the model was trained) may not be installed,
     and block replay and exact comparisons rest on ours.
+
+    Raises:
+        UserError: as `read_model_config`; transformers cannot read it.
     """
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    read_model_config(folder)
+    with library_reads("transformers cannot read it", str(Path(folder) / "config.json"), SAME):
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     config._attn_implementation = None
     return config
 
@@ -51,7 +58,8 @@ def read_config(folder: Path) -> Any:
 def without_weights(folder: Path, takes_images: bool) -> PreTrainedModel:
     """A checkpoint's model on torch's meta device, whatever its family."""
     config = read_config(folder)
-    with torch.device("meta"):
+    failure = "transformers cannot build the model that it describes"
+    with library_reads(failure, str(Path(folder) / "config.json"), SAME), torch.device("meta"):
         model: PreTrainedModel = model_class(takes_images).from_config(config)
     return model
 
@@ -62,7 +70,7 @@ def reads_images(folder: Path) -> bool:
     Raises:
         UserError: transformers does not know the type.
     """
-    model_type = str(read_json(Path(folder) / "config.json").get("model_type"))
+    model_type = str(read_model_config(folder).get("model_type"))
     if model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         return True
     if model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
@@ -83,11 +91,12 @@ def check_size(folder: Path, takes_images: bool) -> None:
         UserError: it describes far more.
     """
     files, file = weight_files(folder), folder / "config.json"
-    where, remedy = str(file), "take config.json and all weights from the same model"
+    where, remedy = str(file), SAME
     stored, names = sum(map(stored_numbers, files)), sum(map(stored_names, files))
     # before transformers reads it, which makes lists as long as these numbers say
-    content = read_json(file)
-    for part in (content, content.get("text_config"), content.get("vision_config")):
+    content = read_model_config(folder)
+    parts: list[Any] = [content, content.get("text_config"), content.get("vision_config")]
+    for part in parts:
         for layers in LAYERS if isinstance(part, dict) else ():
             count = part.get(layers)
             if isinstance(count, int) and count > names:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from efficientllava.data.conversations import TEMPLATES
 from efficientllava.errors import UserError
+from efficientllava.reading import expanded
 
 CHECKPOINT_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", TEMPLATES)
 """The files of a checkpoint; never pickles, never code."""
@@ -22,7 +23,7 @@ MATRICES = "matrices.json"
 
 def local_folder(source: str | Path) -> Path | None:
     """The folder that a source names, whether it is there or not; None for a hub id."""
-    folder = Path(source).expanduser()
+    folder = expanded(source)
     text = str(source)
     looks_like_path = text.startswith((".", "/", "~")) or text.count("/") != 1
     return folder if isinstance(source, Path) or folder.is_dir() or looks_like_path else None

@@ -6,11 +6,15 @@ import re
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from efficientllava.errors import UserError
-from efficientllava.files import read_json
 from efficientllava.finite import all_finite
+from efficientllava.reading import (
+    opened_tensors,
+    read_json,
+    read_model_config,
+    require_regular,
+)
 
 WHOLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -33,15 +37,13 @@ def weights_entry(folder: Path) -> Path:
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError("no such model folder", where=str(folder))
-    if not (folder / "config.json").is_file():
+    if not (folder / "config.json").exists():
         raise UserError(
             "the model folder has no config.json",
             where=str(folder),
             remedy="give a folder saved by transformers' save_pretrained",
         )
-    config = read_json(folder / "config.json")
-    if not isinstance(config, dict):
-        raise UserError("holds no JSON object", where=str(folder / "config.json"))
+    config = read_model_config(folder)
     if any(DISTRIBUTED.fullmatch(path.name) for path in folder.iterdir()):
         raise UserError(
             "the model folder holds a distributed checkpoint (shard-*.safetensors)",
@@ -60,7 +62,7 @@ def weights_entry(folder: Path) -> Path:
         )
     for name in (WHOLE, INDEX) if named is None else (named,):
         if (folder / name).is_symlink() or (folder / name).exists():
-            _require_regular(folder / name)
+            require_regular(folder / name)
             return folder / name
     raise UserError(
         f"the model folder holds {_other_weights(folder)}; pickles are never loaded",
@@ -81,15 +83,8 @@ def weight_files(folder: Path) -> list[Path]:
     entry = weights_entry(folder)
     files = _shards(entry) if entry.name.endswith(".json") else [entry]
     for file in files:
-        try:
-            with safe_open(file, framework="pt"):
-                pass
-        except (SafetensorError, OSError) as error:
-            raise UserError(
-                f"not a complete safetensors file ({error})",
-                where=str(file),
-                remedy="copy or download the file again",
-            ) from error
+        with opened_tensors(file):
+            pass
     return files
 
 
@@ -109,7 +104,7 @@ def _shards(index: Path) -> list[Path]:
                 where=str(index.parent),
                 remedy="download it again",
             )
-        _require_regular(file)
+        require_regular(file)
     if not isinstance(content.get("metadata"), dict):
         raise _malformed(index, "it has no metadata")
     return files
@@ -128,15 +123,6 @@ def _is_bare(name: str) -> bool:
     return not any(mark in name for mark in "/\\\0") and name not in ("", ".", "..")
 
 
-def _require_regular(file: Path) -> None:
-    if not file.is_file():
-        raise UserError(
-            "no regular file (a folder, a pipe, a device, or a link that leads to none)",
-            where=str(file),
-            remedy="put the file itself there",
-        )
-
-
 def _other_weights(folder: Path) -> str:
     """The weights in a folder that are no safetensors, for messages."""
     if others := sorted(path.name for path in folder.glob("*.safetensors")):
@@ -149,7 +135,7 @@ def _other_weights(folder: Path) -> str:
 
 def stored_names(file: Path) -> int:
     """How many tensors a safetensors file holds."""
-    with safe_open(file, framework="pt") as opened:
+    with opened_tensors(file) as opened:
         return len(opened.keys())
 
 
@@ -161,7 +147,7 @@ def check_finite(folder: Path) -> None:
     """
     for file in weight_files(folder):
         # pread instead of a mapping: nothing stays in memory
-        with safe_open(file, framework="pt", backend="pread") as opened:
+        with opened_tensors(file, backend="pread") as opened:
             for name in opened.keys():
                 tensor = opened.get_tensor(name)
                 if tensor.dtype in FLOATS and not all_finite(tensor):

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
@@ -32,6 +31,7 @@ from efficientllava.models.families import Adapter, Matrix
 from efficientllava.models.weight_files import INDEX, WHOLE
 from efficientllava.offload.block_stream import BlockStream, Copy, streaming
 from efficientllava.offload.file_layout import FileLayout, WeightLocation
+from efficientllava.reading import opened_tensors
 
 
 class Overlay(Protocol):
@@ -163,7 +163,7 @@ class BlocksOnDisk:
         for name, path in self._names[block].items():
             by_file.setdefault(self._locations[path].file, []).append(name)
         for file, names in by_file.items():
-            with safe_open(file, framework="pt") as opened:
+            with opened_tensors(file) as opened:
                 for name in names:
                     path = self._names[block][name]
                     value = opened.get_tensor(self._locations[path].key)
@@ -176,7 +176,7 @@ class BlocksOnDisk:
 
     def _open(self, path: str) -> torch.Tensor:
         location = self._locations[path]
-        with safe_open(location.file, framework="pt") as opened:
+        with opened_tensors(location.file) as opened:
             value: torch.Tensor = opened.get_tensor(location.key)
         return value
 
@@ -210,7 +210,7 @@ class BlocksOnDisk:
 def _lies_as_is(location: WeightLocation | None, value: torch.Tensor) -> bool:
     if location is None:
         return False
-    with safe_open(location.file, framework="pt") as opened:
+    with opened_tensors(location.file) as opened:
         stored = opened.get_tensor(location.key)
     return bool(stored.dtype == value.dtype and stored.shape == value.shape)
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from efficientllava.models.weight_files import weight_files
+from efficientllava.reading import opened_tensors
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class FileLayout:
 
 
 def _keys(file: Path) -> Iterator[str]:
-    with safe_open(file, framework="pt") as opened:
+    with opened_tensors(file) as opened:
         yield from opened.keys()
 
 

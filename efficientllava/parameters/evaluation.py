@@ -18,10 +18,10 @@ class JudgeParameters(Section):
     base_url: str | None = Field(
         None, min_length=1, description="OpenAI-compatible endpoint; null for OpenAI's own"
     )
-    runs: int = Field(1, ge=1, description="judgements of each answer (MM-Vet paper: 5; LLaVA: 3)")
-    parallel: int = Field(8, ge=1, description="requests under way at the same time")
-    attempts: int = Field(6, ge=1, description="tries of one request before it is given up")
-    timeout: float = Field(60.0, gt=0.0, description="seconds until a request counts as failed")
+    runs: int = Field(1, ge=1, le=1000, description="judgements of each answer (MM-Vet paper: 5; LLaVA: 3)")
+    parallel: int = Field(8, ge=1, le=1024, description="requests under way at the same time")
+    attempts: int = Field(6, ge=1, le=100, description="tries of one request before it is given up")
+    timeout: float = Field(60.0, gt=0.0, le=86400.0, description="seconds until a request counts as failed")
 
 
 class EvaluationParameters(Section):
@@ -45,16 +45,16 @@ class EvaluationParameters(Section):
     chat_template: str = Field(
         "auto", min_length=1, description="how questions are wrapped: `auto` (the checkpoint's own chat template; LLaVA-1.5 and LLaVA-SQA as their official scripts; bare without a template), `none` (bare), or a name: of a template in `additional_chat_templates/`, `vicuna_v1` or `llava_v1`"
     )
-    questions: int | None = Field(None, ge=1, description="number of test questions; null for all")
-    batch_size: int = Field(64, ge=1, description="questions in a forward pass")
+    questions: int | None = Field(None, ge=1, le=1_000_000_000, description="number of test questions; null for all")
+    batch_size: int = Field(64, ge=1, le=65536, description="questions in a forward pass")
     new_tokens: int | None = Field(
-        None, ge=1, description="tokens at which an answer is cut; null for the benchmark's own"
+        None, ge=1, le=32768, description="tokens at which an answer is cut; null for the benchmark's own"
     )
     text: str | None = Field(
         None, min_length=1, description="held-out text of the text loss and the perplexity, a source as in proxy.text (of a folder: ptb.test.txt, or else ptb.valid.txt); null for proxy.text"
     )
     text_segments: int = Field(
-        64, ge=1, description="held-out text segments of proxy.segment_length tokens"
+        64, ge=1, le=1_000_000, description="held-out text segments of proxy.segment_length tokens"
     )
     judge: JudgeParameters = JudgeParameters()
 
@@ -80,16 +80,16 @@ class ExportParameters(Section):
     runtimes: tuple[RuntimeName, ...] = Field(
         ("sparse", "onnxruntime"), min_length=1, description="runtimes that are measured"
     )
-    prompt_tokens: int = Field(128, ge=8, description="length of the prefill graph, in tokens")
+    prompt_tokens: int = Field(128, ge=8, le=131_072, description="length of the prefill graph, in tokens")
     context: int = Field(
-        256, ge=16, description="length of the KV cache in the decode graph, in tokens"
+        256, ge=16, le=131_072, description="length of the KV cache in the decode graph, in tokens"
     )
-    threads: int = Field(1, ge=1, description="threads of a runtime")
-    repetitions: int = Field(30, ge=3, description="timed repetitions; medians are reported")
+    threads: int = Field(1, ge=1, le=1024, description="threads of a runtime")
+    repetitions: int = Field(30, ge=3, le=1_000_000, description="timed repetitions; medians are reported")
     answers: int = Field(
-        8, ge=1, description="test questions answered end to end and compared token by token"
+        8, ge=1, le=1_000_000, description="test questions answered end to end and compared token by token"
     )
-    new_tokens: int = Field(8, ge=1, description="tokens generated for each of them")
+    new_tokens: int = Field(8, ge=1, le=32768, description="tokens generated for each of them")
 
     @model_validator(mode="after")
     def context_holds_prompt(self) -> Self:

@@ -14,17 +14,17 @@ class MachineParameters(Section):
 
     threads: int = Field(
         1,
-        ge=1,
+        ge=1, le=1024,
         description="threads of one process; results are bit-for-bit the same only at the same number",
     )
     device: str = Field(
         "cpu", pattern=r"^(cpu|cuda(:[0-9]+)?)$", description="what search (with its database), prune and evaluate compute on: cpu, cuda or cuda:N; another device gives the same results only to a tolerance"
     )
     device_memory: float | None = Field(
-        None, gt=0.0, description="GiB of the GPU that may be used; null takes what is free. What does not fit is streamed; changes no result"
+        None, gt=0.0, le=1_000_000.0, description="GiB of the GPU that may be used; null takes what is free. What does not fit is streamed; changes no result"
     )
     workers: int = Field(
-        2, ge=1, description="a search's candidates evaluated side by side, each with `threads` and its own copy of the language model; changes no result"
+        2, ge=1, le=1024, description="a search's candidates evaluated side by side, each with `threads` and its own copy of the language model; changes no result"
     )
     executor: Literal["threads", "processes", "dask"] = Field(
         "threads", description="who the workers are: threads of the search, processes, or Dask's processes; changes no result"

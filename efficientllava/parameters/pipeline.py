@@ -13,6 +13,11 @@ class TrackingParameters(Section):
     """MLflow."""
 
     uri: str = Field("sqlite:///mlflow.db", min_length=1, description="MLflow tracking URI")
+    artifacts: str | None = Field(
+        None,
+        min_length=1,
+        description="where a new experiment's artifacts go, e.g. s3://bucket/mlflow; null: beside an SQLite file, or where the server says",
+    )
     experiment: str = Field(
         "efficientllava", min_length=1, description="experiment that holds one run per pruned model"
     )

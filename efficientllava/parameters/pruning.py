@@ -23,7 +23,7 @@ class ObsParameters(Section):
         None, description='n:m patterns of one m that a search gives to single matrices, in quotes: ["1:4", "2:4", "3:4"]. Its levels are then their n/m, `search.offsets` do not apply, `ratios` lie between them; other methods need one of them'
     )
     block_size: int = Field(
-        128, ge=1, description="columns pruned together before the columns to the right are updated"
+        128, ge=1, le=65536, description="columns pruned together before the columns to the right are updated"
     )
     damping: float = Field(
         0.01, gt=0.0, le=1.0, description="added to the Hessian's diagonal, as a share of its mean"
@@ -119,7 +119,7 @@ class AllocationParameters(Section):
     """Heuristics that give each block its ratio: `owl` and `slope`."""
 
     outlier_threshold: float = Field(
-        5.0, gt=1.0, description="owl: an outlier is this many times the mean |w| * ||x|| of a block"
+        5.0, gt=1.0, le=1_000_000.0, description="owl: an outlier is this many times the mean |w| * ||x|| of a block"
     )
     outlier_spread: float = Field(
         0.08, ge=0.0, le=0.5, description="owl: ratios differ by at most twice this between blocks"
@@ -136,9 +136,9 @@ class FinalizeParameters(Section):
         "none", description="solve for the kept weights again on the final mask of the OBS methods: exactly, or by ADMM"
     )
     protect_first: int = Field(
-        0, ge=0, description="llm_pruner: first blocks that stay whole; above 0 removed parts are stored as zeros"
+        0, ge=0, le=1000, description="llm_pruner: first blocks that stay whole; above 0 removed parts are stored as zeros"
     )
-    protect_last: int = Field(0, ge=0, description="llm_pruner: last blocks that stay whole, too")
+    protect_last: int = Field(0, ge=0, le=1000, description="llm_pruner: last blocks that stay whole, too")
     keep_last_block: bool = Field(
         True, description="short_lvlm, shortgpt, sleb: never remove the last block (the first never goes)"
     )
@@ -148,4 +148,4 @@ class FinalizeParameters(Section):
     compensation: Literal["scp", "replaceme", "none"] = Field(
         "scp", description="short_lvlm: what is folded into the block before removed ones (published: scp)"
     )
-    components: int = Field(8, ge=1, description="short_lvlm: singular vectors that scp keeps")
+    components: int = Field(8, ge=1, le=100_000, description="short_lvlm: singular vectors that scp keeps")

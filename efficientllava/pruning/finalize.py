@@ -51,7 +51,8 @@ def finalize(
         }
         write = None if opened.blocks is None else opened.blocks.save_weights
         context.progress(Event("saving", 0, 1))
-        save_checkpoint(model, context.model, folder, {"pruning.json": record}, write)
+        records = {"pruning.json": record}
+        save_checkpoint(model, context.model, folder, records, write, sealed=True)
         context.progress(Event("saving", 1, 1))
         context.progress(Event("checking", 0, 2))
         reloaded = load_model(folder)

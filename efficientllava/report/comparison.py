@@ -78,7 +78,7 @@ def read_rows(artifacts: Path, methods: Sequence[str], ratios: Sequence[float]) 
         (method, ratio): record
         for ratio in ratios
         for method in methods
-        if (record := _read(artifacts / "export" / f"{method}-{ratio:g}" / "export.json"))
+        if (record := _read(artifacts / "export_metrics" / f"{method}-{ratio:g}.json"))
     }
     rows = [_dense_row(artifacts, list(exports.values()))]
     for ratio in ratios:
@@ -89,7 +89,7 @@ def read_rows(artifacts: Path, methods: Sequence[str], ratios: Sequence[float]) 
         raise UserError(
             "holds no records of pruned or evaluated models",
             where=str(artifacts),
-            remedy="run the stages before the report, e.g. `dvc repro`",
+            remedy="run the stages before the report: `make demo` or `make repro`",
         )
     return rows
 

@@ -6,8 +6,11 @@ The markup is in templates/; everything that is put in is escaped there.
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+import json
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markdown_it import MarkdownIt
@@ -20,6 +23,7 @@ from efficientllava.report.comparison import (
     runtime_title,
 )
 from efficientllava.report.speedup import PHASES
+from efficientllava.report.theme import DARK, LIGHT, Theme
 
 _MARKDOWN = MarkdownIt("commonmark", {"html": False}).enable("table")
 
@@ -63,38 +67,90 @@ class _Card:
 
 def html_page(
     rows: Sequence[Row],
-    pictures: Sequence[Picture] = (),
     parts: Sequence[Part] = (),
     facts: Mapping[str, str] | None = None,
     experiments: Sequence[Part] = (),
+    timings: str = "",
     title: str = "EfficientLLaVA: pruned models compared",
 ) -> str:
-    """The whole report as one HTML document that loads nothing from elsewhere.
+    """The whole report as one HTML document that loads nothing but `timings`.
 
     The same content gives the same bytes.
 
     Args:
-        rows: of the comparison.
-        pictures: shown below the table.
+        rows: of the comparison, without latencies.
         parts: one per pruned model, and whatever else can be unfolded.
-        facts: model, machine, threads ... shown at the end.
+        facts: shown at the end.
         experiments: tables and figures over several seeds.
+        timings: the script beside the page that fills in the times (`timings_script`); without it
+            the page says so.
     """
-    dense = [number for number, row in enumerate(rows) if row.method == "dense"]
     return (
         templates()
         .get_template("page.html")
         .render(
             title=title,
             cards=_cards(rows),
-            comparison=Table(*cells(rows), marked=dense),
-            pictures=pictures,
+            comparison=Table(*cells(rows), marked=_dense(rows)),
+            timings=timings,
             breakdowns=Table(*breakdown_cells(rows)),
             experiments=experiments,
             parts=parts,
             facts=facts or {},
         )
     )
+
+
+def timings_section(
+    rows: Sequence[Row],
+    pictures: Sequence[Picture],
+    tables: Sequence[Part],
+    facts: Mapping[str, str],
+) -> str:
+    """The part of the page with everything that differs from run to run: times and the machine.
+
+    Args:
+        rows: of the comparison, with latencies.
+    """
+    headings, body = cells(rows)
+    shown = [
+        0,
+        1,
+        headings.index("accuracy %"),
+        *range(headings.index("parameters") + 1, len(headings)),
+    ]
+    table = Table(
+        [headings[index] for index in shown],
+        [[line[index] for index in shown] for line in body],
+        marked=_dense(rows),
+    )
+    return (
+        templates()
+        .get_template("timings.html")
+        .render(
+            cards=_speed_cards(rows), comparison=table, pictures=pictures, parts=tables, facts=facts
+        )
+    )
+
+
+def timings_script(section: str) -> str:
+    """The script that puts the section into its place on the page."""
+    return f'document.getElementById("timings").innerHTML = {json.dumps(section)};\n'
+
+
+def drawn(caption: str, draw: Callable[[Path, Theme], None]) -> Picture:
+    """A plot, drawn for light and for dark surfaces."""
+    with tempfile.TemporaryDirectory() as folder:
+        images = []
+        for theme in (LIGHT, DARK):
+            path = Path(folder) / "plot.png"
+            draw(path, theme)
+            images.append(path.read_bytes())
+    return Picture(caption, *images)
+
+
+def _dense(rows: Sequence[Row]) -> list[int]:
+    return [number for number, row in enumerate(rows) if row.method == "dense"]
 
 
 def templates() -> Environment:
@@ -123,7 +179,7 @@ def _rendered(text: str) -> str:
 
 
 def _cards(rows: Sequence[Row]) -> list[_Card]:
-    """The headline numbers: dense, the most accurate pruned model, the fastest."""
+    """The headline numbers: dense and the most accurate pruned model."""
     shown = []
     dense = next((row.score for row in rows if row.method == "dense" and row.score), None)
     if dense is not None:
@@ -133,6 +189,13 @@ def _cards(rows: Sequence[Row]) -> list[_Card]:
     if scored:
         score, best = max(scored, key=lambda pair: pair[0].accuracy)
         shown.append(_Card(f"{score} %", f"best pruned accuracy: {best.name}"))
+    return shown
+
+
+def _speed_cards(rows: Sequence[Row]) -> list[_Card]:
+    """The largest speed-ups of a pruned model."""
+    shown = []
+    pruned = [row for row in rows if row.method != "dense"]
     runtime = headline_runtime(rows)
     for phase in PHASES:
         gains = [

@@ -1,29 +1,19 @@
-"""Gathers the record files of all stages into the report: tables, plot and page."""
+"""Gathers the record files of all stages into the report: tables and page, and the times apart."""
 
 from __future__ import annotations
 
 import json
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from efficientllava.errors import without_users
 from efficientllava.files import read_json, replacing, write_text
-from efficientllava.report.accuracy_latency import accuracy_latency_plot
-from efficientllava.report.best_dense import TITLE, best_dense_table
-from efficientllava.report.comparison import (
-    Row,
-    comma_separated,
-    headline_runtime,
-    markdown,
-    read_rows,
-    runtime_title,
-    runtimes_of,
-)
-from efficientllava.report.html import Part, Picture, html_page
+from efficientllava.report.comparison import Row, comma_separated, markdown, read_rows
+from efficientllava.report.html import Part, Picture, drawn, html_page
+from efficientllava.report.latency.section import SCRIPT, write_timings
 from efficientllava.report.plots import convergence_plot, policy_plot, sparsity_plot
-from efficientllava.report.theme import DARK, LIGHT, Theme
 
 
 def write_report(
@@ -34,9 +24,10 @@ def write_report(
     parameters: str = "",
     experiments: Path | None = None,
 ) -> list[Row]:
-    """Write table.md, table.csv, accuracy_latency.png and report.html.
+    """Write table.md, table.csv and report.html, and the times into a folder beside them.
 
-    The same records give the same bytes.
+    Models with the same bytes give a report with the same bytes: times are different ones whenever
+    they are measured, so they lie in `FOLDER_timings`, from where the page shows them.
 
     Args:
         artifacts: the folder that the stages write.
@@ -47,33 +38,22 @@ def write_report(
     Returns:
         the rows of the comparison, for a terminal's table.
     """
-    artifacts = Path(artifacts)
-    rows = read_rows(artifacts, methods, ratios)
-    pictures = []
-    if runtimes_of(rows):
-        caption = (
-            f"Accuracy against {runtime_title(headline_runtime(rows))} latency; bars are one "
-            "standard error of the accuracy and the interval of the speed-up; hollow: no "
-            "difference from dense."
-        )
-        pictures.append(
-            _drawn(caption, lambda path, theme: accuracy_latency_plot(rows, path, theme=theme))
-        )
+    artifacts, folder = Path(artifacts), Path(folder)
+    timed = read_rows(artifacts, methods, ratios)
+    timings = folder.with_name(f"{folder.name}_timings")
+    rows = [replace(row, latencies={}) for row in timed]
     parts = [part for row in rows if (part := _part(artifacts, row)) is not None]
     if parameters:
         parts.append(Part("params.yaml", text=without_users(parameters)))
-    if best := best_dense_table(artifacts, rows):
-        parts.insert(0, Part(TITLE, markdown=best, open=True))
     tables = [] if experiments is None else _experiments(Path(experiments))
-    page = html_page(rows, pictures, parts, _facts(artifacts, rows), tables)
-    with replacing(Path(folder)) as temporary:
+    page = html_page(rows, parts, _facts(rows), tables, f"../{timings.name}/{SCRIPT}")
+    with replacing(folder) as temporary:
         temporary.mkdir()
-        compared = f"\n{TITLE}:\n\n{best}" if best else ""
-        write_text(temporary / "table.md", markdown(rows) + compared)
+        write_text(temporary / "table.md", markdown(rows))
         write_text(temporary / "table.csv", comma_separated(rows))
-        accuracy_latency_plot(rows, temporary / "accuracy_latency.png")
         write_text(temporary / "report.html", page)
-    return rows
+    write_timings(artifacts, timings, timed)
+    return timed
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:
@@ -94,14 +74,9 @@ def _experiments(folder: Path) -> list[Part]:
     return parts
 
 
-def _drawn(caption: str, draw: Callable[[Path, Theme], None]) -> Picture:
-    with tempfile.TemporaryDirectory() as folder:
-        images = []
-        for theme in (LIGHT, DARK):
-            path = Path(folder) / "plot.png"
-            draw(path, theme)
-            images.append(path.read_bytes())
-    return Picture(caption, *images)
+def _facts(rows: Sequence[Row]) -> dict[str, str]:
+    questions = next((row.score.n for row in rows if row.score is not None), None)
+    return {} if questions is None else {"test questions": str(questions)}
 
 
 def _part(artifacts: Path, row: Row) -> Part | None:
@@ -114,40 +89,18 @@ def _part(artifacts: Path, row: Row) -> Part | None:
     if history_file.exists() and len(history := read_history(history_file)) > 1:
         caption = "The search, round by round, against the uniform policy on the same objective."
         pictures.append(
-            _drawn(caption, lambda path, theme: convergence_plot(history, path, theme=theme))
+            drawn(caption, lambda path, theme: convergence_plot(history, path, theme=theme))
         )
     if policy_file.exists() and (record := read_json(policy_file))["allocation"] == "search":
         caption = f"Share of zeros per matrix; neutral is the target {row.ratio:g}."
         policy = record["policy"]
         pictures.append(
-            _drawn(caption, lambda path, theme: policy_plot(policy, path, row.ratio, theme=theme))
+            drawn(caption, lambda path, theme: policy_plot(policy, path, row.ratio, theme=theme))
         )
     if pruning_file.exists():
         pruning = read_json(pruning_file)
         caption = "What the final model holds, counted in its weights."
         pictures.append(
-            _drawn(caption, lambda path, theme: sparsity_plot(pruning, path, theme=theme))
+            drawn(caption, lambda path, theme: sparsity_plot(pruning, path, theme=theme))
         )
     return Part(row.name, pictures) if pictures else None
-
-
-def _facts(artifacts: Path, rows: Sequence[Row]) -> dict[str, str]:
-    """Machine and setting of the measurements, from the first export that has them."""
-    facts: dict[str, str] = {}
-    questions = next((row.score.n for row in rows if row.score is not None), None)
-    if questions is not None:
-        facts["test questions"] = str(questions)
-    for path in sorted((artifacts / "export").glob("*/export.json")):
-        record = read_json(path)
-        for name in ("threads", "prompt_tokens", "context", "speedup_coverage"):
-            if name in record:
-                facts[name.replace("_", " ")] = str(record[name])
-        facts.update({name: str(value) for name, value in record.get("machine", {}).items()})
-        for name, row in record["runtimes"].items():
-            if not row.get("available") and "reason" in row:
-                facts[runtime_title(name)] = f"not measured: {row['reason']}"
-        break
-    for path in sorted((artifacts / "export").glob("*/export.json")):
-        if (warning := read_json(path).get("warning")) is not None:
-            facts[f"warning, {path.parent.name}"] = warning
-    return facts

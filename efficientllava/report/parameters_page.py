@@ -91,7 +91,7 @@ def _type(annotation: Any, metadata: list[Any]) -> str:
 def _bounds(metadata: list[Any]) -> list[str]:
     signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
     return [
-        f"{sign}{getattr(item, name):g}"
+        f"{sign}{getattr(item, name):,.10g}"
         for item in metadata
         for name, sign in signs.items()
         if getattr(item, name, None) is not None

@@ -18,6 +18,10 @@ NARROW = 0.1
 TOLD = "_told"
 """How names of speed-ups in words end."""
 PHASES = ("prefill", "decode")
+_TIMED = (
+    *("prompt_tokens", "context", "threads", "repetitions", "clock", "machine", "warning"),
+    "speedup_coverage",
+)
 _FACTORS = ("_speedup", "_speedup_over_best_dense", "_speedup_over_dense_kernel")
 
 
@@ -74,7 +78,7 @@ class Latency:
 
     @classmethod
     def pruned(cls, timing: Mapping[str, Any]) -> Latency:
-        """The pruned model's, from a runtime's part of export.json."""
+        """The pruned model's, from a runtime's part of the times."""
         intervals = (timing.get(f"{phase}_speedup_interval") for phase in PHASES)
         return cls(
             *(timing["pruned"][f"{phase}_ms"] for phase in PHASES),
@@ -103,7 +107,7 @@ def combined(speedups: Sequence[Speedup]) -> Speedup | None:
 
 
 def speedup_of(timing: Mapping[str, Any], key: str) -> Speedup | None:
-    """A speed-up in a runtime's part of export.json, by its key; None where it is not there."""
+    """A speed-up in a runtime's part of the times, by its key; None where it is not there."""
     if key not in timing:
         return None
     ends = timing.get(f"{key}_interval")
@@ -111,16 +115,16 @@ def speedup_of(timing: Mapping[str, Any], key: str) -> Speedup | None:
 
 
 def export_metrics(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Values of an export that DVC and MLflow record: times, speed-ups in words, bytes.
+    """What export_metrics/MODEL.json holds: times, speed-ups in words, the machine, bytes.
 
     Args:
-        record: of export.json.
+        record: of `export_model`.
     """
-    metrics: dict[str, Any] = {"bytes": dict(record.get("bytes", {})), "runtimes": {}}
+    metrics: dict[str, Any] = {name: record[name] for name in _TIMED if name in record}
+    metrics |= {"bytes": dict(record.get("bytes", {})), "runtimes": {}}
     for name, row in record["runtimes"].items():
-        told: dict[str, Any] = {"available": row["available"]}
+        metrics["runtimes"][name] = told = dict(row)
         if not row["available"]:
-            metrics["runtimes"][name] = told | {"reason": row["reason"]}
             continue
         for phase in PHASES:
             told |= {
@@ -130,10 +134,9 @@ def export_metrics(record: Mapping[str, Any]) -> dict[str, Any]:
             for key in (f"{phase}{factor}" for factor in _FACTORS):
                 if (speedup := speedup_of(row, key)) is not None:
                     told[f"{key}{TOLD}"] = str(speedup)
-        metrics["runtimes"][name] = told
     return metrics
 
 
 def is_factor(name: str) -> bool:
-    """Whether a number of export.json is a speed-up without its interval: no fact to be logged."""
+    """Whether a number of an export is a speed-up without its interval: no fact to be logged."""
     return name.endswith(_FACTORS)

@@ -12,13 +12,14 @@ from typing import Any
 import torch
 
 from efficientllava.errors import UserError
-from efficientllava.files import read_json, replacing
+from efficientllava.files import DIGESTS, read_json, replacing
 from efficientllava.models.packed import SECTION, is_packed, record_of
 from efficientllava.models.weight_files import (
     PICKLES,
     weight_files,
     weights_entry,
 )
+from efficientllava.reading import read_model_config
 from efficientllava.sparse.layout import dtype_name
 from efficientllava.sparse.pruned import (
     Packing,
@@ -46,7 +47,7 @@ from efficientllava.sparse.tensor_file import (
     metadata_of,
 )
 
-WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", *PICKLES)
+WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", *PICKLES, DIGESTS)
 Make = Callable[[str], dict[str, torch.Tensor]]
 """From a name to the tensors that are written for it."""
 
@@ -114,7 +115,7 @@ def unpack_checkpoint(folder: str | Path, out: str | Path) -> None:
             "is no packed checkpoint", str(folder), "efficientllava pack FOLDER OUT makes one"
         )
     verify(files, settings, folder / "config.json")
-    config = read_json(folder / "config.json")
+    config = read_model_config(folder)
     del config[SECTION]
     file_of = places_of(files)
     with replacing(out) as temporary:
@@ -135,7 +136,7 @@ def _require_new(folder: Path, out: Path) -> None:
 
 def _unquantized_config(folder: Path) -> dict[str, Any]:
     weights_entry(folder)  # raises where there is no config.json, or one that is no object
-    config: dict[str, Any] = read_json(folder / "config.json")
+    config: dict[str, Any] = read_model_config(folder)
     if is_packed(folder):
         raise UserError("is packed already", str(folder), "efficientllava unpack FOLDER OUT")
     if config.get(SECTION) is not None:

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 
 from efficientllava.errors import UserError
 from efficientllava.finite import all_finite
 from efficientllava.models.checkpoint import skeleton
 from efficientllava.models.weight_files import FLOATS
+from efficientllava.reading import opened_tensors
 from efficientllava.sparse.format import PackedMatrix, pack, packed_bytes, quantize, unpack
 from efficientllava.sparse.layout import LAYOUTS, ROWS, dtype_name, layout_of, padding_of
 from efficientllava.sparse.names import names_in_model, packable_layers
@@ -195,6 +195,6 @@ def unpacked_weight(module: str, file_of: Mapping[str, Path], settings: Settings
 
 def read_tensor(file: Path, name: str) -> torch.Tensor:
     """One tensor of a file, with pread and no mapping: it stays in memory no longer than used."""
-    with safe_open(file, framework="pt", backend="pread") as opened:
+    with opened_tensors(file, backend="pread") as opened:
         tensor: torch.Tensor = opened.get_tensor(name)
         return tensor

@@ -13,10 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from efficientllava.errors import UserError
-from efficientllava.files import read_json
 from efficientllava.models.packed import (
     DAMAGED,
     PACKED,
@@ -28,6 +26,7 @@ from efficientllava.models.packed import (
     record_of,
     require_version,
 )
+from efficientllava.reading import opened_tensors, read_model_config
 from efficientllava.sparse.format import PackedMatrix, check
 from efficientllava.sparse.layout import LAYOUTS, ROWS, dtype_name
 from efficientllava.sparse.tensor_file import checksum, in_threads
@@ -97,8 +96,9 @@ def packed_settings(folder: Path) -> Settings | None:
     Raises:
         UserError: as `settings_of`; no readable config.json.
     """
-    file = Path(folder) / "config.json"
-    return settings_of(read_json(file)[SECTION], str(file)) if is_packed(folder) else None
+    if not is_packed(folder):
+        return None
+    return settings_of(read_model_config(folder)[SECTION], str(Path(folder) / "config.json"))
 
 
 def metadata(
@@ -156,11 +156,8 @@ def verify(
 
 
 def _names(file: Path) -> list[str]:
-    try:
-        with safe_open(file, framework="pt") as opened:
-            return list(opened.keys())
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"not a safetensors file ({error})", str(file), DAMAGED) from error
+    with opened_tensors(file) as opened:
+        return list(opened.keys())
 
 
 def _by_module(held: Iterable[str], settings: Settings) -> list[list[str]]:
@@ -182,7 +179,7 @@ def _verify_tensors(
     tensors = {}
     for name in names:
         # pread and no mapping: what is read does not stay in memory
-        with safe_open(held[name], framework="pt", backend="pread") as opened:
+        with opened_tensors(held[name], backend="pread") as opened:
             tensor = opened.get_tensor(name)
         where = f"{held[name]}: {name}"
         if name not in recorded:

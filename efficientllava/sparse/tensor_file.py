@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import safe_open
 
 from efficientllava.errors import UserError
+from efficientllava.reading import opened_tensors
 
 ORDER = {
     "U64": torch.uint64,
@@ -85,7 +85,7 @@ def entries_of(file: Path) -> dict[str, Entry]:
         UserError: one has a dtype that is not known here.
     """
     entries = {}
-    with safe_open(file, framework="pt") as opened:
+    with opened_tensors(file) as opened:
         for name in opened.keys():
             part = opened.get_slice(name)
             if part.get_dtype() not in ORDER:
@@ -96,7 +96,7 @@ def entries_of(file: Path) -> dict[str, Entry]:
 
 def metadata_of(file: Path) -> dict[str, str]:
     """The metadata in a file's header."""
-    with safe_open(file, framework="pt") as opened:
+    with opened_tensors(file) as opened:
         return dict(opened.metadata() or {})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from dvc.exceptions import DvcException, NotDvcRepoError
 from dvc.repo import Repo
 from dvc.repo.reproduce import plan_repro
 
-from efficientllava.errors import UserError, without_users
+from efficientllava.errors import UserError, disk_error, without_users
 from efficientllava.parameters import Parameters
 from flows.runner.locks import lock_error
 
@@ -60,6 +61,8 @@ def open_repo(root: Path) -> Repo:
         ) from error
     except DvcException as error:
         raise UserError(str(error), where="DVC") from error
+    except (OSError, sqlite3.Error) as error:
+        raise disk_error(error, root / ".dvc" / "tmp") or error from error
 
 
 def read_graph(root: Path, until: Collection[str] = ()) -> list[Node]:

@@ -10,10 +10,18 @@ from typing import Any
 
 import psutil
 from dvc.exceptions import DvcException
-from dvc.lock import LockError
-from dvc.rwlock import RWLOCK_FILE, RWLockFileCorruptedError, RWLockFileFormatError
+from dvc.lock import LockError, make_lock
+from dvc.rwlock import (
+    RWLOCK_FILE,
+    RWLOCK_LOCK,
+    SCHEMA,
+    RWLockFileCorruptedError,
+    RWLockFileFormatError,
+)
+from voluptuous import Invalid
 
 from efficientllava.errors import UserError
+from efficientllava.files import write_text
 
 CLOCK = 2.0
 """Seconds by which a process' start and a file's time may differ for the same moment."""
@@ -54,6 +62,54 @@ def lock_error(error: DvcException, tmp_dir: Path, stage: str) -> UserError | No
         else "wait until the process has ended, or end it, and start again; "
         f"when it is not a DVC process of this workspace, {remove} first",
     )
+
+
+def mend_locks(tmp_dir: Path) -> Iterator[str]:
+    """Remove the notes of processes that have surely ended, and a list that is half written.
+
+    Nobody else changes the list meanwhile. The notes of living processes stay.
+
+    Args:
+        tmp_dir: the folder in which DVC keeps its locks.
+
+    Yields:
+        What was done, in words.
+    """
+    path = tmp_dir / RWLOCK_FILE
+    if not path.is_file():
+        return
+    try:
+        with make_lock(str(tmp_dir / RWLOCK_LOCK), tmp_dir=str(tmp_dir)):
+            try:
+                values, written = SCHEMA(json.loads(path.read_bytes())), path.stat().st_mtime
+            except (ValueError, Invalid):
+                path.unlink()
+                yield "DVC's list of locks was half written, by a process that was killed: removed"
+                return
+            kept = _of_living(values, written)
+            if kept != values:
+                write_text(path, json.dumps(kept))
+                yield "DVC's list of locks named processes that have ended: they are forgotten"
+    except LockError:
+        return  # a DVC process is writing it
+
+
+def _of_living(values: dict[str, Any], written: float) -> dict[str, Any]:
+    """The list without the notes of processes that are gone, or whose number is another's now."""
+
+    def lives(note: dict[str, Any]) -> bool:
+        try:
+            return not _holder(psutil.Process(int(note["pid"])), note["cmd"], written)[1]
+        except psutil.NoSuchProcess:
+            return False
+
+    readers = {
+        file: [note for note in notes if lives(note)] for file, notes in values["read"].items()
+    }
+    return {
+        "read": {file: notes for file, notes in readers.items() if notes},
+        "write": {file: note for file, note in values["write"].items() if lives(note)},
+    }
 
 
 def _holders(path: Path) -> Iterator[tuple[str, bool]]:

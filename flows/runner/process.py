@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
+from efficientllava.errors import disk_error
 from efficientllava.progress import Event
 from flows.runner.graph import Node
 from flows.runner.guard import stop
@@ -24,9 +25,10 @@ from flows.runner.loopback import environment_of_stages
 _NOISE = re.compile(
     r"^(Use `dvc push`|To track the changes with git|To enable auto staging"
     r"|\s*(git|dvc) (add|config) |Data and pipelines are up to date"
-    r"|(Updating|Generating) lock file|Running stage )"
+    r"|(Updating|Generating) lock file|Running stage |Having any troubles\?)"
 )
 _FAILED = "ERROR: failed to reproduce"
+_UNEXPECTED = "ERROR: unexpected error - "
 _EXIT = re.compile(r"exited with (-?\d+)\s*$")
 POLL_SECONDS = 0.1
 
@@ -88,6 +90,8 @@ class StageProcess:
             self.status = int(match.group(1)) if match else 2
             if match:
                 return False
+        if line.startswith(_UNEXPECTED) and disk_error(RuntimeError(line)) is not None:
+            self.status = 2
         if not line.strip() or _NOISE.match(line):
             return False
         self.lines.append(line)

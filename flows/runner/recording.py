@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any, NoReturn, ParamSpec, TypeVar
+from urllib.parse import urlsplit
 
 import httpx
+import psutil
 from prefect.events.clients import NullEventsClient
 from prefect.events.worker import EventsWorker
 from prefect.exceptions import TerminationSignal
@@ -28,6 +33,13 @@ from prefect.states import State
 from efficientllava.errors import UserError
 
 POLL_SECONDS = 0.1
+ASK_SECONDS = 3.0
+"""How often our server is asked whether it lives, and how long it may take to answer."""
+SILENT_SECONDS, STOPPED_SECONDS = 90.0, 10.0
+"""After so long without an answer our server counts as lost; the second if it is stopped.
+
+On a machine with ten times more work than cores a healthy server was silent for 30 s.
+"""
 # errors that end a run on purpose; raised again where a lost server's error replaced them
 STOPPED = (KeyboardInterrupt, SystemExit, TerminationSignal)
 
@@ -94,21 +106,35 @@ class Recording:
 
     @contextmanager
     def watching(
-        self, process: subprocess.Popen[str], log: Path, settings: Settings
+        self, address: str, process: subprocess.Popen[str], log: Path, settings: Settings
     ) -> Iterator[None]:
-        """Notice when a server of ours ends during the block.
+        """Notice when a server of ours ends, or hangs, during the block.
 
         Args:
+            address: of its API.
+            process: it, or its guard; the leader of a group that is killed when the server hangs,
+                so that whoever waits for an answer goes on.
             log: where the server's last words are.
             settings: those of Prefect's clients in this process.
         """
         over = threading.Event()
 
         def watch() -> None:
+            heard = asked = time.monotonic()
             while not over.wait(POLL_SECONDS):
                 if (status := process.poll()) is not None:
                     settings.client.max_retries = 0
-                    self._lose(f"exit status {status}; its words are in {log}")
+                    self.lose(f"exit status {status}; its words are in {log}")
+                    return
+                if time.monotonic() - asked < ASK_SECONDS:
+                    continue
+                asked = time.monotonic()
+                if answers(address, ASK_SECONDS):
+                    heard = time.monotonic()
+                elif (silent := time.monotonic() - heard) > _patience(process.pid):
+                    settings.client.max_retries = 0
+                    self.lose(f"no answer for {silent:.0f} s; its words are in {log}")
+                    os.killpg(process.pid, signal.SIGKILL)
                     return
 
         watcher = threading.Thread(target=watch, daemon=True, name="prefect_server")
@@ -119,11 +145,12 @@ class Recording:
             over.set()
             watcher.join()
 
-    def _lose(self, how: str) -> None:
+    def lose(self, how: str) -> None:
         """Stop sending: clients would retry for minutes and log errors."""
         self.gone.set()
         logging.raiseExceptions = False  # else Prefect prints its unsent records on stderr
         EventsWorker.set_client_override(NullEventsClient)
+        logging.getLogger("prefect._internal.concurrency").disabled = True  # of what it was sending
         names = list(logging.root.manager.loggerDict)
         for logger in (logging.getLogger(), *map(logging.getLogger, names)):
             for handler in list(logger.handlers):
@@ -140,6 +167,34 @@ class Recording:
         if not self._warned:
             self._warned = True
             get_logger("pipeline").warning("%s", message)
+
+
+def answers(address: str, seconds: float) -> bool:
+    """Whether a server on this machine answers anything within so many seconds.
+
+    Not by httpx, which takes 24 ms of a processor for every new client.
+
+    Args:
+        address: of its API.
+    """
+    url = urlsplit(address)
+    connection = HTTPConnection(url.hostname or "", url.port, timeout=seconds)
+    try:
+        connection.request("GET", f"{url.path}/health")
+        return connection.getresponse().status > 0
+    except (OSError, HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def _patience(guard: int) -> float:
+    """How long the server of a guard may be silent."""
+    try:
+        states = {child.status() for child in psutil.Process(guard).children(recursive=True)}
+    except psutil.NoSuchProcess:
+        return SILENT_SECONDS
+    return STOPPED_SECONDS if psutil.STATUS_STOPPED in states else SILENT_SECONDS
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -81,6 +81,8 @@ def _reproduce(
     threading.Thread(target=_end_with, args=(starter,), daemon=True).start()
     run = importlib.import_module("dvc.stage.run")
     run._run = stage_process.replacing(run._run)  # type: ignore[attr-defined]
+    for name in ("_common", "_yaml"):
+        importlib.import_module(f"dvc.utils.serialize.{name}")._dump_data = _dump_whole  # type: ignore[attr-defined]
     _leave(lambda: sys.exit(_dvc(["repro", "--single-item", stage])))
 
 
@@ -88,6 +90,20 @@ def _dvc(arguments: list[str]) -> int:
     from dvc.cli import main as dvc
 
     return int(dvc(arguments))
+
+
+def _dump_whole(
+    path: str, data: Any, dumper: Callable[..., None], fs: Any = None, **options: Any
+) -> None:
+    """Write dvc.lock whole or not at all, in place of DVC's function, which writes in place."""
+    whole = Path(os.path.realpath(path))
+    temporary = whole.with_name(f".{whole.name}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            dumper(data, file, **options)
+        temporary.replace(whole)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _end_with(starter: int) -> None:

@@ -18,6 +18,7 @@ from flows.runner.host import StageHost
 from flows.runner.live import LiveView, Values
 from flows.runner.process import StageProcess, reproduce
 from tasks.runtime.progress import SHOWN
+from tasks.runtime.stage import told
 
 USER_ERROR = 2
 
@@ -86,11 +87,11 @@ def run_stage(node: Node, blocked_by: list[str], call: Call) -> State[Any]:
     call.watchers.starts(node)
     try:
         stage = _follow(node, call)
-    except UserError as error:
-        return _failed(StageFailure(node.name, USER_ERROR, str(error)))
-    except BaseException:  # also SIGTERM and Ctrl-C, which Prefect raises here
+    except BaseException as error:  # also SIGTERM and Ctrl-C, which Prefect raises here
         restore_outputs(call.root, node.name)
-        raise
+        if not isinstance(error, UserError | OSError) or (message := told(error)) is None:
+            raise
+        return _failed(StageFailure(node.name, USER_ERROR, message))
     if stage.status:
         for path in restore_outputs(call.root, node.name):
             logger.info("%s: the last finished version is in place again", path)

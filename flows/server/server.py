@@ -36,13 +36,16 @@ from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_se
 from prefect.states import Crashed, State
 
 from efficientllava.errors import UserError
+from flows.runner.dvc_files import UNFINISHED, is_readable
 from flows.runner.guard import guarded, stop
 from flows.runner.loopback import on_loopback, past_proxies, request
-from flows.runner.recording import RECORDING
+from flows.runner.recording import RECORDING, answers
 
 LOOPBACK = "127.0.0.1"
 USUAL_PORT = 4200  # Prefect's own: links stay good when a server is started later
-UNFINISHED = [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]
+DRAIN_SECONDS = 10
+"""For each of an answer, logs and events at the end of a run."""
+UNFINISHED_STATES = [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]
 
 
 @contextmanager
@@ -67,11 +70,41 @@ def prefect_server() -> Iterator[str]:
 
 
 def _own_server() -> Iterator[str]:
+    log_path = get_current_settings().home / "server.log"
+    log_path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        process, address = _started(log_path)
+    except UserError:
+        if not _put_damaged_aside(log_path.with_name("prefect.db")):
+            raise
+        process, address = _started(log_path)
+    try:
+        with (
+            temporary_settings({PREFECT_API_URL: address}) as settings,
+            RECORDING.watching(address, process, log_path, settings),
+        ):
+            try:
+                yield address
+            finally:
+                if not RECORDING.gone.is_set() and not answers(address, DRAIN_SECONDS):
+                    RECORDING.lose("no answer at the end of the run")
+                if not RECORDING.gone.is_set():
+                    # queued events are lost once the server is gone
+                    APILogWorker.drain_all(timeout=DRAIN_SECONDS)
+                    EventsWorker.drain_all(timeout=DRAIN_SECONDS)
+    finally:
+        _end(process)
+
+
+def _started(log_path: Path) -> tuple[subprocess.Popen[str], str]:
+    """Start a server that prints into a file: its guard, and the address of its API.
+
+    Raises:
+        UserError: it does not answer in time.
+    """
     port = free_port(USUAL_PORT)
     address = f"http://{LOOPBACK}:{port}/api"
     seconds = get_current_settings().server.ephemeral.startup_timeout_seconds
-    log_path = get_current_settings().home / "server.log"
-    log_path.parent.mkdir(parents=True, exist_ok=True)
     with open(log_path, "w", encoding="utf-8") as log:
         process = guarded(
             [sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"]
@@ -87,21 +120,32 @@ def _own_server() -> Iterator[str]:
         )
     try:
         _wait(process, address, seconds, log_path)
-        with (
-            temporary_settings({PREFECT_API_URL: address}) as settings,
-            RECORDING.watching(process, log_path, settings),
-        ):
-            try:
-                yield address
-            finally:
-                if not RECORDING.gone.is_set():
-                    # queued events are lost once the server is gone
-                    APILogWorker.drain_all(timeout=10)
-                    EventsWorker.drain_all(timeout=10)
-    finally:
-        stop(process)
-        if process.stdin is not None:
-            process.stdin.close()
+    except BaseException:
+        _end(process)
+        raise
+    return process, address
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    stop(process)
+    if process.stdin is not None:
+        process.stdin.close()
+
+
+def _put_damaged_aside(database: Path) -> bool:
+    """Rename a database that SQLite cannot read; whether it was one."""
+    if not database.is_file() or is_readable(database):
+        return False
+    aside = database.with_name(f"{database.name}{UNFINISHED}")
+    database.rename(aside)
+    for name in ("-wal", "-shm"):  # they belong to the old one
+        Path(f"{database}{name}").unlink(missing_ok=True)
+    print(
+        f"warning: Prefect's database was damaged: it is {aside} now, and a new one is made; "
+        "only the pages of earlier runs are lost",
+        file=sys.stderr,
+    )
+    return True
 
 
 def free_port(preferred: int = 0) -> int:
@@ -167,7 +211,7 @@ def mark_crashed(root: Path, current: UUID) -> int:
         left = client.read_flow_runs(
             flow_run_filter=FlowRunFilter(
                 tags=FlowRunFilterTags(all_=[tag]),
-                state=FlowRunFilterState(type=FlowRunFilterStateType(any_=UNFINISHED)),
+                state=FlowRunFilterState(type=FlowRunFilterStateType(any_=UNFINISHED_STATES)),
             )
         )
         left = [run for run in left if run.id != current]
@@ -181,7 +225,7 @@ def _crash_tasks(client: SyncPrefectClient, flow_run: UUID) -> None:
     tasks = client.read_task_runs(
         flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run])),
         task_run_filter=TaskRunFilter(
-            state=TaskRunFilterState(type=TaskRunFilterStateType(any_=UNFINISHED))
+            state=TaskRunFilterState(type=TaskRunFilterStateType(any_=UNFINISHED_STATES))
         ),
     )
     for task in tasks:

@@ -22,7 +22,7 @@ from tasks.runtime.cost import StageCost, read_cost
 
 DENSE = "dense"
 WEIGHTS, DENSE_WEIGHTS = "prune", "model"  # the stages that make a pruned and the dense model
-TIMED = "export"  # the stage whose outputs hold times, other ones whenever it runs
+TIMED = "artifacts/export_metrics/"  # where the outputs with times lie, other ones in every run
 # the key of the question in a line of predictions
 ASKED = ("id", "question_id", "prompt")
 PREDICTIONS = "evaluate/predictions.jsonl"
@@ -51,7 +51,7 @@ class Pinned:
     @property
     def is_timed(self) -> bool:
         """Whether it holds times."""
-        return self.stage.partition("@")[0] == TIMED
+        return self.path.startswith(TIMED)
 
     @property
     def uri(self) -> str:
@@ -171,7 +171,7 @@ def read_record(root: Path, nodes: list[Node], cell: str) -> ModelRecord:
                 else:
                     record.inputs.append(pinned)
                 weights = DENSE_WEIGHTS if cell == DENSE else WEIGHTS
-                if base == weights and not (out.metric or out.plot or record.checkpoint):
+                if base == weights and path.is_dir() and not record.checkpoint:
                     record.checkpoint = pinned
         for node in nodes:
             if node.name in own and _has_accuracy(record, node):

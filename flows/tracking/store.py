@@ -38,7 +38,7 @@ def make_whole(uri: str) -> Path | None:
     Raises:
         OSError, sqlalchemy.exc.SQLAlchemyError, MlflowException: it cannot be made.
     """
-    path = _file_of(uri)
+    path = file_of(uri)
     if path is None or (path.exists() and not _is_unfinished(path)):
         return None
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,7 +54,8 @@ def make_whole(uri: str) -> Path | None:
     return aside
 
 
-def _file_of(uri: str) -> Path | None:
+def file_of(uri: str) -> Path | None:
+    """The file of an SQLite address of MLflow; None for other addresses and for memory."""
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,8 +32,10 @@ from flows.tracking.live import (
     logged_parameters,
     round_metrics,
 )
+from flows.tracking.moved import follow_clone
 from flows.tracking.record import ModelRecord
 from flows.tracking.registry import Decision, Registry, note
+from flows.tracking.servers import check_artifacts, check_database, usual_artifacts
 from flows.tracking.store import make_whole
 from flows.tracking.summaries import VIEW, cost_of, shared_view, summaries
 
@@ -77,12 +80,16 @@ class Tracking:
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
         from mlflow import MlflowClient
 
+        check_database(uri)
         with usable(f"tracking.uri {uri}", "correct tracking.uri in params.yaml"):
             self.unfinished = make_whole(uri)
+            follow_clone(uri)
             self.client = MlflowClient(uri, registry_uri=uri)
             self.client.search_experiments(max_results=1)
         with usable(f"tracking.experiment {self.parameters.experiment}", "give it another name"):
             self.experiment = self._experiment(self.parameters.experiment)
+            place = self.client.get_experiment(self.experiment).artifact_location
+        check_artifacts(place, uri)
         name = self.parameters.registered_model
         with usable(f"tracking.registered_model {name}", "give it another name"):
             self.registry = Registry(self.client, self.parameters)
@@ -91,7 +98,7 @@ class Tracking:
     def _experiment(self, name: str) -> str:
         experiment = self.client.get_experiment_by_name(name)
         if experiment is None:
-            place = _artifacts(self.uri)
+            place = self.parameters.artifacts or usual_artifacts(self.uri)
             return str(self.client.create_experiment(name, artifact_location=place, tags=KIND))
         number = str(experiment.experiment_id)
         if experiment.lifecycle_stage != "active":
@@ -231,7 +238,7 @@ def usable(where: str, remedy: str) -> Iterator[None]:
 
     try:
         yield
-    except (MlflowException, SQLAlchemyError, OSError) as error:
+    except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
         said = str(error).splitlines()[0]
         if "database is locked" in said:
             said = "its database is locked by another program"
@@ -256,12 +263,6 @@ def experiment_number(parameters: TrackingParameters, root: Path) -> str:
         remedy = "run the pipeline first, e.g. `make demo`"
         raise UserError("there is no such experiment yet", f"MLflow, experiment {name}", remedy)
     return str(found.experiment_id)
-
-
-def _artifacts(uri: str) -> str | None:
-    """Beside a local database, in mlruns/; a server decides by itself."""
-    scheme, _, database = uri.partition(":///")
-    return (Path(database).parent / "mlruns").as_uri() if scheme.startswith("sqlite") else None
 
 
 def log_experiment(

@@ -8,9 +8,9 @@ from typing import Any
 
 from efficientllava.allocation.search.policy import check_band
 from efficientllava.errors import UserError
-from efficientllava.files import read_json
 from efficientllava.models.source import BUILT, NEEDS_IMAGES, local_folder, require_source
 from efficientllava.parameters import Parameters
+from efficientllava.reading import expanded, read_model_config
 from efficientllava.registry import BENCHMARKS, METHODS
 
 
@@ -110,12 +110,12 @@ def _check_proxy(parameters: Parameters) -> None:
             where="params.yaml, proxy.pairs",
             remedy="set proxy.pairs above 0, or both to `text`",
         )
-    if proxy.pairs_source != "demo" and not Path(proxy.pairs_source).expanduser().is_dir():
+    if proxy.pairs_source != "demo" and not expanded(proxy.pairs_source).is_dir():
         raise UserError(
             "no such folder", where=f"params.yaml, proxy.pairs_source: {proxy.pairs_source}"
         )
     for name, text in (("proxy.text", proxy.text), ("evaluation.text", parameters.evaluation.text)):
-        if text and text.startswith((".", "/", "~")) and not Path(text).expanduser().exists():
+        if text and text.startswith((".", "/", "~")) and not expanded(text).exists():
             raise UserError("no such file or folder", where=f"params.yaml, {name}: {text}")
 
 
@@ -123,14 +123,14 @@ def _check_evaluation(parameters: Parameters) -> None:
     evaluation = parameters.evaluation
     for name in evaluation.named_benchmarks:
         source = evaluation.data[name]
-        if source.startswith((".", "/", "~")) and not Path(source).expanduser().is_dir():
+        if source.startswith((".", "/", "~")) and not expanded(source).is_dir():
             raise UserError(
                 "no such folder", where=f"params.yaml, evaluation.data.{name}: {source}"
             )
     folder = model_folder(parameters)
     config = None if folder is None else folder / "config.json"
-    if config is not None and config.is_file() and evaluation.named_benchmarks:
-        check_questions(parameters, read_json(config), local=True)
+    if config is not None and config.exists() and evaluation.named_benchmarks:
+        check_questions(parameters, read_model_config(config.parent), local=True)
 
 
 def check_questions(parameters: Parameters, config: Any, local: bool) -> None:
@@ -150,7 +150,7 @@ def check_questions(parameters: Parameters, config: Any, local: bool) -> None:
 
     for name in evaluation.named_benchmarks:
         source, benchmark = evaluation.data[name], BENCHMARKS[name]
-        if local and not Path(source).expanduser().is_dir():
+        if local and not expanded(source).is_dir():
             continue
         style = evaluation.style if evaluation.style in benchmark.styles else None
         split = evaluation.splits.get(name)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import errno
-import json
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,10 +12,14 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from efficientllava.errors import UserError
+from efficientllava.errors import UserError, disk_error
+from efficientllava.files import DamagedFile, require_sealed
 from efficientllava.parameters import Parameters
 from efficientllava.parsing import parse_parameters
 from efficientllava.progress import Progress
+from efficientllava.reading import read_json, read_text, require_plain_yaml
+from efficientllava.reading.yaml_text import LARGEST as LARGEST_YAML
+from efficientllava.reading.yaml_text import not_yaml
 from tasks.runtime.check import check_cell, check_device, check_parameters, check_spelling
 from tasks.runtime.cost import measured
 from tasks.runtime.environment import DASK_SCHEDULER, use_threads
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
 PARAMETERS = Path("params.yaml")
 ARTIFACTS = Path("artifacts")
 WORK = Path(".work")
+SETTINGS = ("*.json", "*.jinja", "*.txt", "*.model")
 EFFECTIVE = ARTIFACTS / "parameters.json"
 """All parameters, defaults included, as DVC compares them; the stage `parameters` writes it."""
 
@@ -61,6 +65,7 @@ class Stage:
         """The inputs of this pruned model's method."""
         from efficientllava.allocation.context import Context
 
+        self.check_settings(ARTIFACTS / "model")
         return Context(
             ARTIFACTS / "model",
             ARTIFACTS / "proxy",
@@ -70,6 +75,16 @@ class Stage:
             self.progress,
             os.environ.get(DASK_SCHEDULER),
         )
+
+    def check_settings(self, folder: Path) -> None:
+        """Check that the small files of a checkpoint are as they were written.
+
+        Its weights are checked when they are loaded.
+
+        Raises:
+            UserError: one is not.
+        """
+        require_sealed(folder, SETTINGS)
 
 
 def read_parameters(path: Path = PARAMETERS) -> Parameters:
@@ -91,20 +106,16 @@ def read_values(path: Path = PARAMETERS) -> Any:
     Raises:
         UserError: the file is missing or is no YAML.
     """
-    from dvc.utils.serialize import ParseError, load_yaml
+    from dvc.utils.serialize import parse_yaml
 
+    if not path.exists():
+        raise UserError("no such file", where=str(path), remedy="start in the clone's folder")
+    text = read_text(path, LARGEST_YAML)
+    require_plain_yaml(text, str(path))
     try:
-        values = load_yaml(str(path))
-    except FileNotFoundError as error:
-        raise UserError(
-            "no such file", where=str(path), remedy="start in the clone's folder"
-        ) from error
-    except (ParseError, UnicodeDecodeError) as error:
-        cause = " ".join(str(error.__cause__ or error).split())
-        quotes = 'text with a colon in a list needs quotes, e.g. ["1:4", "2:4"]'
-        remedy = quotes if "unexpected ':'" in cause else ""
-        raise UserError(f"not valid YAML ({cause})", str(path), remedy) from error
-    return _plain(values)
+        return _plain(parse_yaml(text, str(path)))
+    except Exception as error:  # beside the parser's own kinds those of dates and numbers
+        raise not_yaml(error.__cause__ or error, str(path)) from error
 
 
 def _plain(value: Any) -> Any:
@@ -178,11 +189,11 @@ def _check_effective(parameters: Parameters, stage: str) -> None:
     """
     if "DVC_STAGE" not in os.environ or stage == "parameters" or not EFFECTIVE.is_file():
         return
-    if json.loads(EFFECTIVE.read_text("utf-8")) != parameters.model_dump(mode="json"):
+    if read_json(EFFECTIVE) != parameters.model_dump(mode="json"):
         raise UserError(
             "has changed since the stage `parameters` read it",
             where=str(PARAMETERS),
-            remedy="run `dvc repro parameters` first, or all of `dvc repro`",
+            remedy="run all stages: `make demo` or `make repro`",
         )
 
 
@@ -198,7 +209,7 @@ def guarded(run: Callable[[], None]) -> int:
         return 0
     except BaseException as error:
         kept = restore_outputs()
-        if (message := _told(error)) is None:
+        if (message := told(error)) is None:
             raise
         print(f"error: {message}", file=sys.stderr)
         if kept:
@@ -206,15 +217,20 @@ def guarded(run: Callable[[], None]) -> int:
         return 130 if isinstance(error, KeyboardInterrupt) else 2
 
 
-def _told(error: BaseException) -> str | None:
+def told(error: BaseException) -> str | None:
     """The message for the user; None for a defect of this program."""
+    if isinstance(error, DamagedFile) and ARTIFACTS in error.path.parents:
+        # DVC's copy may be the same file: both have to go before the stage makes it again
+        path = shlex.quote(str(error.path))
+        remedy = f"`find .dvc/cache -samefile {path} -delete; rm {path}`, and start again"
+        return str(UserError(error.what, error.where, remedy))
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, KeyboardInterrupt):
         return "interrupted\n  -> start again: it resumes"
     # a library that writes past efficientllava.files
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"the disk is full ({error})\n  -> free some space and start again"
+    if (about_disk := disk_error(error)) is not None:
+        return str(about_disk)
     return None
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from efficientllava.errors import UserError
+from efficientllava.errors import UserError, disk_error
 
 LOCK = Path(".work/lock")
 HOLDER = "EFFICIENTLLAVA_RUN"  # process id of the run that holds the lock, for its stages
@@ -28,14 +28,18 @@ def workspace_lock(who: str, root: Path | None = None) -> Iterator[None]:
         root: the workspace; the current folder when not given.
 
     Raises:
-        UserError: another run holds the workspace.
+        UserError: another run holds the workspace, or it cannot be written.
     """
     if HOLDER in os.environ:
         yield
         return
     path = (root or Path.cwd()) / LOCK
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+", encoding="utf-8") as file:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = open(path, "a+", encoding="utf-8")
+    except OSError as error:
+        raise disk_error(error, path) or error from error
+    with lock as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

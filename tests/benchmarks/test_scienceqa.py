@@ -197,7 +197,7 @@ def test_result_file_must_be_whole(folder: Path, tmp_path: Path) -> None:
     file.write_text(json.dumps({"results": {"1": 0, "2": 5, "3": -1}}))
     assert score_files(ScienceQA, [file], folder).scores["correct"] == 1
     file.write_text('{"results": {"1": 0, "1": 1, "2": 5, "3": -1}}')
-    with pytest.raises(UserError, match="question 1 is answered twice"):
+    with pytest.raises(UserError, match="'1' twice in one object"):
         score_files(ScienceQA, [file], folder)
 
 

@@ -176,7 +176,7 @@ def test_missing_and_unreadable_files(tmp_path: Path) -> None:
         read_questions(tmp_path, "test")
     for content in (b"{", b'{"7": "\xff"}'):
         (tmp_path / "problems.json").write_bytes(content)
-        with pytest.raises(UserError, match=r"problems\.json: not valid JSON"):
+        with pytest.raises(UserError, match=r"problems\.json: not (UTF-8 text|valid JSON)"):
             read_questions(tmp_path, "test")
 
 

@@ -82,11 +82,11 @@ def test_a_file_is_cut_into_two_parts(tmp_path: Path, numbers: PreTrainedTokeniz
 def test_bad_sources_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such text"):
         read_text(str(tmp_path / "none.txt"))
-    with pytest.raises(UserError, match=r"ptb\.train\.txt: no such text file"):
+    with pytest.raises(UserError, match=r"ptb\.train\.txt: no such file"):
         read_text(str(tmp_path))
     file = tmp_path / "text.txt"
     file.write_bytes(b"plain \xff text")
-    with pytest.raises(UserError, match=r"text\.txt: is not UTF-8 \(byte 6"):
+    with pytest.raises(UserError, match=r"text\.txt: not UTF-8 text \(.* at byte 6"):
         read_text(str(file))
     file.write_text(" \n ")
     with pytest.raises(UserError, match=r"text\.txt: the text is empty"):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from efficientllava.data.proxy import ProxyData
 from efficientllava.database import storage
 from efficientllava.database.build import build_database
+from efficientllava.database.offload import offload_database
 from efficientllava.database.solutions import open_database
 from efficientllava.errors import UserError
 from efficientllava.models.families import Adapter
@@ -66,6 +67,14 @@ def test_damaged_file_is_told(tmp_path: Path, adapter: Adapter, proxy: ProxyData
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    open_database(tmp_path / "d")
+    opened = open_database(tmp_path / "d")
+    for matrix in adapter.matrices:
+        if matrix.block != 1:
+            opened.put(matrix.name, 0.5, matrix.weight)
+    with pytest.raises(UserError, match=r"block-001.* not the file that was written"):
+        for matrix in adapter.matrices:
+            opened.put(matrix.name, 0.5, matrix.weight)
+    with pytest.raises(UserError, match="not the file that was written"):
+        offload_database(opened, "host", torch.device("cpu"))
     with pytest.raises(UserError, match="not the file that was written"):
         open_database(tmp_path / "d", check=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -139,13 +140,19 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> list[Prompt]:
 
 
 @pytest.fixture(scope="session")
-def exported(
+def measured(
     checkpoints: dict[str, Path], prompts: list[Prompt], tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    """The pruned model, exported beside the dense one."""
+) -> tuple[Path, dict[str, Any]]:
+    """The pruned model, exported beside the dense one: the folder, and the record with times."""
     folder = tmp_path_factory.mktemp("exported") / "export"
-    export_model(checkpoints["pruned"], checkpoints["dense"], prompts, folder, PARAMETERS)
-    return folder
+    arguments = (checkpoints["pruned"], checkpoints["dense"], prompts)
+    return folder, export_model(*arguments, folder, PARAMETERS)
+
+
+@pytest.fixture(scope="session")
+def exported(measured: tuple[Path, dict[str, Any]]) -> Path:
+    """The folder of the exported model."""
+    return measured[0]
 
 
 @pytest.fixture(scope="session")

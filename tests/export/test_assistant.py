@@ -115,5 +115,5 @@ def test_bad_exports_and_prompts_are_told(
     shutil.copytree(exported, tmp_path / "export")
     table = tmp_path / "export" / "embeddings.safetensors"
     table.write_bytes(table.read_bytes()[:-100])
-    with pytest.raises(UserError, match="not a complete export"):
+    with pytest.raises(UserError, match="not a complete safetensors file"):
         answer(tmp_path / "export", None, "w1", "onnxruntime")

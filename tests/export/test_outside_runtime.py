@@ -20,8 +20,10 @@ from efficientllava.parsing import parse_parameters
 from efficientllava.registry import RUNTIMES
 from efficientllava.report.page import write_report
 from efficientllava.report.parameters_page import parameters_page
+from efficientllava.report.speedup import export_metrics
 from efficientllava.report.terminal import rich_table
 from tests.export.conftest import PARAMETERS
+from tests.report.conftest import shown_times
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
@@ -75,10 +77,13 @@ def test_it_runs_and_is_tabled(
     )
 
     write_json(artifacts / "pruned_metrics" / "sparsegpt-0.5.json", {"achieved_sparsity": 0.5})
+    write_json(artifacts / "export_metrics" / "sparsegpt-0.5.json", export_metrics(record))
     rows = write_report(artifacts, tmp_path / "report", ["sparsegpt"], [0.5])
-    headings = (tmp_path / "report" / "table.md").read_text(encoding="utf-8").splitlines()[0]
+    headings = (
+        (tmp_path / "report_timings" / "table.md").read_text(encoding="utf-8").splitlines()[0]
+    )
     assert headings.endswith("| ONNX Runtime decode ms | Abacus prefill ms | Abacus decode ms |")
-    page = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
+    page = shown_times(tmp_path / "report")
     assert "<th>Abacus decode ms</th>" in page
     assert [column.header for column in rich_table(rows).columns][-1].startswith("Abacus\n")
     assert "`onnxruntime`, `openvino`, `abacus`" in parameters_page()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable
 from math import comb
@@ -99,7 +98,7 @@ def test_a_busy_machine_is_warned_of(
     with caplog.at_level(logging.WARNING):
         record = export_model(*arguments, tmp_path / "export", quick)
     assert "load average reached 99 on 4 cores while graphs were timed" in caplog.text
-    assert json.loads((tmp_path / "export" / "export.json").read_text())["warning"] in caplog.text
+    assert record["warning"].startswith("the load average reached 99 on 4 cores")
     assert record["machine"]["load_average_while_timing"] == 99.0
     assert record["speedup_coverage"] == COVERAGE
     row = record["runtimes"]["onnxruntime"]

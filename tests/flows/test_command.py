@@ -50,7 +50,16 @@ def test_mlflow_server_that_does_not_answer(toy: Path, command: Command) -> None
     assert_told(result, "http://127.0.0.1:9", "does not answer", "nothing has been run yet")
 
 
-def test_our_own_server_dies_during_a_stage(toy: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (signal.SIGKILL, "has ended (exit status"),
+        pytest.param(signal.SIGSTOP, "has ended (no answer for", marks=pytest.mark.slow),
+    ],
+)
+def test_our_own_server_dies_or_hangs_during_a_stage(
+    number: signal.Signals, said: str, toy: Path, tmp_path: Path
+) -> None:
     # two stages are enough, of which the second waits until the server is dead
     stages = load_yaml(str(toy / "dvc.yaml"))["stages"]
     few = {name: stages[name] for name in ("model", "evaluate_dense")}
@@ -64,8 +73,8 @@ def test_our_own_server_dies_during_a_stage(toy: Path, tmp_path: Path) -> None:
             for child in psutil.Process(process.pid).children(recursive=True)
             if "uvicorn" in child.cmdline() and "guard.py" not in " ".join(child.cmdline())
         ]
-        server.kill()
-        wait_for(log, "Prefect's server has ended")
+        server.send_signal(number)
+        wait_for(log, said)
         (toy / "go_on").touch()
         wait_for(log, "'promote' - Finished")
         assert process.wait(20) == 0, log.read_text()
@@ -145,3 +154,16 @@ def test_signals_leave_no_process_and_the_next_run_goes_on(
     assert "'search@magnitude-0.5' - Finished in state Cached" in text
     assert "champion: version" in text
     assert "Traceback" not in text
+
+
+@pytest.mark.slow
+def test_a_damaged_database_of_our_server_is_put_aside(
+    toy: Path, tmp_path: Path, command: Command
+) -> None:
+    (toy / "dvc.yaml").write_text("stages: {}\n")  # told as soon as the server answers
+    home = tmp_path / "prefect"
+    home.mkdir()
+    (home / "prefect.db").write_bytes(os.urandom(20000))
+    result = command()
+    assert_told(result, "declares no stage", "Prefect's database was damaged")
+    assert (home / "prefect.db.unfinished").is_file()

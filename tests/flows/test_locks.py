@@ -1,17 +1,21 @@
-"""A lock of DVC that nobody holds any more says so, and how to go on."""
+"""Locks and files that a killed DVC leaves: mended before a run, or named with the way to go on."""
 
 from __future__ import annotations
 
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 
 from efficientllava.errors import UserError
-from flows.runner.graph import Changes
+from flows.runner.dvc_files import main, mend
+from flows.runner.graph import Changes, read_graph
+from tests.flows.conftest import ROOT, make_toy
 
 COMMAND = "/usr/bin/dvc repro --single-item model"
 
@@ -89,3 +93,88 @@ def test_half_a_list_of_locks(toy: Path, content: str) -> None:
     with pytest.raises(UserError, match="half of it") as told:
         Changes(toy).why("model")
     assert f"rm {path}" in str(told.value)
+
+
+@pytest.mark.parametrize("content", ["", '{"write": {"a', '{"written": 1}'])
+def test_half_a_list_of_locks_is_removed_before_a_run(toy: Path, content: str) -> None:
+    lock(toy, os.getpid()).write_text(content)
+    [said] = mend(toy)
+    assert "half written" in said
+    assert Changes(toy).why("model") == "it has not run yet"
+    assert list(mend(toy)) == []
+
+
+@pytest.mark.parametrize("kind", ["read", "write"])
+def test_locks_of_ended_processes_are_removed_before_a_run(
+    toy: Path, sleeper: int, kind: str
+) -> None:
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    path = lock(toy, sleeper, gone.pid, kind=kind)
+    os.utime(path, (1e9, 1e9))  # long before the sleeper was started
+    [said] = mend(toy)
+    assert "processes that have ended" in said
+    assert Changes(toy).why("model") == "it has not run yet"
+    _write(toy)
+
+
+def test_locks_of_living_processes_stay(toy: Path, sleeper: int) -> None:
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    path = lock(toy, gone.pid, sleeper, kind="read")
+    assert len(list(mend(toy))) == 1
+    [kept] = json.loads(path.read_text())["read"].values()
+    assert [note["pid"] for note in kept] == [sleeper]
+    assert list(mend(toy)) == []
+
+
+def test_dvc_s_files_of_a_killed_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A dvc.lock cut anywhere, and a damaged memory: the outputs come back."""
+    root = make_toy(tmp_path / "toy")
+    monkeypatch.chdir(root)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path / "site"))
+    repro = [sys.executable, "-m", "dvc", "repro", "evaluate_dense"]
+    subprocess.run(repro, check=True, capture_output=True)
+    whole = (root / "dvc.lock").read_bytes()
+    memory = sorted((tmp_path / "site").rglob("cache.db"))
+    assert memory
+    for cut in (0, 9, len(whole) // 2, len(whole) - 30):
+        (root / "dvc.lock").write_bytes(whole[:cut])
+        for path in memory:
+            path.write_bytes(os.urandom(5000))
+        assert main() == 0
+        assert "damaged" in capfd.readouterr().err
+        done = subprocess.run(repro, check=True, capture_output=True, text=True)
+        if cut < 10:  # otherwise DVC can read it, and may run a stage of which half is there
+            assert "Running stage" not in done.stdout, (cut, done.stdout)
+        assert (root / "dvc.lock").read_bytes() == whole
+        read_graph(root)
+    assert main() == 0
+    assert capfd.readouterr().err == ""
+
+
+def test_a_merge_s_marks_in_dvc_lock_stay(toy: Path) -> None:
+    (toy / "dvc.lock").write_text("<<<<<<< HEAD\nschema: '2.0'\n=======\n>>>>>>> other\n")
+    assert list(mend(toy)) == []
+    assert (toy / "dvc.lock").is_file()
+
+
+def test_dvc_lock_is_whole_or_as_it_was(tmp_path: Path) -> None:
+    from flows.runner.stage_host import _dump_whole
+
+    path = tmp_path / "dvc.lock"
+    path.write_text("before")
+
+    def half(data: str, file: TextIO) -> None:
+        file.write(data)
+        assert path.read_text() == "before"
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="space"):
+        _dump_whole(str(path), "half", half)
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["before"]
+    _dump_whole(str(path), "after", lambda data, file: file.write(data) and None)
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["after"]

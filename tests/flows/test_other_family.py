@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from mlflow import MlflowClient
 from efficientllava.files import read_json
 from efficientllava.models.checkpoint import save_checkpoint
 from tests.models.families import TINY
+from tests.report.conftest import shown_times
 from tests.tasks.conftest import ROOT, Workspace
 
 
@@ -35,10 +37,11 @@ def test_a_family_without_graphs_reaches_report_and_tracking(tmp_path: Path) -> 
     artifacts = tmp_path / "artifacts"
     record = read_json(artifacts / "export" / "magnitude-0.5" / "export.json")
     missing, sparse = record["runtimes"]["onnxruntime"], record["runtimes"]["sparse"]
+    assert "pruned" not in sparse  # times are apart
     assert missing["available"] is False
     assert missing["reason"].startswith("models of type 'qwen2_5_vl' are not exported")
     assert sparse["available"] and sparse["tokens_match"]
-    page = (artifacts / "report" / "report.html").read_text(encoding="utf-8")
+    page = shown_times(artifacts / "report")
     assert "Sparse decode ms" in page and "models of type" in page
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     experiment = client.get_experiment_by_name("efficientllava")
@@ -49,9 +52,9 @@ def test_a_family_without_graphs_reaches_report_and_tracking(tmp_path: Path) -> 
     assert pruned.data.metrics["export/runtimes.sparse.decode_ms"] > 0
     told = pruned.data.tags["export/runtimes.sparse.decode_speedup_told"]
     assert told.startswith(("faster ×", "slower ×", "no difference measured"))
-    table = (artifacts / "report" / "table.md").read_text(encoding="utf-8")
+    table = (artifacts / "report_timings" / "table.md").read_text(encoding="utf-8")
     assert told in table
     metrics = workspace.run("dvc", "metrics", "show", "--json")
-    assert told in metrics.output.encode().decode("unicode_escape", "replace") or (
-        told.replace("×", "\\u00d7").replace("–", "\\u2013") in metrics.output
-    )
+    [shown] = json.loads(metrics.output).values()
+    names = {"best", "dense", "magnitude"}
+    assert set(shown["data"]) == {f"artifacts/summary/{name}.json" for name in names}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def scores(accuracy: float) -> dict[str, Any]:
 
 
 def timing(dense: float, pruned: float, spread: float = 0.04) -> dict[str, Any]:
-    """A runtime's part of export.json; the interval reaches by `spread` to either side."""
+    """A runtime's part of the times; the interval reaches by `spread` to either side."""
     ratio = dense / pruned
     interval = {"low": ratio / (1 + spread), "high": ratio * (1 + spread)}
     return {
@@ -50,6 +51,15 @@ def timing(dense: float, pruned: float, spread: float = 0.04) -> dict[str, Any]:
         "prefill_speedup_interval": interval,
         "decode_speedup_interval": interval,
     }
+
+
+def shown_times(report: Path) -> str:
+    """The HTML that the script beside a report puts on its page."""
+    script = (report.with_name(f"{report.name}_timings") / "timings.js").read_text("utf-8")
+    start, _, value = script.partition(" = ")
+    assert start == 'document.getElementById("timings").innerHTML'
+    section: str = json.loads(value.removesuffix(";\n"))
+    return section
 
 
 @pytest.fixture
@@ -100,7 +110,7 @@ def artifacts(tmp_path: Path) -> Path:
         )
         write_json(root / "evaluation" / name / "scores.json", scores(0.95 - ratio / 4))
         write_json(
-            root / "export" / name / "export.json",
+            root / "export_metrics" / f"{name}.json",
             {
                 "threads": 1,
                 "machine": {"cpu": "a <fast> one"},

@@ -21,7 +21,7 @@ from efficientllava.report.comparison import (
 )
 from efficientllava.report.page import write_report
 from efficientllava.report.terminal import print_whole, rich_table
-from tests.report.conftest import timing
+from tests.report.conftest import shown_times, timing
 
 METHODS, RATIOS = ["sparsegpt", "efficientllava"], [0.5, 0.7]
 
@@ -77,7 +77,7 @@ def test_cells_are_rounded_and_dashes_stand_for_unknown(artifacts: Path) -> None
 
 def noisy(artifacts: Path, name: str) -> None:
     """A graph that does not differ, timed on a busy machine."""
-    path = artifacts / "export" / name / "export.json"
+    path = artifacts / "export_metrics" / f"{name}.json"
     record = read_json(path)
     row = record["runtimes"]["deepsparse"] = timing(dense=33.5, pruned=10.0)
     for phase in ("prefill", "decode"):
@@ -90,8 +90,8 @@ def test_noise_is_no_factor_in_any_form(
     artifacts: Path, tmp_path: Path, ends: dict[str, float] | None
 ) -> None:
     """Where the interval, as it is shown, holds 1, or where there is none."""
-    for path in artifacts.glob("export/*/export.json"):
-        noisy(artifacts, path.parent.name)
+    for path in artifacts.glob("export_metrics/*.json"):
+        noisy(artifacts, path.stem)
         record = read_json(path)
         for phase in ("prefill", "decode"):
             record["runtimes"]["deepsparse"][f"{phase}_speedup_interval"] = ends
@@ -101,15 +101,16 @@ def test_noise_is_no_factor_in_any_form(
     console.print(rich_table(rows))
     texts = [console.file.getvalue()]  # type: ignore[attr-defined]
     texts += [
-        (tmp_path / "report" / name).read_text(encoding="utf-8")
-        for name in ("table.md", "table.csv", "report.html")
+        (tmp_path / "report_timings" / name).read_text(encoding="utf-8")
+        for name in ("table.md", "table.csv")
     ]
+    texts.append(shown_times(tmp_path / "report"))
     for text in texts:
         assert "no difference" in text
         assert "×3.35" not in text and "3.35" not in text.replace("33.5", "")
     interval = "(no interval)" if ends is None else f"({ends['low']:.2f}–{ends['high']:.2f}, wide)"
     assert f"10.00 no difference measured {interval}" in texts[1] and interval in texts[3]
-    cards = texts[3].partition('<div class="cards">')[2].partition("<h2>")[0]
+    cards = texts[3].partition('<div class="cards">')[2].partition("<p>")[0]
     assert cards.count("<b>no difference measured</b>") == 2 and cards.count(interval) == 2
     [first, *_] = [row for row in csv.DictReader(io.StringIO(texts[2])) if row["ratio"] == "0.5"]
     assert first["deepsparse_prefill_speedup"] == "no difference measured"
@@ -122,7 +123,7 @@ def test_a_difference_is_a_factor_with_its_interval(artifacts: Path, tmp_path: P
     """The best card shows the fastest of the models that differ, not the largest ratio."""
     noisy(artifacts, "efficientllava-0.5")
     rows = write_report(artifacts, tmp_path / "report", METHODS, RATIOS)
-    page = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
+    page = shown_times(tmp_path / "report")
     assert (
         "<b>faster ×1.25</b><span>best DeepSparse prefill speed-up: sparsegpt 0.5 (1.20–1.30)"
         in page
@@ -142,12 +143,12 @@ def test_markdown_has_one_cell_per_heading(artifacts: Path) -> None:
 
 def test_terminal_table_fits_80_columns(artifacts: Path) -> None:
     for name in ("sparsegpt-0.5", "efficientllava-0.5"):
-        path = artifacts / "export" / name / "export.json"
+        path = artifacts / "export_metrics" / f"{name}.json"
         record = read_json(path)
         record["runtimes"]["onnxruntime"] = record["runtimes"]["deepsparse"]
         write_json(path, record)
     # a slow machine: wide numbers must not squeeze the names
-    path = artifacts / "export" / "sparsegpt-0.7" / "export.json"
+    path = artifacts / "export_metrics" / "sparsegpt-0.7.json"
     record = read_json(path)
     record["runtimes"]["onnxruntime"] = timing(dense=288.0, pruned=303.9)
     write_json(path, record)
@@ -166,7 +167,7 @@ def test_terminal_table_fits_80_columns(artifacts: Path) -> None:
 @pytest.mark.parametrize("terminal", [False, True])
 def test_a_log_has_the_whole_table(artifacts: Path, terminal: bool) -> None:
     for name in ("sparsegpt-0.5", "efficientllava-0.5", "sparsegpt-0.7"):
-        path = artifacts / "export" / name / "export.json"
+        path = artifacts / "export_metrics" / f"{name}.json"
         record = read_json(path)
         for runtime in ("deepsparse", "onnxruntime"):
             record["runtimes"][runtime] = timing(dense=123456789012345.0, pruned=98765432109876.0)

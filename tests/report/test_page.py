@@ -13,6 +13,7 @@ from PIL import Image
 
 from efficientllava.files import folder_digest, read_json, write_json
 from efficientllava.report.page import write_report
+from tests.report.conftest import shown_times, timing
 
 ROOT = Path(__file__).parents[2]
 METHODS, RATIOS = ["sparsegpt", "efficientllava"], [0.5, 0.7]
@@ -42,9 +43,11 @@ class Seen(HTMLParser):
 def test_page_needs_no_network_and_escapes(artifacts: Path, tmp_path: Path) -> None:
     write_report(artifacts, tmp_path / "report", METHODS, RATIOS, "search: <script>x</script>")
     source = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
+    times = shown_times(tmp_path / "report")
     page = Seen()
-    page.feed(source)
+    page.feed(source + times)
     assert not page.open
+    page.loads.remove("../report_timings/timings.js")
     page.loads.remove("../decision.js")
     # accuracy against latency, 3 x sparsity, policy, convergence; each light and dark
     assert len(page.loads) == 12
@@ -52,7 +55,7 @@ def test_page_needs_no_network_and_escapes(artifacts: Path, tmp_path: Path) -> N
         kind, _, content = load.partition(";base64,")
         assert kind == "data:image/png"
         assert Image.open(io.BytesIO(base64.b64decode(content))).size[0] > 500
-    assert not re.search(r"https?://|@import|url\(", source)
+    assert not re.search(r"https?://|@import|url\(", source + times)
     text = " ".join(page.text)
     assert "search: <script>x</script>" in text and "a <fast> one" in text
     assert "<script>x" not in source
@@ -76,19 +79,36 @@ def test_templates_are_part_of_the_package() -> None:
 
 def test_same_records_give_the_same_bytes(artifacts: Path, tmp_path: Path) -> None:
     for name in ("first", "second"):
-        write_report(artifacts, tmp_path / name, METHODS, RATIOS)
+        write_report(artifacts, tmp_path / name / "report", METHODS, RATIOS)
     assert folder_digest(tmp_path / "first") == folder_digest(tmp_path / "second")
-    assert {path.name for path in (tmp_path / "first").iterdir()} == {
+    reported, timed = (tmp_path / "first" / name for name in ("report", "report_timings"))
+    assert {path.name for path in reported.iterdir()} == {"table.md", "table.csv", "report.html"}
+    assert {path.name for path in timed.iterdir()} == {
         "table.md",
         "table.csv",
         "accuracy_latency.png",
-        "report.html",
+        "timings.js",
     }
+
+
+def test_other_times_leave_the_report_as_it_is(artifacts: Path, tmp_path: Path) -> None:
+    """Two clones time the same models differently, on machines that are called differently."""
+    write_report(artifacts, tmp_path / "first" / "report", METHODS, RATIOS)
+    for path in artifacts.glob("export_metrics/*.json"):
+        record = read_json(path)
+        record["runtimes"]["deepsparse"] = timing(dense=7.0, pruned=9.0)
+        write_json(path, record | {"machine": {"cpu": "another"}, "warning": "busy"})
+    write_report(artifacts, tmp_path / "second" / "report", METHODS, RATIOS)
+    digests = {
+        name: [folder_digest(tmp_path / clone / name) for clone in ("first", "second")]
+        for name in ("report", "report_timings")
+    }
+    assert len({*digests["report"]}) == 1 and len({*digests["report_timings"]}) == 2
 
 
 def test_report_without_any_speed(artifacts: Path, tmp_path: Path) -> None:
     """Before the exports have run there is a report all the same."""
-    for path in artifacts.glob("export/*/export.json"):
+    for path in artifacts.glob("export_metrics/*.json"):
         path.unlink()
     rows = write_report(artifacts, tmp_path / "report", METHODS, RATIOS)
     assert all(not row.latencies for row in rows)
@@ -99,18 +119,18 @@ def test_report_of_a_model_that_is_not_exported(artifacts: Path, tmp_path: Path)
     """The table has dashes for its speed, the page says why."""
     reason = "models of type 'smolvlm' are not exported, only those of type 'llava'"
     row = {"available": False, "reason": reason}
-    for path in artifacts.glob("export/*/export.json"):
+    for path in artifacts.glob("export_metrics/*.json"):
         write_json(path, {"runtimes": {"deepsparse": row, "onnxruntime": row}})
     rows = write_report(artifacts, tmp_path / "report", METHODS, RATIOS)
     assert all(not row.latencies for row in rows)
     page = Seen()
-    page.feed((tmp_path / "report" / "report.html").read_text(encoding="utf-8"))
+    page.feed(shown_times(tmp_path / "report"))
     assert f"not measured: {reason}" in page.text
     assert "82.5 ± 0.6" in (tmp_path / "report" / "table.md").read_text(encoding="utf-8")
 
 
 def test_speed_against_the_best_dense_runtime_is_tabled(artifacts: Path, tmp_path: Path) -> None:
-    path = artifacts / "export" / "sparsegpt-0.5" / "export.json"
+    path = artifacts / "export_metrics" / "sparsegpt-0.5.json"
     record = read_json(path)
     row = record["runtimes"]["deepsparse"]
     row |= {
@@ -128,6 +148,6 @@ def test_speed_against_the_best_dense_runtime_is_tabled(artifacts: Path, tmp_pat
         "| sparsegpt 0.5 | DeepSparse | float32 | slower ×0.80 (0.78–0.83), against dense ONNX "
         "Runtime | no difference measured (0.90–1.90, wide), against our dense kernel |"
     )
-    assert line in (tmp_path / "report" / "table.md").read_text(encoding="utf-8")
-    page = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
+    assert line in (tmp_path / "report_timings" / "table.md").read_text(encoding="utf-8")
+    page = shown_times(tmp_path / "report")
     assert "slower ×0.80 (0.78–0.83), against dense ONNX Runtime" in page

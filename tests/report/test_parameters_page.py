@@ -20,7 +20,7 @@ def test_bounds_and_choices_are_shown() -> None:
     row = next(line for line in page.splitlines() if "`obs.damping`" in line)
     assert "number, >0, ≤1" in row and "`0.01`" in row
     row = next(line for line in page.splitlines() if "`search.patience`" in line)
-    assert "integer, ≥1 or null" in row and "`null`" in row
+    assert "integer, ≥1, ≤1,000,000 or null" in row and "`null`" in row
     assert "`text`, `text_and_pairs`" in page
 
 

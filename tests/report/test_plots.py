@@ -10,8 +10,8 @@ from PIL import Image
 
 from efficientllava.errors import UserError
 from efficientllava.files import read_json
-from efficientllava.report.accuracy_latency import accuracy_latency_plot
 from efficientllava.report.comparison import read_rows
+from efficientllava.report.latency.accuracy_latency import accuracy_latency_plot
 from efficientllava.report.page import read_history
 from efficientllava.report.plots import (
     convergence_plot,

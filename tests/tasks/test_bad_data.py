@@ -30,6 +30,7 @@ def given(ready: Workspace) -> Path:
     """A user's own checkpoint, named in params.yaml; the finished artifacts lie beside it."""
     folder = ready.folder / "given"
     shutil.copytree(ready.folder / "artifacts" / "model", folder)
+    (folder / "digests.json").unlink()  # a user's own, of which nothing is recorded
     ready.set_parameters({"model": {"source": "./given"}})
     return folder
 
@@ -206,6 +207,17 @@ def overflow(ready: Workspace) -> None:
         for name, tensor in load_tensors(path).items()
     }
     save_tensors(path, tensors)
+    path.with_name("digests.json").unlink()  # as if they had been so from the start
+
+
+def test_damaged_weights_are_told_before_anything_is_computed(ready: Workspace, here: Here) -> None:
+    path = ready.folder / "artifacts" / "model" / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-100] ^= 1
+    path.write_bytes(content)
+    told = here(ready.folder, "tasks.search", *CELL)
+    assert_told(told, f"{path.relative_to(ready.folder)}: is not the file", "find .dvc/cache")
+    assert not (ready.folder / "artifacts" / "search").exists()
 
 
 def test_activations_that_are_not_finite(ready: Workspace, here: Here) -> None:

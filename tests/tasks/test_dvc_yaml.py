@@ -27,6 +27,7 @@ GROUND = {
     "progress",
     "parameters",
     "parsing",
+    "reading",
     "registry",
     "terminal",
 } | {"__init__"}
@@ -144,4 +145,5 @@ def test_the_report_depends_on_the_parameters_it_shows() -> None:
         for name, keys in SHOWN.items()
         for key in (keys if isinstance(keys, set) else [""])
     }
-    assert set(parameters_of("report")) == shown
+    # which ratio is compared by the summaries
+    assert set(parameters_of("report")) == shown | {"tracking.champion_ratio"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from efficientllava.files import read_json
 from efficientllava.models.checkpoint import save_checkpoint
 from tests.models.families import TINY
+from tests.report.conftest import shown_times
 from tests.tasks.conftest import Here, Workspace
 
 STAGES = ("model", "proxy", "search", "prune", "evaluate", "export")
@@ -33,6 +34,8 @@ def test_a_family_without_graphs_reaches_the_report(ready: Workspace, here: Here
     (ready.folder / "experiments").mkdir(exist_ok=True)
     outcome = here(ready.folder, "tasks.report")
     assert outcome.status == 0, outcome.error
-    page = (artifacts / "report" / "report.html").read_text(encoding="utf-8")
+    page = shown_times(artifacts / "report")
     assert "Sparse decode ms" in page and "models of type" in page
-    assert told in (artifacts / "report" / "table.md").read_text(encoding="utf-8")
+    assert told in (artifacts / "report_timings" / "table.md").read_text(encoding="utf-8")
+    summary = read_json(artifacts / "summary" / "magnitude.json")
+    assert summary["ratio"] == 0.5 and summary["decode_ms"] > 0

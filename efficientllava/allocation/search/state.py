@@ -11,7 +11,14 @@ import torch
 
 from efficientllava.allocation.search.evolution import Candidate
 from efficientllava.allocation.search.policy import Genes
-from efficientllava.files import load_tensors, read_json, save_tensors, write_json
+from efficientllava.files import (
+    DamagedFile,
+    file_digest,
+    load_tensors,
+    read_sealed,
+    save_tensors,
+    write_sealed,
+)
 
 ROUND_RECORD = "round_record"
 """Key of the first row of a round in a history: what the round reported when it ended."""
@@ -52,22 +59,28 @@ class SearchState:
 
     def keep(self, folder: Path, number: int, projector: Mapping[str, torch.Tensor]) -> None:
         """Write what the next round needs; the round's JSON last, as the sign that all is there."""
-        save_tensors(folder / f"projector-{number:03d}.safetensors", projector)
+        file = folder / f"projector-{number:03d}.safetensors"
+        save_tensors(file, projector)
         record = {
+            "projector_digest": file_digest(file),
             "record": self.rounds[-1],
             "history": [c.as_row() for c in self.history if c.round == number],
             "archive": [c.as_row() for c in self.archive.values()],
             "population": [c.as_row() for c in self.population],
             "projector": self.projector,
         }
-        write_json(folder / f"round-{number:03d}.json", record)
+        write_sealed(folder / f"round-{number:03d}.json", record)
 
     def resume(self, folder: Path, number: int) -> tuple[bool, dict[str, torch.Tensor] | None]:
-        """Take over a finished round: whether it is there, and the projector if it has moved."""
+        """Take over a finished round: whether it is there, and the projector if it has moved.
+
+        Raises:
+            UserError: a file is not as it was written.
+        """
         path = folder / f"round-{number:03d}.json"
         if not path.exists():
             return False, None
-        stored = read_json(path)
+        stored = read_sealed(path)
         self.rounds.append(stored["record"])
         self.history += [Candidate.from_row(row) for row in stored["history"]]
         archive = [Candidate.from_row(row) for row in stored["archive"]]
@@ -76,4 +89,7 @@ class SearchState:
         if stored["projector"] == self.projector:
             return True, None
         self.projector = stored["projector"]
-        return True, load_tensors(folder / f"projector-{number:03d}.safetensors")
+        file = folder / f"projector-{number:03d}.safetensors"
+        if file_digest(file) != stored["projector_digest"]:
+            raise DamagedFile(file)
+        return True, load_tensors(file)

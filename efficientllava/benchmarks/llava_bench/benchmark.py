@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from efficientllava.benchmarks.base import Benchmark, Outcome
 from efficientllava.progress import Progress
+from efficientllava.reading import expanded
 
 if TYPE_CHECKING:
     from efficientllava.benchmarks.judge.client import Judging
@@ -43,7 +44,7 @@ class LLaVABench(Benchmark["Scene"]):
 
         texts = self.answers(records, predictions)
         judging = self.require_judge(judging, predictions)
-        judge, rules = judging.judge, read_rules(Path(source).expanduser())
+        judge, rules = judging.judge, read_rules(expanded(source))
         reviews = [
             review(records, texts, predictions.answer_ids, judge, rules, run, progress)
             for run in range(judging.runs)

@@ -15,6 +15,7 @@ from efficientllava.benchmarks.records import (
 )
 from efficientllava.benchmarks.rows import Row, read_lines
 from efficientllava.errors import UserError
+from efficientllava.reading import expanded
 
 CATEGORIES = ("complex", "conv", "detail")
 PREFIX = "llava_bench_"
@@ -48,7 +49,7 @@ def read_scenes(source: str | Path, split: str = "test") -> list[Scene]:
     """
     if not is_local(source):
         return _from_hub(str(source))
-    folder = Path(source).expanduser()
+    folder = expanded(source)
     if not (folder / "questions.jsonl").is_file() and has_parquet(folder):
         return _from_hub(str(folder))
     captions = {row.text("image"): row for row in read_lines(folder / "context.jsonl")}

@@ -9,6 +9,7 @@ from efficientllava.benchmarks.records import Record, has_parquet, hub_rows, is_
 from efficientllava.benchmarks.rows import Row
 from efficientllava.errors import UserError
 from efficientllava.files import read_json
+from efficientllava.reading import expanded
 
 CAPABILITIES = ("rec", "ocr", "know", "gen", "spat", "math")
 
@@ -32,12 +33,11 @@ def read_samples(source: str | Path, split: str = "test") -> list[Sample]:
         UserError: naming the record that cannot be used.
     """
     if not is_local(source) or (
-        not (Path(source).expanduser() / "mm-vet.json").is_file()
-        and has_parquet(Path(source).expanduser())
+        not (expanded(source) / "mm-vet.json").is_file() and has_parquet(expanded(source))
     ):
         rows = hub_rows(str(source), None, split)
         return [_sample(row.identity("question_id"), row, None) for row in rows]
-    folder = Path(source).expanduser()
+    folder = expanded(source)
     values = read_json(folder / "mm-vet.json")
     if not isinstance(values, dict) or not all(
         isinstance(value, dict) for value in values.values()

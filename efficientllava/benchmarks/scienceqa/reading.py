@@ -27,6 +27,7 @@ from efficientllava.data.questions import (
 )
 from efficientllava.errors import UserError
 from efficientllava.files import read_json
+from efficientllava.reading import expanded
 
 _LAYOUTS: dict[str, Callable[[Question], str]] = {"llava_v1_5": cqm_a, "llava_sqa": qcm_lea}
 
@@ -65,7 +66,7 @@ def read_problems(
     """
     if not is_local(source):
         return _from_hub(str(source), split, style)
-    folder = Path(source).expanduser()
+    folder = expanded(source)
     records, asked = _records(folder), _asked(folder / f"llava_{split}_CQM-A.json")
     if not records and not asked:
         if has_parquet(folder):
@@ -95,7 +96,7 @@ def read_problems(
 
 def all_identifiers(source: str | Path) -> set[str]:
     """The ids of all splits that pid_splits.json lists; empty without that file."""
-    path = Path(source).expanduser() / SPLITS
+    path = expanded(source) / SPLITS
     splits = read_json(path) if path.is_file() else {}
     lists = splits.values() if isinstance(splits, dict) else ()
     return {str(identifier) for ids in lists if isinstance(ids, list) for identifier in ids}

@@ -16,6 +16,7 @@ from efficientllava.benchmarks.records import (
 from efficientllava.benchmarks.rows import Row, read_lines
 from efficientllava.errors import UserError
 from efficientllava.files import read_json
+from efficientllava.reading import expanded
 
 SUFFIX = (
     "\nWhen the provided information is insufficient, respond with 'Unanswerable'."
@@ -56,7 +57,7 @@ def read_photos(source: str | Path, split: str = "val") -> list[Photo]:
     """
     if not is_local(source):
         return _from_hub(str(source), split)
-    folder = Path(source).expanduser()
+    folder = expanded(source)
     files = [folder / f"{split}.json", *sorted(folder.glob(f"{split}_*.json"))]
     existing = [file for file in files if file.is_file()]
     asked = folder / f"llava_{split}.jsonl"

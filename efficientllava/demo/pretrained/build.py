@@ -44,7 +44,9 @@ def build_pretrained(folder: Path, work: Path, progress: Progress) -> None:
         "prunable_weights": sum(matrix.size for matrix in matrices),
     }
     names = [matrix.name for matrix in matrices]
-    save_checkpoint(model, processor, folder, {TRAINING_RECORD: record, MATRICES: names})
+    save_checkpoint(
+        model, processor, folder, {TRAINING_RECORD: record, MATRICES: names}, sealed=True
+    )
 
 
 def untrained_llava(

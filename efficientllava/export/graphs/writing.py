@@ -28,9 +28,10 @@ from efficientllava.export.graphs.matrices import (
     used_layers,
     write_data,
 )
-from efficientllava.files import read_json, save_tensors
+from efficientllava.files import save_tensors
 from efficientllava.models.checkpoint import check_checkpoint
 from efficientllava.models.families import adapter_for
+from efficientllava.reading import read_model_config
 
 OPSET = 14
 IR_VERSION = 8
@@ -137,7 +138,7 @@ def not_exportable(checkpoint: Path) -> str | None:
         UserError: as `check_checkpoint`.
     """
     check_checkpoint(checkpoint)
-    family = str(read_json(checkpoint / "config.json").get("model_type"))
+    family = str(read_model_config(checkpoint).get("model_type"))
     if family != FAMILY:
         return f"models of type '{family}' are not exported, only those of type '{FAMILY}'"
     return None

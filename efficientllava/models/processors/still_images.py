@@ -14,7 +14,7 @@ from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPI
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.utils import is_torchvision_available
 
-from efficientllava.files import read_json
+from efficientllava.reading import read_model_config
 
 OTHER_PARTS = ("feature_extractor", "video_processor")
 """Parts of a processor for sound and for video."""
@@ -103,7 +103,7 @@ def processor_class(folder: Path) -> type[ProcessorMixin] | None:
     """The class to load a checkpoint's processor with; None where AutoProcessor can do it.
 
     Raises:
-        OSError, ValueError, KeyError: as AutoConfig.from_pretrained.
+        Exception: as AutoConfig.from_pretrained.
     """
     if is_torchvision_available():
         return None
@@ -119,8 +119,8 @@ def needs_torchvision(folder: Path) -> str | None:
 
     Some families' image processors exist for torchvision only (Mistral 3, LFM2-VL, Cohere 2).
     """
-    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else None
-    model_type = str(config.get("model_type")) if isinstance(config, dict) else ""
+    there = (folder / "config.json").exists()
+    model_type = str(read_model_config(folder).get("model_type")) if there else ""
     backends = IMAGE_PROCESSOR_MAPPING_NAMES.get(model_type) or {"pil": ""}
     without_torchvision = "pil" in backends and "Pixtral" not in str(backends["pil"])
     if is_torchvision_available() or without_torchvision:

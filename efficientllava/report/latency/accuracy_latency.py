@@ -27,7 +27,7 @@ def accuracy_latency_plot(
     Args:
         rows: of the comparison.
         path: PNG to write.
-        runtime: a key of `export.json`'s runtimes; None for the first that was measured.
+        runtime: a runtime's name; None for the first that was measured.
     """
     runtime = runtime or headline_runtime(rows)
     measured = [row for row in rows if row.score is not None and runtime in row.latencies]

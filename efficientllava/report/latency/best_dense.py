@@ -18,7 +18,7 @@ def best_dense_table(artifacts: Path, rows: Sequence[Row]) -> str:
     """A Markdown table, a line for each model and runtime; empty where nothing was measured."""
     body = []
     for row in rows:
-        path = artifacts / "export" / f"{row.method}-{row.ratio:g}" / "export.json"
+        path = artifacts / "export_metrics" / f"{row.method}-{row.ratio:g}.json"
         runtimes = read_json(path)["runtimes"] if path.is_file() else {}
         for name, timing in runtimes.items():
             cells = [_cell(timing, phase) for phase in PHASES]

@@ -1,0 +1,2 @@
+-- POSTGRES_DB has made MLflow's
+CREATE DATABASE prefect;

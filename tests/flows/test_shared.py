@@ -1,0 +1,232 @@
+"""A team on shared servers: compose.yaml's commands, and every command of docs/team.md about DVC.
+
+PostgreSQL and S3 are real servers on this machine; the stages are the toy's.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from tests.flows.conftest import ROOT, TOY
+from tests.flows.shared_servers import (
+    Servers,
+    free_port,
+    needs_servers,
+    objects,
+    servers,
+)
+
+__all__ = ["servers"]
+pytestmark = [pytest.mark.slow, needs_servers]
+SERVICES: dict[str, Any] = YAML(typ="safe").load((ROOT / "compose.yaml").read_text())["services"]
+BIN = Path(sys.executable).parent
+SECTION = "## Results for all (DVC)"
+SHOW = "dvc exp show --only-changed --drop '^(artifacts|efficientllava|tasks|experiments)'"
+
+
+@dataclass
+class Team:
+    """The servers' addresses, as variables of whoever works with them."""
+
+    servers: Servers
+    environment: dict[str, str]
+
+    def run(self, command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["bash", "-euc", command],
+            cwd=folder,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+
+
+@contextmanager
+def service(name: str, servers: Servers, folder: Path, health: str) -> Iterator[int]:
+    """Run a service's command and variables of compose.yaml here, at another port."""
+    usual = SERVICES[name]["ports"][0].rpartition(":")[2]
+    port = free_port()
+
+    def here(text: str) -> str:
+        text = re.sub(r"\$\{\w+:-(.*?)\}", r"\1", text).replace("@postgres/", "@127.0.0.1/")
+        text = text.replace("team@127.0.0.1/", f"team@127.0.0.1:{servers.port}/")
+        return text.replace(f"--port={usual}", f"--port={port}").replace("0.0.0.0", "127.0.0.1")
+
+    variables = {
+        key: here(str(value))
+        for key, value in SERVICES[name]["environment"].items()
+        if not key.endswith("_FILE") and not key.startswith("AWS_") and key != "WORKSPACE"
+    }
+    environment = {**os.environ, **servers.environment, **variables, "PGPASSWORD": "unused"}
+    environment |= {"PREFECT_HOME": str(folder / name), "PATH": f"{BIN}:{os.environ['PATH']}"}
+    with open(folder / f"{name}.log", "w") as log:
+        process = subprocess.Popen(
+            [here(word) for word in SERVICES[name]["command"]],
+            cwd=folder,
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        end = time.monotonic() + 300
+        while not answers(f"http://127.0.0.1:{port}{health}"):
+            said = (folder / f"{name}.log").read_text()
+            assert process.poll() is None and time.monotonic() < end, said
+            time.sleep(0.5)
+        yield port
+    finally:
+        os.killpg(process.pid, 15)
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, 9)
+            process.wait()
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def team(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
+    folder = tmp_path_factory.mktemp("services")
+    with ExitStack() as started:
+        mlflow = started.enter_context(service("mlflow", servers, folder, "/health"))
+        prefect = started.enter_context(service("prefect", servers, folder, "/api/health"))
+        addresses = {
+            "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{mlflow}",
+            "PREFECT_API_URL": f"http://127.0.0.1:{prefect}/api",
+        }
+        assert set(addresses) <= set(SERVICES["pipeline"]["environment"])
+        people = ("AUTHOR_NAME", "AUTHOR_EMAIL", "COMMITTER_NAME", "COMMITTER_EMAIL")
+        environment = {
+            **os.environ,
+            **servers.environment,
+            **addresses,
+            **{f"GIT_{name}": "team" for name in people},
+            "PATH": f"{BIN}:{os.environ['PATH']}",
+            "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+            "COLUMNS": "160",
+        }
+        yield Team(servers, environment)
+
+
+def give_environment(clone: Path) -> None:
+    """Let `make` find what `make install` makes: this interpreter's environment."""
+    (clone / ".venv").mkdir()
+    for name in ("bin", "lib", "pyvenv.cfg"):
+        (clone / ".venv" / name).symlink_to(BIN.parent / name)
+    (clone / ".venv" / "installed").write_text(f"{clone.resolve()}\n")
+
+
+@pytest.fixture(scope="module")
+def clone(team: Team, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clone of a repository with the toy's stages, and the repository's own settings."""
+    folder = tmp_path_factory.mktemp("team")
+    source = folder / "clone"
+    shutil.copytree(TOY, source, ignore=shutil.ignore_patterns("__pycache__"))
+    (source / "stages.yaml").rename(source / "dvc.yaml")
+    for name in ("Makefile", ".gitignore", ".dvcignore", "pyproject.toml", "constraints.txt"):
+        shutil.copyfile(ROOT / name, source / name)
+    (source / ".dvc").mkdir()
+    for name in ("config", ".gitignore"):
+        shutil.copyfile(ROOT / ".dvc" / name, source / ".dvc" / name)
+    made = team.run(
+        "git init -q --bare -b main ../origin.git; git init -q -b main; git add -A; "
+        "git commit -qm first; git remote add origin ../origin.git; git push -q -u origin main",
+        source,
+    )
+    assert made.returncode == 0, made.stderr
+    give_environment(source)
+    return source
+
+
+def shown_commands() -> list[str]:
+    """The commands of the section, in order; a line that ends with a backslash goes on."""
+    page = (ROOT / "docs" / "team.md").read_text(encoding="utf-8")
+    section = page.partition(SECTION)[2].partition("\n## ")[0]
+    blocks = re.findall(r"```sh\n(.*?)```", section, re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    return [line.partition("  #")[0].strip() for line in lines if line.strip()]
+
+
+def test_every_command_of_the_team_page_runs(team: Team, clone: Path) -> None:
+    folder, said = clone, {}
+    for command in shown_commands():
+        if command.startswith("cd "):
+            folder = folder / command.removeprefix("cd ")
+            give_environment(folder)
+            continue
+        command = command.replace("URL", str(clone.parent / "origin.git"))
+        done = team.run(command, folder)
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        said.setdefault(command, []).append(done.stdout + done.stderr)
+    first, again = said["make demo"]
+    assert "Running" in first or "runs because" in first
+    # all that a colleague has is what was pulled: nothing was computed
+    assert "runs because" not in again and folder.name == "colleague"
+    assert again.count("Cached(") >= 9
+    assert outputs_are_links(folder) and outputs_are_links(clone)
+    [shown] = said[SHOW]
+    assert "longer" in shown and "longest" in shown
+    assert max(map(len, shown.splitlines())) <= 160
+    [changed] = said["dvc params diff"]
+    assert "search.rounds" in changed and "4" in changed
+    # the records are in PostgreSQL, artifacts and outputs in the bucket
+    names = objects(team.servers)
+    assert any(name.startswith("dvc/files/md5/") for name in names)
+    assert any(name.startswith("mlflow/") and name.endswith("policy.json") for name in names)
+    assert not any("start-up-checks" in name for name in names)
+    assert rows(team, "mlflow", "SELECT count(*) FROM model_versions") >= 3
+    assert rows(team, "prefect", "SELECT count(*) FROM flow_run") >= 2
+
+
+def outputs_are_links(folder: Path) -> bool:
+    files = [path for path in (folder / "artifacts").rglob("*") if path.is_file()]
+    return bool(files) and all(path.stat().st_nlink > 1 for path in files if path.stat().st_size)
+
+
+def rows(team: Team, database: str, query: str) -> int:
+    import psycopg2
+
+    with psycopg2.connect(team.servers.database(database)) as connection:
+        cursor = connection.cursor()
+        cursor.execute(query)
+        return int(cursor.fetchone()[0])
+
+
+def test_what_cannot_be_used_is_told_before_the_first_stage(team: Team, clone: Path) -> None:
+    """A run with a bucket that is not there, straight on PostgreSQL."""
+    params = (clone / "params.yaml").read_text()
+    uri = team.servers.database("mlflow")
+    wrong = f"tracking: {{experiment: other, uri: '{uri}', artifacts: 's3://gone/x'}}"
+    try:
+        text = re.sub(r"tracking: .*", wrong, params)
+        (clone / "params.yaml").write_text(re.sub(r"rounds: \d", "rounds: 9", text))
+        done = team.run("unset MLFLOW_TRACKING_URI; python -m flows.pipeline", clone)
+    finally:
+        (clone / "params.yaml").write_text(params)
+    assert done.returncode == 2, done.stderr
+    assert "s3://gone/x: cannot be written" in done.stderr and "NoSuchBucket" in done.stderr
+    assert "Traceback" not in done.stderr and "search@magnitude-0.5 runs" not in done.stderr
