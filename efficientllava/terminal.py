@@ -67,6 +67,14 @@ class Lines:
         print("  ".join(part for part in line if part), file=self.stream, flush=True)
 
 
+def duration(seconds: float) -> str:
+    """Seconds in the unit that a person would use."""
+    for limit, size, unit in ((120, 1, "s"), (7200, 60, "min"), (float("inf"), 3600, "h")):
+        if seconds < limit:
+            return f"{seconds / size:.3g} {unit}"
+    raise AssertionError
+
+
 def describe(event: Event) -> str:
     """Measured values in a few words: `best risk 0.123  4.1 evaluations/s  12 s left`."""
     parts = []

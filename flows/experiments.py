@@ -27,7 +27,9 @@ from efficientllava.registry import METHODS
 from efficientllava.report.comparison import read_rows
 from efficientllava.report.experiments.statistics import Measured, Setting, accuracy_of, models_of
 from efficientllava.report.experiments.tables import write_experiment
-from flows.pipeline import pipeline, run_to_end
+from flows.command import run_to_end
+from flows.form import seeded
+from flows.pipeline import pipeline
 from flows.runner.recording import RECORDING, end_process
 from flows.server.workspaces import changed, make_workspace
 from flows.tracking.tracking import log_experiment
@@ -135,14 +137,6 @@ EXPERIMENTS = {
 }
 
 
-def seeded(parameters: Parameters, seed: int) -> dict[str, int]:
-    """The parameters that a seed sets: proxy data, search, and the demo model."""
-    changes = {"proxy.seed": seed, "search.seed": seed}
-    if parameters.model.source == "demo":
-        changes["model.demo.seed"] = seed
-    return changes
-
-
 def workspaces(
     experiment: Experiment, parameters: Parameters, root: Path
 ) -> Iterator[tuple[int, Setting, Path]]:
@@ -167,7 +161,7 @@ def workspaces(
 @flow(name="experiment", flow_run_name="{name}", persist_result=False)
 def run_experiment(name: str) -> State[Any]:
     """Run the pipeline for every seed and setting, and write the table over all of them."""
-    return RECORDING.record_end(_run_experiment(name))
+    return RECORDING.record_end(RECORDING.until_stopped(lambda: _run_experiment(name)))
 
 
 def _run_experiment(name: str) -> State[Any]:
@@ -178,6 +172,8 @@ def _run_experiment(name: str) -> State[Any]:
         description = ", ".join([f"seed {seed}", *(f"{key} {value}" for key, value in setting)])
         with chdir(folder):
             state = RECORDING.run(_pipeline_of, f"{name}, {description}", experiment.until)
+        if RECORDING.stopped is not None:
+            raise RECORDING.stopped
         if not state.is_completed():
             failure = state.result(raise_on_failure=False)
             return Failed(message=f"{description}: {failure}", data=failure)
@@ -199,11 +195,11 @@ def _run_experiment(name: str) -> State[Any]:
     return Completed(message=f"{folder / 'table.md'}")
 
 
-def _pipeline_of(name: str, until: tuple[str, ...]) -> State[Any]:
+def _pipeline_of(name: str, until: Sequence[str]) -> State[Any]:
     """The pipeline as a flow run of its own, or as part of this one where no server takes it."""
     if RECORDING.gone.is_set():
-        return pipeline.fn(until)
-    return pipeline.with_options(flow_run_name=name)(until, return_state=True)
+        return pipeline.fn(until=list(until))
+    return pipeline.with_options(flow_run_name=name)(until=list(until), return_state=True)
 
 
 def _lead(name: str, parameters: Parameters) -> str:

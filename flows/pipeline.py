@@ -6,13 +6,12 @@ prints the comparison. Exit status: 0; 2 for an error that the user can fix; 1 o
 
 from __future__ import annotations
 
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import chdir, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+from uuid import UUID
 
 from prefect import allow_failure, flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
@@ -23,46 +22,37 @@ from prefect.utilities.urls import url_for
 
 from efficientllava.errors import UserError
 from efficientllava.parameters import Parameters
-from efficientllava.versions.connection import tracking_uri
+from flows.command import run_to_end
 from flows.decision import keep_decision
 from flows.ending import show_comparison
+from flows.form import Form, Method, Ratio, Seed, record_of, summary, tags_of, workspace
+from flows.plan import parse_form, print_plan
 from flows.runner.console import say_failures_once
 from flows.runner.dvc_files import mend
 from flows.runner.graph import Changes, Node, read_graph
 from flows.runner.host import StageHost
 from flows.runner.live import Values
 from flows.runner.recording import RECORDING, end_process
-from flows.runner.stages import USER_ERROR, Call, StageFailure, Watchers, run_stage
+from flows.runner.stages import (
+    USER_ERROR,
+    Call,
+    PipelineFailure,
+    StageFailure,
+    Watchers,
+    run_stage,
+)
 from flows.server.cluster import SearchCluster
-from flows.server.server import mark_crashed, prefect_server
+from flows.server.runs import begin_run, drop_missed
 from flows.tracking.champion import target_ratio
 from flows.tracking.record import ModelRecord, cell_of, read_record
-from flows.tracking.servers import warn_of_remote
-from flows.tracking.tracking import AGAIN, Tracking, check_server, usable
-from flows.unchanged import is_unchanged, recorded
-from tasks.runtime.check import check_device
+from flows.tracking.tracking import AGAIN, Tracking, usable
+from flows.unchanged import is_unchanged
 from tasks.runtime.stage import ARTIFACTS, read_parameters, told
 from tasks.runtime.workspace import workspace_lock
 
-
-class PipelineFailure(Exception):
-    """Some steps failed; those that do not depend on them have run."""
-
-    def __init__(self, failures: list[StageFailure], not_run: list[str]) -> None:
-        self.failures, self.not_run = failures, not_run
-        lines = [
-            f"{failure.stage} failed with exit status {failure.status}; its message is above"
-            for failure in failures
-        ]
-        if not_run:
-            lines.append(f"not run because of that: {', '.join(not_run)}")
-        super().__init__("\n".join(lines))
-
-    @property
-    def status(self) -> int:
-        """2 when the user can mend every failure."""
-        user_errors = all(failure.status == USER_ERROR for failure in self.failures)
-        return USER_ERROR if user_errors else 1
+T = TypeVar("T")
+NOTHING: Any = ()
+"""An empty field of the form."""
 
 
 class Run:
@@ -111,6 +101,8 @@ class Run:
             wait_for=[allow_failure(self.states[name]) for name in blocked_by or node.depends_on],
             return_state=True,
         )
+        if call.stopped is not None:
+            raise call.stopped
         self.states[node.name] = state
         if blocked_by:
             self.not_run.append(node.name)
@@ -129,9 +121,11 @@ class Run:
         if any(stage in self.culprits for stage in own):
             self.not_run.append(name)
             return
-        state = log_model.with_options(name=name, task_run_name=name)(
-            self, cell, wait_for=[self.states[stage] for stage in own], return_state=True
-        )
+        # a server or object store may answer a moment later; a local file answers the same
+        remote = not self.tracking.uri.startswith("sqlite")
+        state = log_model.with_options(
+            name=name, task_run_name=name, retries=2 if remote else 0, retry_delay_seconds=[2, 10]
+        )(self, cell, wait_for=[self.states[stage] for stage in own], return_state=True)
         self.states[name] = state
         if not state.is_completed():
             self._failed(name, state)
@@ -193,18 +187,32 @@ def _told(step: str, error: UserError) -> State[Any]:
     return Failed(message=str(error), data=StageFailure(step, USER_ERROR, str(error)))
 
 
-@flow(name="pipeline", persist_result=False, validate_parameters=False)
-def pipeline(until: tuple[str, ...] = ()) -> State[Any]:
+@flow(name="pipeline", persist_result=False)
+def pipeline(
+    methods: list[Method] = NOTHING,
+    ratios: list[Ratio] = NOTHING,
+    seed: Seed | None = None,
+    overrides: list[str] = NOTHING,
+    until: list[str] = NOTHING,
+) -> State[Any]:
     """The stages of dvc.yaml in the current folder, each one only if something changed.
 
+    With other parameters than those of params.yaml they run in a workspace of their own,
+    `.work/runs`, which shares DVC's cache and MLflow with this one.
+
     Args:
-        until: stages (without their cells) that are wanted, with all they depend on; all if empty.
+        methods: methods that are compared; none: those of params.yaml
+        ratios: shares of the decoder's weights that become zero, e.g. 0.5; none: as in params.yaml
+        seed: of the demo model, the proxy data and the search; none: those of params.yaml
+        overrides: further parameters as `dvc exp run -S` takes them, e.g. search.rounds=5
+        until: stages that are wanted, with all they depend on, e.g. evaluate; none: all stages
     """
     root = Path.cwd()
     say_failures_once()
+    form = Form(methods, ratios, seed, overrides)
     try:
         with workspace_lock("the pipeline", root):
-            state = _pipeline(root, read_parameters(root / "params.yaml"), until)
+            state = RECORDING.until_stopped(lambda: _in_workspace(root, form, until))
     except (UserError, OSError) as error:
         if (message := told(error)) is None:
             raise
@@ -214,17 +222,33 @@ def pipeline(until: tuple[str, ...] = ()) -> State[Any]:
     return RECORDING.record_end(state)
 
 
-def _pipeline(root: Path, parameters: Parameters, until: tuple[str, ...]) -> State[Any]:
-    logger = get_run_logger()
+def _in_workspace(root: Path, form: Form, until: Sequence[str]) -> State[Any]:
     context = FlowRunContext.get()
     assert context is not None and context.flow_run is not None
-    flow_run = context.flow_run
-    if crashed := RECORDING.tell(mark_crashed, root, flow_run.id):
-        logger.warning("marked %d earlier run(s) as Crashed: their process was killed", crashed)
-    for mended in mend(root):
-        logger.warning("%s", mended)
-    page = url_for("flow-run", obj_id=flow_run.id) or ""
-    tags = {"prefect.flow_run_id": str(flow_run.id), "prefect.flow_run_url": page}
+    mended = mend(root)
+    folder = workspace(root, form)
+    for words in [*mended, *(mend(folder) if folder != root else [])]:
+        get_run_logger().warning("%s", words)
+    parameters = read_parameters(folder / "params.yaml")
+    named = getattr(context.flow, "flow_run_name", None)
+    name = summary(parameters) if named is None else context.flow_run.name
+    tags = tags_of(parameters, form)
+    if crashed := RECORDING.tell(begin_run, root, context.flow_run.id, name, tags):
+        get_run_logger().warning(
+            "marked %d earlier run(s) as Crashed: their process was killed", crashed
+        )
+    if dropped := RECORDING.tell(drop_missed, context.flow_run):
+        get_run_logger().warning("dropped %d earlier run(s) that were missed", dropped)
+    with chdir(folder):
+        return _pipeline(folder, parameters, until, context.flow_run.id, record_of(form))
+
+
+def _pipeline(
+    root: Path, parameters: Parameters, until: Sequence[str], flow_run: UUID, tags: dict[str, str]
+) -> State[Any]:
+    logger = get_run_logger()
+    page = url_for("flow-run", obj_id=flow_run) or ""
+    tags = {**tags, "prefect.flow_run_id": str(flow_run), "prefect.flow_run_url": page}
     tracking = Tracking(parameters.tracking, root, tags)
     if tracking.unfinished:
         logger.warning(
@@ -270,57 +294,31 @@ def _keep_comparison(parameters: Parameters) -> None:
     RECORDING.tell(create_markdown_artifact, markdown(rows), key="comparison", description=title)
 
 
-def _warm_up() -> None:
-    """Import slow modules while the server starts, which takes longer."""
-    import mlflow  # noqa: F401
-
-    import efficientllava.report.comparison  # noqa: F401
-
-
-def run_to_end(
-    who: str,
-    start: Callable[[], State[Any]],
-    show: Callable[[Parameters], None],
-    idle: Callable[[Parameters], bool] = lambda parameters: False,
-) -> int:
-    """Run a flow on this workspace, with a server, and return the exit status.
-
-    Args:
-        who: this run's name in the message to a second run.
-        start: runs the flow.
-        show: called when it completed.
-        idle: says, before a server is started, that the flow has nothing to do.
-    """
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the flow once, or say what it would do."""
+    given = parse_form(__doc__.partition("\n")[0], arguments)
     try:
-        parameters = read_parameters()
-        check_device(parameters)
-        check_server(tracking_uri(parameters.tracking, Path.cwd()))
-        with workspace_lock(who):
-            if idle(parameters):
-                show(parameters)
-                return 0
-            warn_of_remote(Path.cwd())
-            threading.Thread(target=_warm_up, daemon=True).start()
-            with prefect_server(), recorded(Path.cwd()):
-                state = RECORDING.run(start)
-    except (UserError, OSError, KeyboardInterrupt) as error:
-        if (message := told(error)) is None:
-            raise
-        print(f"error: {message}", file=sys.stderr)
-        return 130 if isinstance(error, KeyboardInterrupt) else USER_ERROR
-    if state.is_completed():
-        show(parameters)
-        return 0
-    failure = state.result(raise_on_failure=False)
-    print(f"error: {failure}", file=sys.stderr)
-    return failure.status if isinstance(failure, PipelineFailure) else 1
+        folder = workspace(Path.cwd(), given.form)
+        if given.dry_run:
+            print_plan(folder, given.until)
+            return 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USER_ERROR
 
+    def there(run: Callable[[Parameters], T]) -> Callable[[Parameters], T]:
+        def within(_: Parameters) -> T:
+            with chdir(folder):
+                return run(read_parameters())
 
-def main() -> int:
-    """Run the flow once."""
+        return within
+
+    fields = {**given.form.fields, "until": given.until}
     return run_to_end(
-        "the pipeline", lambda: pipeline(return_state=True), show_comparison, is_unchanged
+        "the pipeline",
+        lambda: pipeline(**fields, return_state=True),
+        there(show_comparison),
+        there(is_unchanged) if not given.until else lambda parameters: False,
     )
 
 

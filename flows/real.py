@@ -21,8 +21,9 @@ from prefect.states import State
 from efficientllava.errors import UserError
 from efficientllava.parameters import Parameters
 from efficientllava.parsing import parse_parameters
+from flows.command import run_to_end
 from flows.ending import show_comparison
-from flows.pipeline import pipeline, run_to_end
+from flows.pipeline import pipeline
 from flows.runner.recording import end_process
 from flows.runner.stages import USER_ERROR
 from flows.server.workspaces import changed, make_workspace

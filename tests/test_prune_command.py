@@ -212,7 +212,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "proxy parameter": (["--set", "proxy.text=words.txt"], "unknown parameter proxy.text"),
     "proxy value": (["--set", "proxy.segments=-1"], "proxy.segments"),
     "no value": (["--set", "search.rounds"], "is no parameter"),
-    "no YAML": (["--set", "search.offsets=[1"], "is not valid YAML"),
+    "no YAML": (["--set", "search.offsets=[1"], "not valid YAML"),
     "pattern of another ratio": (
         ["--set", "pruning.pattern=1:4"],
         "contradicts obs.pattern 1:4",

@@ -239,10 +239,13 @@ def read_records(
         split, style: the first of the benchmark's for None.
 
     Raises:
-        UserError: naming the file and the record that cannot be used.
+        UserError: naming the file and the record that cannot be used; there is no question.
     """
     chosen = benchmark.style(style)
-    return benchmark.read(source, benchmark.split(split), chosen)
+    records = benchmark.read(source, benchmark.split(split), chosen)
+    if not len(records):
+        raise UserError(f"holds no questions of split {benchmark.split(split)}", where=str(source))
+    return records
 
 
 def require_images(

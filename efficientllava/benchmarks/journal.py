@@ -7,7 +7,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
+from pydantic import BaseModel
+
+from efficientllava.errors import UserError
 from efficientllava.files import replacing
+from efficientllava.reading import checked, parse_json, read_bytes
+
+
+class _Line(BaseModel):
+    """One answer."""
+
+    key: str
+    text: str
 
 
 class Journal:
@@ -18,13 +29,13 @@ class Journal:
         self.path = Path(path)
         self.texts: dict[str, str] = {}
         self._file: IO[str] | None = None
-        if self.path.is_file():
-            for line in self.path.read_text(encoding="utf-8", errors="replace").split("\n"):
+        if self.path.exists():
+            for line in read_bytes(self.path).decode(errors="replace").split("\n"):
                 try:
-                    row = json.loads(line)
-                    self.texts[row["key"]] = row["text"]
-                except (json.JSONDecodeError, KeyError, TypeError):
+                    row = checked(parse_json(line, str(path)), _Line, str(path))
+                except UserError:
                     continue
+                self.texts[row.key] = row.text
 
     def __enter__(self) -> Self:
         # rewrite whole lines only, so that the next answer starts on a new line

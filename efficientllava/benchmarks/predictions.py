@@ -53,6 +53,8 @@ def read_predictions(path: Path) -> Predictions:
     """
     path = Path(path)
     value = read_document(path)
+    if value in ([], {}):
+        raise UserError("holds no answers", where=str(path))
     if isinstance(value, list):
         rows = [
             row if isinstance(row, Row) else Row(_record(row, path, n), f"{path}, entry {n}")

@@ -22,6 +22,7 @@ from packaging.specifiers import SpecifierSet
 from efficientllava import __version__
 from efficientllava.errors import UserError
 from efficientllava.extras import CORE, DISTRIBUTION, RequiredPackage, required_packages
+from efficientllava.reading import read_text, require_plain_yaml
 
 GIB = 2**30
 IMPORTED = ("torch", "transformers", "numba")
@@ -199,10 +200,10 @@ def _prefect_profile() -> str | None:
     """The server of Prefect's active profile."""
     home = Path(os.environ.get("PREFECT_HOME") or Path.home() / ".prefect")
     try:
-        profiles = tomllib.loads((home / "profiles.toml").read_text(encoding="utf-8"))
+        profiles = tomllib.loads(read_text(home / "profiles.toml"))
         active = os.environ.get("PREFECT_PROFILE") or profiles["active"]
         return str(profiles["profiles"][active]["PREFECT_API_URL"])
-    except (OSError, KeyError, TypeError, ValueError):
+    except (UserError, KeyError, TypeError, ValueError, RecursionError):
         return None
 
 
@@ -211,8 +212,10 @@ def _tracking_uri(parameters: Path) -> str | None:
     import yaml  # comes with transformers
 
     try:
-        return str(yaml.safe_load(parameters.read_text(encoding="utf-8"))["tracking"]["uri"])
-    except (OSError, KeyError, TypeError, ValueError, yaml.YAMLError):
+        text = read_text(parameters)
+        require_plain_yaml(text, str(parameters))
+        return str(yaml.safe_load(text)["tracking"]["uri"])
+    except (UserError, KeyError, TypeError, ValueError, yaml.YAMLError):
         return None
 
 

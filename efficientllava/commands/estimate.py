@@ -25,6 +25,7 @@ from efficientllava.data.proxy import ProxyData
 from efficientllava.database.build import solve_group
 from efficientllava.offload.placement import GIB, needs_of, shape_of
 from efficientllava.registry import METHODS
+from efficientllava.terminal import duration
 
 MEASURED = 8
 """Passes over the proxy data that every method takes: losses of the dense and the pruned model."""
@@ -60,7 +61,7 @@ class Estimate:
             ),
             ("memory, by formula", size(self.memory)),
             ("disk in the work folder, by formula", size(self.disk)),
-            ("time, from a short trial", duration(self.seconds)),
+            ("time, from a short trial", f"about {duration(self.seconds)}"),
         ]
 
 
@@ -73,14 +74,6 @@ def size(number: float) -> str:
     ):
         if number < limit:
             return f"{number / unit:.3g} {name}"
-    raise AssertionError
-
-
-def duration(seconds: float) -> str:
-    """Seconds in the unit that a person would use."""
-    for limit, size, unit in ((120, 1, "s"), (7200, 60, "min"), (float("inf"), 3600, "h")):
-        if seconds < limit:
-            return f"about {seconds / size:.3g} {unit}"
     raise AssertionError
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from pydantic import BaseModel, Field
 from transformers import AutoProcessor
 
 from efficientllava.data.images import read_rgb
@@ -16,7 +17,7 @@ from efficientllava.data.prompts import chat_prompt, processor_settings
 from efficientllava.errors import UserError, library_reads
 from efficientllava.export.decoding import AGAIN, ExportedModel, Inputs, Prompt
 from efficientllava.export.runtimes import takes_graphs, unavailable
-from efficientllava.reading import checked, read_json
+from efficientllava.reading import checked, read_json, require_readable
 from efficientllava.registry import RUNTIMES
 
 
@@ -82,6 +83,7 @@ class Assistant:
             )
         self.folder = folder
         self.runtime, self.model = runtime, ExportedModel(folder, runtime, threads)
+        require_readable(folder)
         with library_reads("not a complete export", str(folder), AGAIN):
             self.processor: Any = AutoProcessor.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False, backend="pil"
@@ -103,6 +105,12 @@ class Assistant:
         return str(self.processor.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
 
 
+class _Export(BaseModel):
+    """What is read of export.json."""
+
+    runtimes: dict[str, dict[str, Any]] = Field(min_length=1)
+
+
 def _recorded_runtimes(folder: Path) -> dict[str, Any]:
     """What export.json says of each runtime; nothing where there is none.
 
@@ -112,9 +120,8 @@ def _recorded_runtimes(folder: Path) -> dict[str, Any]:
     file = folder / "export.json"
     if not file.exists():
         return {}
-    record = checked(read_json(file), dict[str, Any], str(file), AGAIN)
-    rows = record.get("runtimes", {})
-    return dict(checked(rows, dict[str, dict[str, Any]], f"{file}, runtimes", AGAIN))
+    record: _Export = checked(read_json(file), _Export, str(file), AGAIN)
+    return record.runtimes
 
 
 def _is_of_graphs(runtime: str) -> bool:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field
 
 from efficientllava.errors import UserError
 from efficientllava.export.runtimes import Arrays, Runtime, open_graph
-from efficientllava.reading import checked, load_tensors, read_json
+from efficientllava.reading import checked, load_tensors, read_json, require_floats
 
 # a finite number: -inf gives NaN where a padding row has nothing to attend to
 MASKED = -1e4
@@ -179,6 +179,7 @@ class ExportedModel:
         self.graphs = {
             name: open_graph(runtime, folder / f"{name}.onnx", threads) for name in GRAPHS
         }
+        require_floats(folder / "embeddings.safetensors")
         tables = load_tensors(folder / "embeddings.safetensors", "np")
         if len(tables) != 1 or (table := next(iter(tables.values()))).ndim != 2:
             what = f"holds {len(tables)} tensors in the place of one table"

@@ -12,6 +12,7 @@ from PIL import Image
 from transformers import LogitsProcessorList, PreTrainedModel
 
 from efficientllava.data.encoding import encode_prompt
+from efficientllava.errors import library_reads
 from efficientllava.export.assistant import graph_inputs, read_image, refusals
 from efficientllava.export.decoding import Prompt, Reference, require_length
 from efficientllava.models.batches import batch_inputs
@@ -80,7 +81,11 @@ def checkpoint_answer(
     Raises:
         UserError: the prompt cannot be read, or the model takes no images and there is one.
     """
-    tokens, _ = _generated(model, encoded(model, processor, prompt), new_tokens)
+    inputs = encoded(model, processor, prompt)
+    where = str(getattr(model, "name_or_path", "") or "model")
+    # generation_config.json and the processor's settings are checked by their use alone
+    with library_reads("the model cannot answer with its settings", where):
+        tokens, _ = _generated(model, inputs, new_tokens)
     return str(processor.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
 
 

@@ -44,7 +44,7 @@ from efficientllava.models.weight_files import (
     check_finite,
     weight_files,
 )
-from efficientllava.reading import read_model_config, require_floats
+from efficientllava.reading import read_model_config, require_floats, require_readable
 from efficientllava.terminal import quiet_transformers
 
 SHARD_BYTES = 5 * 10**9
@@ -75,6 +75,7 @@ def check_checkpoint(folder: Path) -> Family:
     """
     require_plain_checkpoint(folder)
     weight_files(folder)
+    require_readable(folder)
     config = read_model_config(folder)
     family = family_of(config)
     # transformers would take the defaults, a model of 7 billion weights
@@ -202,6 +203,7 @@ def _prepared(
     remedy = "the folder needs the tokenizer and processor files of its model"
     if not (folder / "config.json").exists():
         raise UserError("no usable processor: there is no config.json", str(folder), remedy)
+    require_readable(folder)
     config = read_config(folder)
     remedy = needs_torchvision(folder) or remedy
     with library_reads("no usable processor", str(folder), remedy, packages=True):
@@ -215,6 +217,9 @@ def _prepared(
         processor: ProcessorMixin = loader.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False, backend="pil"
         )
+    if not hasattr(processor, "image_processor"):
+        problem = f"no usable processor: {type(processor).__name__} prepares no images"
+        raise UserError(problem, str(folder), remedy)
     if config.model_type == "llava":
         use_original_images(processor, pads_images(config, style))
     fit_image_tokens(processor, config, str(folder))

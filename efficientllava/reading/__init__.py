@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from efficientllava.reading.checkpoints import read_model_config
+from efficientllava.reading.checkpoints import read_model_config, require_readable
 from efficientllava.reading.documents import checked, parse_json, read_json, read_json_lines
 from efficientllava.reading.regular import (
     LARGEST_TEXT,
@@ -35,6 +35,7 @@ __all__ = [
     "read_text",
     "require_floats",
     "require_plain_yaml",
+    "require_readable",
     "require_regular",
     "stored_numbers",
 ]

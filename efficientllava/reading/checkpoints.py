@@ -11,6 +11,7 @@ from typing import Any
 
 from efficientllava.errors import UserError
 from efficientllava.reading.documents import read_json
+from efficientllava.reading.regular import LARGEST_TEXT, require_regular
 
 LARGEST = 16 * 2**20
 MOST = 2**31 - 1
@@ -18,8 +19,20 @@ MOST = 2**31 - 1
 COUNTED = re.compile(r"(.*_)?(layers?|blocks?|depths?|experts?|stages?|levels)$")
 MOST_COUNTED = 16_384
 """Of what transformers makes a list of: layers, experts."""
-SECTIONS = re.compile(r".*_config$")
+BESIDE = ("*.json", "*.jinja", "*.txt", "*.model")
+"""Configuration, tokenizer and processor."""
 SAME = "take config.json from where the weights come from"
+
+
+def require_readable(folder: Path) -> None:
+    """Check the files beside the weights that transformers opens by their names.
+
+    Raises:
+        UserError: as `require_regular`: one is a folder, a pipe or a device, or too large.
+    """
+    for pattern in BESIDE:
+        for file in sorted(Path(folder).glob(pattern)):
+            require_regular(file, LARGEST_TEXT)
 
 
 def read_model_config(folder: Path) -> dict[str, Any]:

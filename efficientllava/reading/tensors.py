@@ -55,7 +55,7 @@ def load_tensors(path: Path, framework: str = "pt") -> dict[str, torch.Tensor]:
     with opened_tensors(path, framework) as opened:
         try:
             return {name: opened.get_tensor(name) for name in opened.keys()}
-        except (TypeError, ValueError, RuntimeError) as error:
+        except (AttributeError, TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"holds what cannot be read ({error})", where=str(path)) from error
 
 

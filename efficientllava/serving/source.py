@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from efficientllava.errors import UserError
+from efficientllava.loopback import reach_loopback
 from efficientllava.models.folder_kind import checkpoint_in
 
 VERSION, DATABASE = "models:/", "mlflow.db"
@@ -63,6 +64,7 @@ def _fetched(source: str, tracking_uri: str, folder: Path) -> Path:
     from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
 
+    reach_loopback()
     where = f"{source} at {tracking_uri}"
     try:
         downloaded = download_artifacts(

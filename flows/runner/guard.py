@@ -67,7 +67,8 @@ def _watch() -> None:
 
 def main() -> int:
     """Run the command of this process' arguments; its exit status is ours."""
-    child = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
+    # what its starter handed to it, a socket, is the command's
+    child = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, close_fds=False)
     # SIGTERM reaches the child too, being of the same group: wait for how it ends
     signal.signal(signal.SIGTERM, lambda number, frame: None)
     threading.Thread(target=_watch, daemon=True).start()

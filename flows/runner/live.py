@@ -23,7 +23,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.states import Cancelled, Completed, State
 
 from efficientllava.progress import Event, Progress
-from flows.runner.recording import RECORDING
+from flows.runner.recording import RECORDING, STOPPED, stopped_state
 
 STARTED = "_started"
 ARTIFACT_SECONDS = 2.0
@@ -53,6 +53,7 @@ class LiveView:
         self._artifact: UUID | None = None
         self._artifact_at = 0.0
         self._step: Event | None = None
+        self.stopped: BaseException | None = None
 
     def follow(self) -> None:
         """Read everything the stage says; steps run as sub-tasks of the task we are in."""
@@ -62,6 +63,8 @@ class LiveView:
                 step.with_options(name=name, task_run_name=f"{self.stage} {name} {event.done}")(
                     self, name
                 )
+                if self.stopped is not None:
+                    raise self.stopped
         self._finish()
 
     def until(self, name: str) -> Event | None:
@@ -129,7 +132,11 @@ class LiveView:
 @task(cache_policy=NO_CACHE, persist_result=False)
 def step(view: LiveView, name: str) -> State[Any]:
     """One announced step of a stage: runs as long as the step does in the stage's process."""
-    event = view.until(name)
+    try:
+        event = view.until(name)
+    except STOPPED as stop:
+        view.stopped = stop
+        return stopped_state(stop)
     if event is None:
         return Cancelled(message="the stage ended before this step did")
     view.step_ended(event)

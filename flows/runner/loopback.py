@@ -1,6 +1,6 @@
 """Requests that may go to a server on this machine: no proxy stands between.
 
-`tasks.runtime.environment` sets NO_PROXY for libraries; these functions do not depend on it.
+`efficientllava.loopback` sets NO_PROXY for libraries; these functions do not depend on it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from tasks.runtime.environment import PROXIES, reach_loopback
+from efficientllava.loopback import PROXIES, reach_loopback
 
 _set_aside: dict[str, str] = {}
 

@@ -28,7 +28,7 @@ from prefect.exceptions import TerminationSignal
 from prefect.logging import get_logger
 from prefect.logging.handlers import APILogHandler, PrefectConsoleHandler
 from prefect.settings import Settings
-from prefect.states import State
+from prefect.states import Cancelled, State
 
 from efficientllava.errors import UserError
 
@@ -52,12 +52,14 @@ class Recording:
 
     Attributes:
         gone: set when a server that this process started has ended before its time.
+        stopped: what ended the flow, where SIGTERM or Ctrl-C did.
     """
 
     def __init__(self) -> None:
         self.gone = threading.Event()
         self._warned = False
         self._ended: State[Any] | None = None
+        self.stopped: BaseException | None = None
 
     def tell(self, send: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T | None:
         """Call a function that sends to the server; None when it cannot."""
@@ -74,6 +76,14 @@ class Recording:
         """Keep how the flow ends: the server may be unable to take it."""
         self._ended = state
         return state
+
+    def until_stopped(self, run: Callable[[], State[Any]]) -> State[Any]:
+        """How a flow ends: as `run` says, or Cancelled where SIGTERM or Ctrl-C ended it."""
+        try:
+            return run()
+        except STOPPED as stop:
+            self.stopped = stop
+            return stopped_state(stop)
 
     def run(
         self, flow: Callable[P, State[Any]], *arguments: P.args, **named: P.kwargs
@@ -195,6 +205,12 @@ def _patience(guard: int) -> float:
     except psutil.NoSuchProcess:
         return SILENT_SECONDS
     return STOPPED_SECONDS if psutil.STATUS_STOPPED in states else SILENT_SECONDS
+
+
+def stopped_state(stop: BaseException) -> State[Any]:
+    """The state of a flow or task that SIGTERM or Ctrl-C ended."""
+    how = "Ctrl-C" if isinstance(stop, KeyboardInterrupt) else "SIGTERM"
+    return Cancelled(message=f"stopped by {how}: the next run resumes")
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,15 +13,19 @@ from prefect.cache_policies import NO_CACHE
 from prefect.states import Cancelled, Completed, Failed, State
 
 from efficientllava.errors import UserError
+from efficientllava.files import read_json, write_json
 from flows.runner.console import terminal_bar
 from flows.runner.graph import Changes, Node, restore_outputs
 from flows.runner.host import StageHost
 from flows.runner.live import LiveView, Values
 from flows.runner.process import StageProcess, reproduce
+from flows.runner.recording import STOPPED, stopped_state
 from tasks.runtime.progress import SHOWN
 from tasks.runtime.stage import told
 
 USER_ERROR = 2
+SECONDS = Path(".work/seconds.json")
+"""How long stages took when the flow last ran them in a workspace."""
 
 
 class StageFailure(Exception):
@@ -37,6 +42,26 @@ class StageFailure(Exception):
         super().__init__(f"{stage} failed with exit status {status}: {cause}")
 
 
+class PipelineFailure(Exception):
+    """Some steps failed; those that do not depend on them have run."""
+
+    def __init__(self, failures: list[StageFailure], not_run: list[str]) -> None:
+        self.failures, self.not_run = failures, not_run
+        lines = [
+            f"{failure.stage} failed with exit status {failure.status}; its message is above"
+            for failure in failures
+        ]
+        if not_run:
+            lines.append(f"not run because of that: {', '.join(not_run)}")
+        super().__init__("\n".join(lines))
+
+    @property
+    def status(self) -> int:
+        """2 when the user can mend every failure."""
+        user_errors = all(failure.status == USER_ERROR for failure in self.failures)
+        return USER_ERROR if user_errors else 1
+
+
 @dataclass(frozen=True, eq=False)
 class Watchers:
     """Callbacks for a running stage.
@@ -51,7 +76,11 @@ class Watchers:
 
 
 class Call:
-    """The arguments of a stage task; opaque to Prefect, which copies dataclasses."""
+    """The arguments of a stage task; opaque to Prefect, which copies dataclasses.
+
+    Attributes:
+        stopped: what ended the run during the stage: SIGTERM or Ctrl-C.
+    """
 
     def __init__(
         self,
@@ -63,6 +92,7 @@ class Call:
     ) -> None:
         self.root, self.changes, self.host = root, changes, host
         self.watchers, self.environment = watchers, environment
+        self.stopped: BaseException | None = None
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
@@ -71,7 +101,8 @@ def run_stage(node: Node, blocked_by: list[str], call: Call) -> State[Any]:
 
     Returns:
         A state named Cached, Completed, Restored (DVC had run it on the same inputs before),
-        Failed (its data is a `StageFailure`), or Cancelled when a stage before it failed.
+        Failed (its data is a `StageFailure`), NotRun when a stage before it failed, or Cancelled
+        when the run was stopped.
     """
     logger = get_run_logger()
     if blocked_by:
@@ -85,9 +116,14 @@ def run_stage(node: Node, blocked_by: list[str], call: Call) -> State[Any]:
     call.changes.stage_runs()
     logger.info("%s runs because: %s", node.name, reason)
     call.watchers.starts(node)
+    started = time.monotonic()
     try:
         stage = _follow(node, call)
-    except BaseException as error:  # also SIGTERM and Ctrl-C, which Prefect raises here
+    except STOPPED as stop:  # raised out of here, it would make the task Crashed
+        restore_outputs(call.root, node.name)
+        call.stopped = stop
+        return stopped_state(stop)
+    except BaseException as error:
         restore_outputs(call.root, node.name)
         if not isinstance(error, UserError | OSError) or (message := told(error)) is None:
             raise
@@ -96,7 +132,9 @@ def run_stage(node: Node, blocked_by: list[str], call: Call) -> State[Any]:
         for path in restore_outputs(call.root, node.name):
             logger.info("%s: the last finished version is in place again", path)
         return _failed(StageFailure(node.name, stage.status, stage.message))
-    if not stage.ran:
+    if stage.ran:
+        keep_seconds(call.root, node.name, time.monotonic() - started)
+    else:
         return Completed(name="Restored", message="DVC had run it on the same inputs before")
     return Completed(message=reason)
 
@@ -116,3 +154,17 @@ def _follow(node: Node, call: Call) -> StageProcess:
 
 def _failed(failure: StageFailure) -> State[Any]:
     return Failed(message=f"exit status {failure.status}: {failure.cause}", data=failure)
+
+
+def keep_seconds(root: Path, stage: str, seconds: float) -> None:
+    """Note the wall seconds of a stage that has run."""
+    write_json(root / SECONDS, {**last_seconds(root), stage: round(seconds, 1)})
+
+
+def last_seconds(root: Path) -> dict[str, float]:
+    """The wall seconds of stages, by name; of those that are known."""
+    try:
+        known = read_json(root / SECONDS)
+    except UserError:  # a note that a killed machine left broken is written anew
+        return {}
+    return known if isinstance(known, dict) else {}

@@ -1,11 +1,9 @@
-"""The Prefect server: the configured one, or one that lives as long as this process.
-
-It also marks the runs that a killed process left as "Running".
-"""
+"""The Prefect server: the configured one, or one that lives as long as this process."""
 
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -13,27 +11,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
-from uuid import UUID
 
 import httpx
-from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.filters import (
-    FlowRunFilter,
-    FlowRunFilterId,
-    FlowRunFilterState,
-    FlowRunFilterStateType,
-    FlowRunFilterTags,
-    TaskRunFilter,
-    TaskRunFilterState,
-    TaskRunFilterStateType,
-)
-from prefect.client.schemas.objects import StateType
+from prefect.client.orchestration import get_client
 from prefect.events.worker import EventsWorker
-from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.logging.handlers import APILogWorker
 from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
-from prefect.states import Crashed, State
 
 from efficientllava.errors import UserError
 from flows.runner.dvc_files import UNFINISHED, is_readable
@@ -42,10 +25,12 @@ from flows.runner.loopback import on_loopback, past_proxies, request
 from flows.runner.recording import RECORDING, answers
 
 LOOPBACK = "127.0.0.1"
+_ERROR = re.compile(
+    r"[\w.]*(Error|Exception|Exit|Interrupt)\b(: |$)|(sqlite3|alembic|sqlalchemy)\."
+)
 USUAL_PORT = 4200  # Prefect's own: links stay good when a server is started later
 DRAIN_SECONDS = 10
 """For each of an answer, logs and events at the end of a run."""
-UNFINISHED_STATES = [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]
 
 
 @contextmanager
@@ -102,13 +87,13 @@ def _started(log_path: Path) -> tuple[subprocess.Popen[str], str]:
     Raises:
         UserError: it does not answer in time.
     """
-    port = free_port(USUAL_PORT)
-    address = f"http://{LOOPBACK}:{port}/api"
     seconds = get_current_settings().server.ephemeral.startup_timeout_seconds
-    with open(log_path, "w", encoding="utf-8") as log:
+    # the socket is ours before the server starts: two runs that start together share no port
+    with listening(USUAL_PORT) as listener, open(log_path, "w", encoding="utf-8") as log:
+        address = f"http://{LOOPBACK}:{listener.getsockname()[1]}/api"
         process = guarded(
             [sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"]
-            + ["--host", LOOPBACK, "--port", str(port), "--log-level", "error"],
+            + ["--fd", str(listener.fileno()), "--log-level", "error"],
             {
                 **os.environ,
                 **get_current_settings().to_environment_variables(exclude_unset=True),
@@ -117,6 +102,7 @@ def _started(log_path: Path) -> tuple[subprocess.Popen[str], str]:
             },
             stdout=log,
             stderr=subprocess.STDOUT,
+            pass_fds=[listener.fileno()],
         )
     try:
         _wait(process, address, seconds, log_path)
@@ -150,15 +136,27 @@ def _put_damaged_aside(database: Path) -> bool:
 
 def free_port(preferred: int = 0) -> int:
     """The wanted port of the loopback interface, or any when it is taken."""
+    with listening(preferred) as listener:
+        return int(listener.getsockname()[1])
+
+
+def listening(preferred: int = 0) -> socket.socket:
+    """A socket that listens at the wanted port of the loopback interface, or any when it is taken.
+
+    Raises:
+        UserError: no port is free.
+    """
     for port in (preferred, 0):
-        with socket.socket() as probe:
-            # as the server does: a port of which only closed connections are left is free
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((LOOPBACK, port))
-            except OSError:
-                continue
-            return int(probe.getsockname()[1])
+        listener = socket.socket()
+        # a port of which only closed connections are left is free
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((LOOPBACK, port))
+            listener.listen()
+        except OSError:
+            listener.close()
+            continue
+        return listener
     raise UserError("no free port", where=LOOPBACK)
 
 
@@ -183,55 +181,19 @@ def _wait(process: subprocess.Popen[str], address: str, seconds: float, log: Pat
         except httpx.HTTPError:
             pass
         time.sleep(0.1)
-    said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    said = last_error(log.read_text(encoding="utf-8", errors="replace"))
+    ended = process.poll()
+    how = f"does not answer after {seconds:g} s" if ended is None else f"ended (status {ended})"
     raise UserError(
-        f"it did not start within {seconds:g} s" + (f": {said[-1]}" if said else ""),
+        f"it {how}" + (f": {said}" if said else ""),
         where="Prefect's server",
-        remedy=f"see {log}; the longest wait is server.ephemeral.startup_timeout_seconds",
+        remedy=f"see {log}"
+        + ("; server.ephemeral.startup_timeout_seconds is the wait" if ended is None else ""),
     )
 
 
-def workspace_tag(root: Path) -> str:
-    """The tag of this workspace's runs on a shared server."""
-    return f"workspace {socket.gethostname()}:{root}"
-
-
-def mark_crashed(root: Path, current: UUID) -> int:
-    """Tag this run, and mark unfinished earlier runs of this workspace Crashed.
-
-    The caller holds the workspace's lock: whatever else claims to run here was killed.
-
-    Returns the number of flow runs that were marked.
-    """
-    tag = workspace_tag(root)
-    crashed: State[Any] = Crashed(message="its process was killed; found at the next start")
-    with get_client(sync_client=True) as client:
-        run = client.read_flow_run(current)
-        client.update_flow_run(current, tags={*run.tags, tag})
-        left = client.read_flow_runs(
-            flow_run_filter=FlowRunFilter(
-                tags=FlowRunFilterTags(all_=[tag]),
-                state=FlowRunFilterState(type=FlowRunFilterStateType(any_=UNFINISHED_STATES)),
-            )
-        )
-        left = [run for run in left if run.id != current]
-        for run in left:
-            _crash_tasks(client, run.id)
-            client.set_flow_run_state(run.id, crashed, force=True)
-    return len(left)
-
-
-def _crash_tasks(client: SyncPrefectClient, flow_run: UUID) -> None:
-    tasks = client.read_task_runs(
-        flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run])),
-        task_run_filter=TaskRunFilter(
-            state=TaskRunFilterState(type=TaskRunFilterStateType(any_=UNFINISHED_STATES))
-        ),
-    )
-    for task in tasks:
-        try:
-            client.set_task_run_state(
-                task.id, Crashed(message="its process was killed"), force=True
-            )
-        except (ObjectNotFound, PrefectHTTPStatusError):
-            continue  # it ended on its own in the meantime
+def last_error(text: str) -> str:
+    """The last error that a program's log names, else its last line."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    errors = [line for line in lines if _ERROR.match(line)]
+    return [*lines[-1:], *errors[-1:]][-1] if lines else ""

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from dvc.config import Config
 from dvc.utils.serialize import dump_yaml
 
 from efficientllava.files import replacing
@@ -67,10 +68,10 @@ def make_workspace(root: Path, folder: Path, values: dict[str, Any]) -> None:
     with open_repo(root) as repo:
         cache = repo.cache.local_cache_dir
     (folder / ".dvc").mkdir(exist_ok=True)
-    settings = (root / ".dvc" / "config").read_text(encoding="utf-8")
-    settings = settings.replace("[core]\n", "[core]\n    no_scm = true\n")
-    settings = settings.replace("[cache]\n", f"[cache]\n    dir = {cache}\n")
-    (folder / ".dvc" / "config").write_text(settings, encoding="utf-8")
+    shutil.copyfile(root / ".dvc" / "config", folder / ".dvc" / "config")
+    with Config(str(folder / ".dvc")).edit("repo") as settings:
+        settings["core"]["no_scm"] = True
+        settings["cache"]["dir"] = cache
 
 
 def _absolute(values: dict[str, Any], root: Path, names: Iterable[str]) -> None:

@@ -87,7 +87,16 @@ def model_folder(parameters: Parameters) -> Path | None:
 def _check_model(parameters: Parameters) -> None:
     model = parameters.model
     if model.source not in BUILT:
+        _require_path("model.source", model.source)
         require_source(model.source, model.revision, "params.yaml, model.source", "model.revision")
+
+
+def _require_path(name: str, source: str) -> None:
+    """Check that ~ can be expanded: a message then names the parameter."""
+    try:
+        expanded(source)
+    except UserError as error:
+        raise UserError(error.what, f"params.yaml, {name}: {source}") from error
 
 
 def _check_proxy(parameters: Parameters) -> None:
@@ -110,11 +119,13 @@ def _check_proxy(parameters: Parameters) -> None:
             where="params.yaml, proxy.pairs",
             remedy="set proxy.pairs above 0, or both to `text`",
         )
+    _require_path("proxy.pairs_source", proxy.pairs_source)
     if proxy.pairs_source != "demo" and not expanded(proxy.pairs_source).is_dir():
         raise UserError(
             "no such folder", where=f"params.yaml, proxy.pairs_source: {proxy.pairs_source}"
         )
     for name, text in (("proxy.text", proxy.text), ("evaluation.text", parameters.evaluation.text)):
+        _require_path(name, text or "")
         if text and text.startswith((".", "/", "~")) and not expanded(text).exists():
             raise UserError("no such file or folder", where=f"params.yaml, {name}: {text}")
 
@@ -123,6 +134,7 @@ def _check_evaluation(parameters: Parameters) -> None:
     evaluation = parameters.evaluation
     for name in evaluation.named_benchmarks:
         source = evaluation.data[name]
+        _require_path(f"evaluation.data.{name}", source)
         if source.startswith((".", "/", "~")) and not expanded(source).is_dir():
             raise UserError(
                 "no such folder", where=f"params.yaml, evaluation.data.{name}: {source}"

@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from efficientllava.loopback import reach_loopback
+
 DASK_SCHEDULER = "EFFICIENTLLAVA_DASK_SCHEDULER"
 """Set by the flow for a search's process: address of the cluster that its searches share."""
 
@@ -35,9 +37,6 @@ SETTINGS = {
     "MKL_DYNAMIC": "FALSE",
 }
 
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
-PROXIES = {"http_proxy", "https_proxy", "all_proxy"}
-
 
 def prepare(root: Path | None = None) -> None:
     """Set the defaults for this process and those it starts.
@@ -51,22 +50,6 @@ def prepare(root: Path | None = None) -> None:
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     reach_loopback()
-
-
-def reach_loopback() -> None:
-    """Let no proxy stand between this machine and its own servers.
-
-    Adds the loopback names to NO_PROXY where a proxy variable is set; what stands there stays. One
-    that is set and empty counts too: it takes the place of its sister in other letters.
-    """
-    if not any(name.lower() in PROXIES for name in os.environ):
-        return
-    names = [name for name in ("NO_PROXY", "no_proxy") if name in os.environ]
-    for name in names or ["NO_PROXY", "no_proxy"]:
-        known = [host.strip() for host in os.environ.get(name, "").split(",") if host.strip()]
-        if "*" not in known:
-            missing = [host for host in LOOPBACK if host not in known]
-            os.environ[name] = ",".join([*known, *missing])
 
 
 def thread_settings(threads: int) -> dict[str, str]:

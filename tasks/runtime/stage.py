@@ -97,7 +97,25 @@ def read_parameters(path: Path = PARAMETERS) -> Parameters:
     parameters = parse_parameters(values, where=str(path))
     check_spelling(values.get("ratios", []))
     check_parameters(parameters)
+    if os.environ.get("DVC_STAGE", "parameters") == "parameters":
+        _tell_defaults(set(values), parameters, path)
     return parameters
+
+
+def _tell_defaults(given: set[str], parameters: Parameters, path: Path) -> None:
+    """State what is run for the sections that params.yaml leaves out, before it is run."""
+    left_out = [name for name in Parameters.model_fields if name not in given]
+    if left_out:
+        asked = parameters.evaluation.questions
+        if asked is None and parameters.evaluation.benchmark == "demo":
+            asked = parameters.model.demo.test_questions
+        print(
+            f"note: {path} leaves out {', '.join(left_out)}; with their defaults this runs model "
+            f"{parameters.model.source}, methods {', '.join(parameters.methods)} at ratios "
+            f"{', '.join(map(str, parameters.ratios))}, "
+            f"{'all' if asked is None else asked} questions of {parameters.evaluation.benchmark}",
+            file=sys.stderr,
+        )
 
 
 def read_values(path: Path = PARAMETERS) -> Any:

@@ -25,6 +25,8 @@ IMPORTED = (
     "efficientllava.export.assistant",
     "efficientllava.export.reference",
     "efficientllava.models.loading",
+    "efficientllava.registry",
+    "onnxruntime",
 )
 """What the commands import; a fork of this process has it."""
 CONSOLE = "efficientllava"
@@ -45,13 +47,18 @@ class Case:
     words: tuple[str, ...]
 
 
-def prepare() -> None:
-    """Import what the commands import, once."""
+def prepare(checkpoint: Path | None = None) -> None:
+    """Import what the commands import, once; with a checkpoint, what transformers loads for it."""
     for name in IMPORTED:
         importlib.import_module(name)
     import torch
 
     torch.set_num_threads(1)
+    if checkpoint is not None:
+        from efficientllava.models.checkpoint import load_model, load_processor
+
+        load_model(checkpoint)
+        load_processor(checkpoint)
 
 
 def run(command: tuple[str, ...], folder: Path) -> Ended:

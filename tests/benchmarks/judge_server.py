@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-Act = Callable[[dict[str, Any]], "str | tuple[int, str] | float"]
-"""What to do with a request: content of a reply, (status, body), or seconds to stall."""
+Act = Callable[[dict[str, Any]], "str | tuple[int, str] | float | bytes"]
+"""What to do with a request: content of a reply, (status, body), seconds to stall, or bytes of
+the whole answer, of which one is sent every tenth of a second."""
 
 
 @dataclass
@@ -40,6 +41,9 @@ def judge_server(act: Act) -> Iterator[Served]:
                 time.sleep(action)
                 self.close_connection = True
                 return
+            if isinstance(action, bytes):
+                self._drip(action)
+                return
             if isinstance(action, str):
                 message = {"role": "assistant", "content": action}
                 reply = {
@@ -54,6 +58,15 @@ def judge_server(act: Act) -> Iterator[Served]:
             self.send_header("Content-Length", str(len(text.encode())))
             self.end_headers()
             self.wfile.write(text.encode())
+
+        def _drip(self, answer: bytes) -> None:
+            try:
+                for byte in answer:
+                    self.wfile.write(bytes([byte]))
+                    self.wfile.flush()
+                    time.sleep(0.1)
+            except OSError:
+                pass  # who asked has gone
 
         def log_message(self, *arguments: Any) -> None:
             pass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,35 @@ def test_judge_that_never_answers(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"no usable reply in 2 attempts: no reply within"):
             judge.map({str(n): lambda n=n: judge.ask(HELLO, sample=n) for n in range(3)})
     assert not list(tmp_path.iterdir())
+
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 90\r\n\r\n"
+
+
+@pytest.mark.parametrize("answer", [HEAD, HEAD[:9]], ids=["body", "head"])
+def test_a_judge_that_drips_is_given_up_in_time(tmp_path: Path, answer: bytes) -> None:
+    """Every byte begins the client's own timeout anew."""
+    with judge_server(in_turn(answer + b"x" * 80)) as served:
+        judge = judge_at(served.url, tmp_path, attempts=1, timeout=0.4)
+        began = time.monotonic()
+        with pytest.raises(UserError, match="no reply within"):
+            judge.ask(HELLO)
+        assert time.monotonic() - began < 3
+
+
+@pytest.mark.parametrize("content", ["[]", '{"reply": {"content": 5}}', "x", '{"reply": null}'])
+def test_a_damaged_reply_that_was_kept_is_told(tmp_path: Path, content: str) -> None:
+    with judge_server(in_turn("fine")) as served:
+        judge_at(served.url, tmp_path).ask(HELLO)
+        (file,) = tmp_path.iterdir()
+        file.write_text(content)
+        with pytest.raises(UserError, match=file.name):
+            judge_at(served.url, tmp_path).ask(HELLO)
+
+
+def test_a_deeply_nested_reply_is_waited_out(tmp_path: Path) -> None:
+    with judge_server(in_turn((200, "[" * 10**5), "fine")) as served:
+        assert judge_at(served.url, tmp_path).ask(HELLO).content == "fine"
 
 
 def test_no_server(tmp_path: Path) -> None:

@@ -236,7 +236,7 @@ def test_an_unforeseen_error_of_the_client_is_told_without_the_key(
     def fail(**request: Any) -> Any:
         raise RuntimeError(f"headers: Bearer {KEY}")
 
-    monkeypatch.setattr(client.chat.completions.with_raw_response, "create", fail)
+    monkeypatch.setattr(client.chat.completions.with_streaming_response, "create", fail)
     with pytest.raises(UserError, match=r"RuntimeError \(headers: Bearer \*\*\*\)") as raised:
         judge.ask(HELLO)
     assert_hidden(everything_of(raised.value))

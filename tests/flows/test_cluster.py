@@ -72,7 +72,7 @@ def test_a_flow_on_dask_finds_what_threads_find(
         values = changed(values, {"machine.executor": executor, "methods": ["efficientllava"]})
         make_workspace(ROOT, tmp_path / executor, values)
         enter(tmp_path / executor, monkeypatch)
-        state = pipeline(("search",), return_state=True)
+        state = pipeline(until=["search"], return_state=True)
         folder = tmp_path / executor / "artifacts" / "search" / "efficientllava-0.5"
         names = ("policy.json", "history.jsonl", "projector.safetensors")
         found.append([(folder / name).read_bytes() for name in names])

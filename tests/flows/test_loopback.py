@@ -11,9 +11,9 @@ import httpx
 import pytest
 
 from efficientllava.errors import UserError
+from efficientllava.loopback import reach_loopback
 from flows.runner.loopback import environment_of_stages, on_loopback, past_proxies, request
 from flows.tracking.tracking import check_server
-from tasks.runtime.environment import reach_loopback
 
 NAMES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
 

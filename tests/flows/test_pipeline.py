@@ -13,9 +13,9 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRun
 from prefect.client.schemas.objects import State, StateType
 from prefect.states import Running
 
-from flows.pipeline import PipelineFailure, pipeline
-from flows.runner.stages import StageFailure
-from flows.server.server import workspace_tag
+from flows.pipeline import pipeline
+from flows.runner.stages import PipelineFailure, StageFailure
+from flows.server.runs import workspace_tag
 from tests.flows.conftest import change, task_runs
 
 STAGES = ["model", "evaluate_dense", "report"] + [
@@ -157,6 +157,46 @@ def test_a_defect_is_told_from_what_the_user_can_mend() -> None:
     mendable, defect = StageFailure("a", 2, "x"), StageFailure("b", 1, "x")
     assert PipelineFailure([mendable], []).status == 2
     assert PipelineFailure([mendable, defect], []).status == 1
+
+
+def test_a_run_has_a_name_and_tags(first_run: tuple[Path, State], prefect: None) -> None:
+    root, state = first_run
+    with get_client(sync_client=True) as client:
+        made = client.read_flow_run(state.state_details.flow_run_id)
+    assert made.name == "magnitude+sparsegpt 0.5 seed 0"
+    assert {"method magnitude", "ratio 0.5", "seed 0", workspace_tag(root)} <= set(made.tags)
+
+
+def test_a_form_runs_in_a_workspace_of_its_own(
+    toy: Path, prefect: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (toy / "efficientllava").mkdir()
+    (toy / "tasks").mkdir()
+    (toy / "stage.py").rename(toy / "tasks" / "stage.py")
+    (toy / ".dvcignore").touch()
+    (toy / "dvc.yaml").write_text(
+        (toy / "dvc.yaml").read_text().replace("stage.py", "tasks/stage.py")
+    )
+    before = (toy / "params.yaml").read_bytes()
+    state = pipeline(
+        methods=["wanda"], overrides=["search.rounds=4"], return_state=True, until=["prune"]
+    )
+    assert state.is_completed(), state
+    assert set(settled(state, 3)) >= {"model", "search@wanda-0.5", "prune@wanda-0.5"}
+    [folder] = (toy / ".work" / "runs").iterdir()
+    assert (folder / "artifacts" / "pruned" / "wanda-0.5").is_dir()
+    assert not (toy / "artifacts").exists() and (toy / "params.yaml").read_bytes() == before
+    [version] = MlflowClient(f"sqlite:///{toy}/mlflow.db").search_model_versions("name = 'toy'")
+    run = MlflowClient(f"sqlite:///{toy}/mlflow.db").get_run(version.run_id)
+    assert run.data.params["search.rounds"] == "4"
+    assert json.loads(run.data.tags["pipeline.form"])["overrides"] == ["search.rounds=4"]
+    again = pipeline(
+        methods=["wanda"], overrides=["search.rounds=4"], return_state=True, until=["prune"]
+    )
+    assert settled(again, 3)["prune@wanda-0.5"].state_name == "Cached"
+    wrong = pipeline(overrides=["search.rouns=4"], return_state=True)
+    assert wrong.is_failed()
+    assert "search.rouns" in wrong.message and "did you mean rounds?" in wrong.message
 
 
 def test_broken_graph_is_told(toy: Path, prefect: None) -> None:

@@ -12,7 +12,8 @@ from dvc.utils.serialize import dump_yaml, load_yaml
 from efficientllava.errors import UserError
 from efficientllava.parameters import Parameters
 from efficientllava.parsing import parse_parameters
-from flows.experiments import EXPERIMENTS, seeded
+from flows.experiments import EXPERIMENTS
+from flows.form import seeded
 from flows.runner.graph import open_repo, read_graph
 from flows.server.workspaces import PATHS, changed, make_workspace
 from flows.tracking.record import read_record

@@ -74,7 +74,7 @@ def test_templates_are_part_of_the_package() -> None:
     [pattern] = settings["setuptools"]["package-data"]["efficientllava.report"]
     report = ROOT / "efficientllava" / "report"
     files = [path for path in report.rglob("*") if path.suffix in (".html", ".css", ".js")]
-    assert len(files) == 5 and set(files) == set(report.glob(pattern))
+    assert len(files) == 6 and set(files) == set(report.glob(pattern))
 
 
 def test_same_records_give_the_same_bytes(artifacts: Path, tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ Every reply is kept on disk under the digest of its request, so that a rerun cos
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 import time
@@ -17,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from efficientllava.benchmarks.judge.deadline import joined, within
 from efficientllava.benchmarks.judge.redaction import (
     FRAGMENT,
     guard_loggers,
@@ -27,6 +27,7 @@ from efficientllava.benchmarks.judge.redaction import (
 from efficientllava.errors import UserError
 from efficientllava.files import read_json, value_digest, write_json
 from efficientllava.progress import Event, Progress, silent
+from efficientllava.reading import checked, parse_json
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 ADDRESS_VARIABLE = "OPENAI_BASE_URL"
@@ -44,7 +45,7 @@ class JudgeSettings:
         base_url: an OpenAI-compatible endpoint; None for OpenAI's own.
         parallel: requests under way at the same time.
         attempts: tries of one request before it is given up.
-        timeout: seconds until a request without a reply counts as failed.
+        timeout: seconds until a request whose reply is not whole counts as failed.
         first_wait: seconds before the second try; doubles with each further one.
     """
 
@@ -62,6 +63,13 @@ class Reply:
 
     content: str | None
     model: str
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """What is read of a reply that was kept."""
+
+    reply: Reply
 
 
 @dataclass(frozen=True)
@@ -121,11 +129,11 @@ class Judge:
         endpoint = None if address is None else shown(address)
         key = {"request": request, "endpoint": endpoint, "sample": sample}
         file = self.cache / f"{value_digest(key)}.json"
-        if file.is_file():
+        if file.exists():
             with self._lock:
                 self.cached += 1
-            kept = read_json(file)
-            return self._cleaned(Reply(kept["reply"]["content"], kept["reply"]["model"]))
+            kept: _Kept = checked(read_json(file), _Kept, str(file), "remove it: it is asked anew")
+            return self._cleaned(kept.reply)
         reply = self._answered(request)
         with self._lock:
             write_json(file, {**key, "reply": {"content": reply.content, "model": reply.model}})
@@ -190,9 +198,8 @@ class Judge:
         client = self._connected()
         started = time.monotonic()
         try:
-            raw = client.chat.completions.with_raw_response.create(**request)
-            return self._parsed(raw.http_response.text)
-        except openai.APITimeoutError:
+            return self._parsed(within(self.settings.timeout, lambda: _sent(client, request)))
+        except (openai.APITimeoutError, TimeoutError):
             return f"no reply within {time.monotonic() - started:.1f} s"
         except openai.APIConnectionError as error:
             return f"no connection ({self._told(error.__cause__ or error)})"
@@ -258,14 +265,20 @@ class Judge:
 
     def _parsed(self, body: str) -> Reply | str:
         try:
-            value = json.loads(body)
+            value = parse_json(body, "reply")
             message = value["choices"][0]["message"]
             content = message.get("content")
-        except (json.JSONDecodeError, KeyError, IndexError, TypeError, AttributeError):
+        except (UserError, KeyError, IndexError, TypeError, AttributeError):
             return f"no chat completion, but {self._told(body)[:80]!r}"
         if content is not None and not isinstance(content, str):
             return f"content is no text: {self._told(content)[:80]!r}"
         return self._cleaned(Reply(content, str(value.get("model", ""))))
+
+
+def _sent(client: Any, request: dict[str, Any]) -> str:
+    """The body of the reply to a request."""
+    with client.chat.completions.with_streaming_response.create(**request) as response:
+        return joined(response.iter_bytes())
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,9 @@ from efficientllava.benchmarks.llava_bench.reading import CATEGORIES, Scene
 from efficientllava.benchmarks.rows import Row
 from efficientllava.errors import UserError
 
+HIGHEST = 100
+"""Of a score: the judge is asked for 1 to 10."""
+
 
 def parsed_scores(review: str) -> list[float]:
     """The two scores in a review's first line (reference, model); [-1, -1] if it has none.
@@ -44,6 +47,7 @@ def pair_of(row: Row) -> list[float]:
         not isinstance(pair, list)
         or len(pair) != 2
         or not all(isinstance(score, int | float) for score in pair)
+        or any(isinstance(score, bool) or abs(score) > HIGHEST for score in pair)
     ):
         raise UserError(f"tuple {pair!r} is no pair of scores", where=row.where)
     return [float(score) for score in pair]

@@ -73,7 +73,7 @@ class MMVet(Benchmark["Sample"]):
     ) -> Outcome:
         """See `Benchmark`: one grade file; grades of further questions are left out."""
         from efficientllava.benchmarks.judge.client import UNNAMED, models_of
-        from efficientllava.benchmarks.mmvet.scores import grades_of, score_grades
+        from efficientllava.benchmarks.mmvet.scores import grades_of, judged, score_grades
         from efficientllava.benchmarks.predictions import require_all
 
         (graded,) = predictions
@@ -84,8 +84,9 @@ class MMVet(Benchmark["Sample"]):
         scores = score_grades(records, grades_of(used, runs))
         if len(used) < len(rows):
             scores["notes"].append(f"{len(rows) - len(used)} grades of other questions unused")
-        names = models_of(str(name) for row in used.values() for name in row.values["model"])
-        malformed = sum(sum(row.values.get("malformed", ())) for row in used.values())
+        rest = [judged(row) for row in used.values()]
+        names = models_of(name for each in rest for name in each.model)
+        malformed = sum(sum(each.malformed) for each in rest)
         return self.outcome({**scores, "malformed": malformed}, {"models": names or [UNNAMED]})
 
 

@@ -7,17 +7,36 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import BaseModel, Field
 
 from efficientllava.benchmarks.accuracy import mean
 from efficientllava.benchmarks.mmvet.reading import CAPABILITIES, Sample
 from efficientllava.benchmarks.rows import Row
 from efficientllava.errors import UserError
+from efficientllava.reading import checked
 
 DECIMALS = 1
 _ONLY = "only_"
+
+
+class Judged(BaseModel):
+    """What a grade file says beside the scores."""
+
+    model: list[str]
+    malformed: list[Annotated[int, Field(ge=0, le=10**6)]] = []
+
+
+def judged(row: Row) -> Judged:
+    """The judge's models and failures of one question.
+
+    Raises:
+        UserError: it has none, or they are something else.
+    """
+    value: Judged = checked(dict(row.values), Judged, row.where)
+    return value
 
 
 def grades_of(rows: Mapping[str, Row], runs: int | None) -> dict[str, list[float]]:
@@ -40,7 +59,8 @@ def grades_of(rows: Mapping[str, Row], runs: int | None) -> dict[str, list[float
 def _scores(row: Row) -> list[float]:
     values = row.value("score")
     if not isinstance(values, list) or not all(
-        isinstance(value, int | float) and 0.0 <= value <= 1.0 for value in values
+        isinstance(value, int | float) and not isinstance(value, bool) and 0.0 <= value <= 1.0
+        for value in values
     ):
         raise UserError("score must be a list of numbers in [0, 1]", where=row.where)
     return values
