@@ -113,7 +113,8 @@ def verified(record: ModelRecord) -> Check:
 
     Stage `prune` writes it after it has loaded the checkpoint again and compared it.
     """
-    return Check("verified", record.pruning_fault is None, record.pruning_fault or "pruning.json")
+    reason = record.pruning_fault or "pruning.json follows the policy"
+    return Check("verified", record.pruning_fault is None, reason)
 
 
 def parity(record: ModelRecord) -> Check:
