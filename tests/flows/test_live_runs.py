@@ -100,9 +100,11 @@ def test_rounds_are_the_same_live_and_from_files(
 ) -> None:
     """All metrics of all models: names, steps and values, but for what the summary times."""
     live = MlflowClient(f"sqlite:///{first_run[0]}/mlflow.db")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///another.db")
+    # absolute: MLflow keeps one connection for an address, whatever the current folder
+    address = f"sqlite:///{finished}/relogged.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
     assert pipeline(return_state=True).is_completed()
-    cached = MlflowClient("sqlite:///another.db")
+    cached = MlflowClient(address)
     expected = {run.info.run_name: histories(live, run) for run in runs_of(live, "toy")}
     found = {run.info.run_name: histories(cached, run) for run in runs_of(cached, "toy")}
     assert found == expected
