@@ -141,7 +141,7 @@ def mlflow_pages(page: Page, address: str, tracking: TrackingParameters, uri: st
     champion = MlflowClient(uri).get_model_version_by_alias(tracking.registered_model, CHAMPION)
     name = quote(tracking.registered_model)
     page.goto(f"{address}/#/models/{name}/versions/{champion.version}")
-    wait_for(page, "dvc://")
+    wait_for(page, "weights in artifacts/pruned")
     save(page, "mlflow_version", 1)
 
     names = [version.run_id for version in shown.values()]

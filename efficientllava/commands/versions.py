@@ -78,5 +78,5 @@ def fetch(
     with connected(uri, name) as mlflow:
         found = mlflow.version(version)
         address = mlflow.client.get_model_version_download_uri(found.name, found.version)
-        files = fetch_into(address, out, uri)
+        files = fetch_into(address, out, mlflow.uri)
     typer.echo(f"{out}: version {found.version} of {found.name}, {files} files from {address}")

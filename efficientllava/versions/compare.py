@@ -117,7 +117,9 @@ def _summaries(one: Side, other: Side) -> Section:
     lines = []
     for name in sorted(names):
         first, second = one.summary.get(name), other.summary.get(name)
-        change = NONE if first is None or second is None else f"{second - first:+.4g}"
+        change = NONE  # of ratios, too: each has an interval of its own
+        if first is not None and second is not None and name not in one.words:
+            change = f"{second - first:+.4g}"
         lines.append([name, _cell(one, name), _cell(other, name), change])
     return Section("Summary", ["metric", one.title, other.title, "difference"], lines)
 

@@ -36,10 +36,12 @@ class Connection:
     Attributes:
         client: an `MlflowClient`.
         name: of the registered model.
+        uri: of this MLflow.
     """
 
     client: Any
     name: str
+    uri: str
 
     def version(self, named: str) -> Any:
         """A version by its number, an alias (`champion`, `@champion`), or `models:/NAME/...`.
@@ -115,14 +117,13 @@ def connected(uri: str | None = None, name: str | None = None) -> Iterator[Conne
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     # it prints a traceback for every error that it raises
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
-    import mlflow
+    from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
-        mlflow.set_tracking_uri(uri)
-        client = mlflow.MlflowClient(uri, registry_uri=uri)
-        yield Connection(client, name or parameters.registered_model)
+        client = MlflowClient(uri, registry_uri=uri)
+        yield Connection(client, name or parameters.registered_model, uri)
     except (MlflowException, SQLAlchemyError, OSError) as error:
         said = str(error).splitlines()[0]
         raise UserError(f"MLflow cannot be used ({said})", where=uri) from error

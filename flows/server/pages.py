@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
-from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL
+from prefect.settings import Settings
 
 from efficientllava.errors import without_users
 from efficientllava.parameters import TrackingParameters
@@ -43,9 +43,10 @@ def pages(tracking: TrackingParameters, root: Path, experiment: str) -> list[tup
     if is_server(uri):
         found.append((RUNS, runs_page(uri, experiment)))
         found.append((VERSIONS, model_page(uri, tracking.registered_model)))
-    if api := PREFECT_API_URL.value():
-        ui = PREFECT_UI_URL.value()
-        found.append((STAGES, f"{ui.rstrip('/')}/runs" if ui else prefect_page(api)))
+    configured = Settings()  # not those of a server that lasts as long as the run
+    if configured.api.url:
+        ui = configured.ui_url
+        found.append((STAGES, f"{ui.rstrip('/')}/runs" if ui else prefect_page(configured.api.url)))
     return found
 
 

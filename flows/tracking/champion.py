@@ -20,13 +20,14 @@ def target_ratio(parameters: Parameters) -> float:
 
 def champion_rule(ratio: str, rule: TrackingParameters) -> str:
     """The rule, in words."""
-    needs = " and ".join(rule.promote_requires)
+    words = {"verified": ", verified", "parity": ", with parity"}
+    needs = "".join(words[name] for name in rule.promote_requires)
     return (
-        f"the most accurate pruned model at {ratio} of the last pipeline run"
-        f"{f', {needs}' if needs else ''}; of equals the one with the lower answer loss; it takes "
-        "the place of a champion only at the same ratio, evaluated on the same questions, not "
-        f"below it by more than {rule.promote_errors:g} standard errors in accuracy and answer "
-        "loss, and not at all below one whose method the run left out; never after a rollback"
+        f"the most accurate pruned model at {ratio} of the last pipeline run{needs}; of equals the "
+        "one with the lower answer loss; it takes the place of a champion only at the same ratio, "
+        "evaluated on the same questions, not below it by more than "
+        f"{rule.promote_errors:g} standard errors in accuracy and answer loss, and not at all "
+        "below one whose method the run left out; never after a rollback"
     )
 
 
@@ -112,7 +113,8 @@ def verified(record: ModelRecord) -> Check:
 
     Stage `prune` writes it after it has loaded the checkpoint again and compared it.
     """
-    return Check("verified", record.pruning_fault is None, record.pruning_fault or "pruning.json")
+    reason = record.pruning_fault or "pruning.json follows the policy"
+    return Check("verified", record.pruning_fault is None, reason)
 
 
 def parity(record: ModelRecord) -> Check:
@@ -182,8 +184,8 @@ def _questions(candidate: Standing, holder: Standing) -> Check:
         )
         return Check("questions", False, counts)
     same = candidate.questions == holder.questions
-    which = "the same" if same else "other"
-    return Check("questions", same, f"evaluated on {which} questions than the champion")
+    which = "the same questions as" if same else "other questions than"
+    return Check("questions", same, f"evaluated on {which} the champion")
 
 
 def _accuracy(candidate: Standing, holder: Standing, rule: TrackingParameters) -> Check:

@@ -13,7 +13,8 @@ from flows.tracking.record import ModelRecord
 
 CELL, WORKSPACE, FAILURE = "pipeline.cell", "pipeline.workspace", "pipeline.failure"
 DIGEST = "pipeline.digest"
-ROUND_PREFIX = "search_rounds"
+ROUND_PREFIX = "trajectory"
+"""Of metrics by round; MLflow lists metrics by name, and `summary/` comes first."""
 INTERRUPTED = "the pipeline was stopped"
 
 Rounds = dict[str, dict[int, float]]
@@ -164,19 +165,6 @@ def logged_parameters(record: ModelRecord) -> dict[str, str]:
     """The parameters of a model by their names in MLflow."""
     parameters = {"method": record.method, "ratio": record.ratio, **record.parameters}
     return {name: without_users(str(value)) for name, value in parameters.items()}
-
-
-def logged_metrics(record: ModelRecord) -> dict[str, float]:
-    """The metrics of a model by their names in MLflow: a page of them, for people to compare.
-
-    Numbers deeper in a record (each breakdown, each runtime) are in the run's artifacts, and
-    settings among its parameters.
-    """
-    return {
-        name: value
-        for name, value in record.metrics.items()
-        if "." not in name and name.replace("/", ".") not in record.parameters
-    }
 
 
 def log_metrics(client: Any, run: str, metrics: Mapping[str, float], step: int = 0) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,9 @@ from flows.tracking.champion import (
 )
 from flows.tracking.record import PREDICTIONS, ModelRecord, metric_of
 
+MEASURED = "pipeline.measured"
+"""Tag of a run: the numbers by which its model is compared as champion, as JSON."""
+COMPARED = ("n", "accuracy", "standard_error", "answer_nll")
 QUESTIONS = "questions"
 """Tag of a version: digest of the questions that it was evaluated on."""
 
@@ -135,11 +139,11 @@ class Registry:
             said = f"no champion: no pruned model at ratio {ratio:g} has an accuracy"
             return self._decision(said, holder, [])
         standing = None if holder is None else self._standing(holder)
-        methods = {record.method for record in records}
-        judged = [
-            _Judged(record, str(version.version), self._checks(record, version, standing, methods))
-            for record, version in found
-        ]
+        methods, judged = {record.method for record in records}, []
+        for record, version in found:
+            # the champion itself has nobody to be compared with
+            against = None if str(version.version) == holder else standing
+            judged.append(self._judge(record, version, against, methods))
         rows = table((each.record.cell, each.version, each.checks) for each in judged)
         best = next((each for each in judged if each.passed), None)
         crowned = best is not None and best.version != holder and self.rule.promote == "auto"
@@ -159,15 +163,15 @@ class Registry:
             source = str(self.client.get_model_version(self.name, version).source)
         return Decision(said, version, source, rows)
 
-    def _checks(
+    def _judge(
         self, record: ModelRecord, version: Any, standing: Standing | None, methods: set[str]
-    ) -> list[Check]:
+    ) -> _Judged:
         checks = own_checks(record, self.rule)
         if since := version.tags.get(ROLLED_BACK):
             checks.append(Check("not rolled back", False, f"rolled back on {since}"))
         if standing is not None:
             checks += comparison_checks(Standing.of(record), standing, methods, self.rule)
-        return checks
+        return _Judged(record, str(version.version), checks)
 
     def _record(self, judged: _Judged, holder: str | None, best: bool, crowned: bool) -> None:
         if judged.version == holder and judged.passed:
@@ -204,24 +208,24 @@ class Registry:
     def _standing(self, number: str) -> Standing:
         """The values by which the registered champion is compared."""
         version = self.client.get_model_version(self.name, number)
-        metrics = self._metrics(version.run_id)
-        count, accuracy, error, loss = (
-            metric_of(metrics, name) for name in ("n", "accuracy", "standard_error", "answer_nll")
-        )
+        numbers = self._numbers(version.run_id)
+        count, accuracy, error, loss = (numbers.get(name) for name in COMPARED)
         ratio, method = float(version.tags.get("ratio", "nan")), version.tags.get("method", "")
         questions, answers = version.tags.get(QUESTIONS), self._answers(version.run_id)
         return Standing(method, ratio, questions, count, accuracy, error, loss, answers)
 
-    def _metrics(self, run: str) -> dict[str, float]:
-        """The metrics of a run; none where it was deleted for good."""
+    def _numbers(self, run: str) -> dict[str, float]:
+        """The numbers by which a run's model is compared; none where it was deleted for good."""
         from mlflow.exceptions import MlflowException
 
         try:
-            return dict(self.client.get_run(run).data.metrics)
+            data = self.client.get_run(run).data
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
             return {}
+        # runs of earlier versions have them as metrics
+        return json.loads(data.tags.get(MEASURED, "{}")) or compared_numbers(data.metrics)
 
     def _answers(self, run: str) -> Answers | None:
         """The answers of a run's model to every question; None where it does not hold them."""
@@ -232,6 +236,12 @@ class Registry:
                 return Answers.read(Path(self.client.download_artifacts(run, PREDICTIONS, folder)))
             except (MlflowException, OSError):  # deleted, or of a benchmark without such a file
                 return None
+
+
+def compared_numbers(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Those of a model's metrics by which it is compared as champion, as far as it has them."""
+    found = {name: metric_of(metrics, name) for name in COMPARED}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def note(record: ModelRecord) -> str:

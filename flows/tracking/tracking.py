@@ -28,13 +28,12 @@ from flows.tracking.live import (
     DIGEST,
     LiveRuns,
     log_metrics,
-    logged_metrics,
     logged_parameters,
     round_metrics,
 )
 from flows.tracking.moved import follow_clone
 from flows.tracking.record import ModelRecord
-from flows.tracking.registry import Decision, Registry, note
+from flows.tracking.registry import MEASURED, Decision, Registry, compared_numbers, note
 from flows.tracking.servers import check_artifacts, check_database, usual_artifacts
 from flows.tracking.store import make_whole
 from flows.tracking.summaries import VIEW, cost_of, shared_view, summaries
@@ -170,7 +169,6 @@ class Tracking:
         entries = [Param(name, value) for name, value in logged_parameters(record).items()]
         for start in range(0, len(entries), BATCH):
             self.client.log_batch(run, params=entries[start : start + BATCH])
-        log_metrics(self.client, run, logged_metrics(record))
         held = self.live.rounds_of(self.client.get_run(run))
         for number, values in record.rounds.items():
             missing = {
@@ -188,6 +186,7 @@ class Tracking:
             "mlflow.note.content": note(record),
             **record.words,
             **_output_tags(record),
+            MEASURED: json.dumps(compared_numbers(record.metrics)),
             DIGEST: record.digest,  # last: it says that all is there
         }
         for name, value in tags.items():

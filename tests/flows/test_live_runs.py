@@ -70,7 +70,7 @@ def test_the_restart_takes_up_an_interrupted_run(
     assert run.data.tags["prefect.flow_run_id"] == "the restart"
     assert "pipeline.failure" not in run.data.tags
     found = histories(restart.client, run)
-    assert found["search_rounds/best_risk"] == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
+    assert found["trajectory/best_risk"] == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
 
 
 def test_a_run_of_other_parameters_is_not_taken_up(finished: Path, record: ModelRecord) -> None:
@@ -82,7 +82,7 @@ def test_a_run_of_other_parameters_is_not_taken_up(finished: Path, record: Model
     other, _ = after.log(record)
     [run] = runs_of(after.client, "again")  # the half one is deleted
     assert other == run.info.run_id != number
-    assert histories(after.client, run)["search_rounds/best_risk"][0] == (1, 1.0)
+    assert histories(after.client, run)["trajectory/best_risk"][0] == (1, 1.0)
 
 
 def test_a_run_of_another_workspace_is_left_alone(finished: Path) -> None:
@@ -100,13 +100,15 @@ def test_rounds_are_the_same_live_and_from_files(
 ) -> None:
     """All metrics of all models: names, steps and values, but for what the summary times."""
     live = MlflowClient(f"sqlite:///{first_run[0]}/mlflow.db")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///another.db")
+    # absolute: MLflow keeps one connection for an address, whatever the current folder
+    address = f"sqlite:///{finished}/relogged.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
     assert pipeline(return_state=True).is_completed()
-    cached = MlflowClient("sqlite:///another.db")
+    cached = MlflowClient(address)
     expected = {run.info.run_name: histories(live, run) for run in runs_of(live, "toy")}
     found = {run.info.run_name: histories(cached, run) for run in runs_of(cached, "toy")}
     assert found == expected
-    assert {step for step, _ in found[CELL]["search_rounds/evaluated"]} == {1, 2, 3}
+    assert {step for step, _ in found[CELL]["trajectory/evaluated"]} == {1, 2, 3}
 
 
 def test_every_model_has_the_same_summary(first_run: tuple[Path, State]) -> None:

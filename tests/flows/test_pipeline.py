@@ -93,7 +93,7 @@ def test_a_run_logs_what_a_lost_server_held(
     [search] = [
         v for v in client.search_model_versions("name='toy'") if v.tags["method"] != "dense"
     ][:1]
-    history = client.get_metric_history(search.run_id, "search_rounds/best_risk")
+    history = client.get_metric_history(search.run_id, "trajectory/best_risk")
     assert [(m.step, m.value) for m in history] == [(1, 1), (2, 1 / 2), (3, 1 / 3)]
 
 

@@ -42,13 +42,14 @@ def test_a_run_carries_everything_that_dvc_yaml_declares(
         "search.seed": "0",
     }
     metrics = run.data.metrics
-    assert metrics["prune/achieved_sparsity"] == 0.5
-    assert metrics["evaluate/accuracy"] == 0.8
-    assert not any("." in name for name in metrics)  # breakdowns: in the artifact scores.json
+    assert metrics["summary/zeros_percent"] == 50.0
+    assert metrics["summary/accuracy_percent"] == 80.0
+    # all else is in artifacts, so that the summary is what a comparison shows first
+    assert {name.partition("/")[0] for name in metrics} == {"summary", "trajectory"}
     assert "evaluate/scores.json" in {
         file.path for file in client.list_artifacts(version.run_id, "evaluate")
     }
-    history = client.get_metric_history(version.run_id, "search_rounds/best_risk")
+    history = client.get_metric_history(version.run_id, "trajectory/best_risk")
     assert [(entry.step, entry.value) for entry in history] == [(1, 1), (2, 1 / 2), (3, 1 / 3)]
     [model] = run.inputs.dataset_inputs
     lock = (first_run[0] / "dvc.lock").read_text()
@@ -98,8 +99,9 @@ def test_times_do_not_make_another_model(finished: Path) -> None:
     # the same run and version, with the times of now
     assert tracking.log(after) == (run, True)
     assert len(tracking.client.search_model_versions(f"run_id = '{run}'")) == 1
-    metrics = tracking.client.get_run(run).data.metrics
-    assert metrics["export/prefill_ms"] == after.metric("prefill_ms")
+    timed = "artifacts/export_metrics/magnitude-0.5.json"
+    [times] = [item.digest for item in after.outputs if item.path == timed]
+    assert tracking.client.get_run(run).data.tags["dvc.artifacts/export_metrics.json"] == times
     assert tracking.log(after) == (run, False)
 
 
