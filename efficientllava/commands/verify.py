@@ -94,11 +94,11 @@ def _verify_pruned(folder: Path) -> str:
         raise UserError("its rows do not follow its policy", where=str(file))
     adapter = adapter_for(load_model(folder))
     require_sealed(folder)
-    names = {matrix.name for matrix in adapter.matrices}
-    if unknown := sorted({row["name"] for row in rows} - names):
-        raise UserError(
-            f"names matrices that the model has not: {', '.join(unknown[:3])}", str(file)
-        )
+    sizes = {matrix.name: matrix.size for matrix in adapter.matrices}
+    for row in record.matrices:
+        if sizes.get(row.name) != row.size:
+            problem = f"{row.name} has {row.size} weights in its row, {sizes.get(row.name)} here"
+            raise UserError(problem, str(file))
     name = f"{record.method} at {record.ratio:g}"
     if (parts := content.get("structure")) is not None:
         structured.verify_structure(adapter, rows, parts)

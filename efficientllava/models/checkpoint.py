@@ -220,9 +220,11 @@ def _prepared(
     if not hasattr(processor, "image_processor"):
         problem = f"no usable processor: {type(processor).__name__} prepares no images"
         raise UserError(problem, str(folder), remedy)
-    if config.model_type == "llava":
-        use_original_images(processor, pads_images(config, style))
-    fit_image_tokens(processor, config, str(folder))
+    # its settings are of any type: transformers takes them as they are
+    with library_reads("no usable processor", str(folder), remedy):
+        if config.model_type == "llava":
+            use_original_images(processor, pads_images(config, style))
+        fit_image_tokens(processor, config, str(folder))
     return processor
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,25 +36,29 @@ class Target:
         command: that reads it.
         damages: done to it, by name.
         values: whether every value in it is replaced as well, to this depth.
+        sound: changes that leave it sound, and change the answer.
     """
 
     path: str
     command: tuple[str, ...]
     damages: dict[str, Damage] = field(default_factory=dict)
     values: int = 0
+    sound: tuple[str, ...] = ()
 
     def cases(self, sound: Path) -> Iterator[tuple[str, Damage]]:
         """Names and damages."""
         yield from self.damages.items()
-        if self.values:
-            for place in fields(sound / self.path, self.values):
-                name = ".".join(map(str, place))
-                yield f"without {name}", changed(place, ...)
-                for kind, value in VALUES.items():
-                    yield f"{name} is {kind}", changed(place, value)
+        for place in fields(sound / self.path, self.values) if self.values else ():
+            name = ".".join(map(str, place))
+            changes = {f"{name} is {kind}": value for kind, value in VALUES.items()}
+            for told, value in {f"without {name}": ..., **changes}.items():
+                if told not in self.sound:
+                    yield told, changed(place, value)
 
 
 RAW = KINDS | BYTES
+UNNAMED = ("without v1_0.model.0", "v1_0.model is a list")
+"""A grade file that names no judge is one; the title says so."""
 JSON = RAW | retyped()
 TARGETS = [
     Target("model/config.json", (*VERIFY, "model"), JSON, 2),
@@ -83,10 +87,9 @@ TARGETS = [
     Target("data/vizwiz/val.json", _score("vizwiz", "answers.jsonl"), JSON, 3),
     Target("data/vizwiz/answers.jsonl", _score("vizwiz", "answers.jsonl"), JSON, 1),
     Target("data/mmvet/mm-vet.json", _score("mmvet", "grades.json"), JSON, 2),
-    Target("data/mmvet/grades.json", _score("mmvet", "grades.json"), JSON, 3),
+    Target("data/mmvet/grades.json", _score("mmvet", "grades.json"), JSON, 3, UNNAMED),
     Target("data/llava_bench/questions.jsonl", _score("llava_bench", "reviews.jsonl"), JSON, 1),
     Target("data/llava_bench/context.jsonl", _score("llava_bench", "reviews.jsonl"), JSON, 1),
     Target("data/llava_bench/answers_gpt4.jsonl", _score("llava_bench", "reviews.jsonl"), JSON, 1),
     Target("data/llava_bench/reviews.jsonl", _score("llava_bench", "reviews.jsonl"), JSON, 2),
 ]
-Pick = Callable[[str], bool]

@@ -101,7 +101,7 @@ def _annotated(number: int, row: Row, images: Path) -> Photo:
         image=images / name,
         name=name,
         answers=_answers(row),
-        answer_type=str(row.values.get("answer_type", "")),
+        answer_type=row.text("answer_type") if answers is not None else "",
     )
 
 
