@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from efficientllava.errors import UserError
+from efficientllava.reading import read_json
 from efficientllava.report.decision.paired import Answers, Difference, paired
 from efficientllava.report.decision.summary import PREFIX
 
@@ -86,7 +86,7 @@ def _artifacts(client: Any, run: str) -> tuple[Answers | None, dict[str, float]]
             answers = Answers.read(Path(client.download_artifacts(run, PREDICTIONS, folder)))
         if POLICY in found:
             file = Path(client.download_artifacts(run, POLICY, folder))
-            policy = json.loads(file.read_text(encoding="utf-8"))["policy"]
+            policy = read_json(file)["policy"]
     return answers, policy
 
 

@@ -13,6 +13,8 @@ from typing import Any
 from efficientllava.errors import UserError
 from efficientllava.parameters import TrackingParameters
 from efficientllava.parsing import parse_parameters
+from efficientllava.reading import read_text, require_plain_yaml
+from efficientllava.reading.yaml_text import LARGEST
 
 PARAMETERS = Path("params.yaml")
 
@@ -134,9 +136,8 @@ def _tracking() -> TrackingParameters:
         return TrackingParameters()
     import yaml
 
-    try:
-        values = yaml.safe_load(PARAMETERS.read_text(encoding="utf-8-sig"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"not valid YAML ({error})", where=str(PARAMETERS)) from error
+    text = read_text(PARAMETERS, LARGEST)
+    require_plain_yaml(text, str(PARAMETERS))
+    values = yaml.safe_load(text)
     section = values.get("tracking", {}) if isinstance(values, dict) else {}
     return parse_parameters({"tracking": section}).tracking

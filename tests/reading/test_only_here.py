@@ -35,8 +35,12 @@ ALLOWED = {
     "efficientllava/export/measure.py": OWN_STATE,
     "efficientllava/export/speed.py": MACHINE,
     "efficientllava/files.py": "a copy that it wrote itself, to flush it",
+    "efficientllava/report/decision/paired.py": ARTIFACTS,
+    "efficientllava/report/html.py": "a plot that it drew itself",
     "efficientllava/report/page.py": ARTIFACTS,
+    "efficientllava/serving/pictures.py": "bytes of a request, in fewer formats and pixels",
     "efficientllava/sparse/cpu/compile.py": "compiled kernels, each beside the digest of its code",
+    "efficientllava/versions/contents.py": "files of DVC's cache, copied beside their digests",
     "flows/experiments.py": ARTIFACTS,
     "flows/runner/dvc_files.py": "DVC's lock file",
     "flows/runner/host.py": OWN_STATE,
@@ -44,9 +48,10 @@ ALLOWED = {
     "flows/runner/process.py": OWN_STATE,
     "flows/runner/stage_host.py": "a pipe to its own child",
     "flows/server/server.py": OWN_STATE,
-    "flows/server/workspaces.py": "DVC's settings of this clone",
     "flows/tracking/record.py": ARTIFACTS,
     "flows/tracking/store.py": "a folder, to flush it",
+    "flows/ui.py": OWN_STATE,
+    "tasks/runtime/cost.py": OWN_STATE,
 }
 """Modules that open a file which is none from outside, and which."""
 
