@@ -33,7 +33,7 @@ def run(arguments: list[str]) -> int:
     known = benches()
     if not arguments or arguments[0] in ("-h", "--help"):
         print("python -m bench NAME [options]\n")
-        print("\n".join(f"  {name:14}{line}" for name, line in known.items()))
+        print("\n".join(f"  {name:16}{line}" for name, line in known.items()))
         return 0
     name, *options = arguments
     if name not in known:

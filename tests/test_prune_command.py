@@ -214,11 +214,11 @@ BAD: dict[str, tuple[list[str], str]] = {
     "no value": (["--set", "search.rounds"], "is no parameter"),
     "no YAML": (["--set", "search.offsets=[1"], "not valid YAML"),
     "pattern of another ratio": (
-        ["--set", "pruning.pattern=1:4"],
+        ["--set", "obs.pattern=1:4"],
         "contradicts obs.pattern 1:4",
     ),
     "patterns of other ratios": (
-        ["--set", "pruning.patterns=[3:4, 2:4, 1:4]", "--sparsity", "0.8"],
+        ["--set", "obs.patterns=[3:4, 2:4, 1:4]", "--sparsity", "0.8"],
         "contradicts obs.patterns 1:4, 2:4, 3:4",
     ),
     "value": (["--set", "search.rounds=ten"], "search.rounds"),

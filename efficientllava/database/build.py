@@ -145,6 +145,7 @@ def _write_block(
     Returns:
         The record: `matrices` by name, the digest of the `file` and of its `tensors` by key.
     """
+    tensors = {key: tensor.cpu() for key, tensor in tensors.items()}
     save_tensors(path, tensors)
     digests = {key: storage.tensor_digest(tensor) for key, tensor in tensors.items()}
     record = {"matrices": matrices, "file": file_digest(path), "tensors": digests}

@@ -19,7 +19,7 @@ MOST = 2**31 - 1
 COUNTED = re.compile(r"(.*_)?(layers?|blocks?|depths?|experts?|stages?|levels)$")
 MOST_COUNTED = 16_384
 """Of what transformers makes a list of: layers, experts."""
-BESIDE = ("*.json", "*.jinja", "*.txt", "*.model")
+BESIDE = ("*.json", "*.jinja", "vocab.txt", "merges.txt", "*.model")
 """Configuration, tokenizer and processor."""
 SAME = "take config.json from where the weights come from"
 

@@ -76,7 +76,7 @@ def require_floats(path: Path) -> None:
         UserError: as `opened_tensors`; it names a tensor of another dtype. Whole numbers that are
             no weights, such as position ids, pass.
     """
-    with opened_tensors(path) as file:
+    with opened_tensors(path, "np") as file:
         for name in file.keys():
             dtype = file.get_slice(name).get_dtype()
             buffer = dtype[0] in "IUB" and dtype != "BF16" and name.endswith(BUFFERS)

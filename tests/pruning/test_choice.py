@@ -81,7 +81,7 @@ def test_stitched_is_kept_beyond_its_error_and_answers_do_not_outvote_text(
         proxy,
         "obs",
         Allocation(policy, "search", risk=Risk("mean_log_norm", ETA)),
-        Parameters(pruning=PRUNING, search=search),
+        Parameters(obs=PRUNING, search=search),
         database,
     )
     assert record["chosen"] == better

@@ -13,7 +13,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from efficientllava.benchmarks.scoring import score_files
 from efficientllava.data.proxy import load_proxy
-from efficientllava.files import read_json
+from efficientllava.files import DIGESTS, read_json
 from efficientllava.registry import BENCHMARKS
 from efficientllava.report.comparison import _scores
 from tests.tasks.conftest import Here, Workspace, unpack_images
@@ -98,6 +98,7 @@ def black_sides(artifacts: Path) -> None:
     values = read_json(settings)
     values["image_processor"] |= {"image_mean": OPENAI_CLIP_MEAN, "image_std": OPENAI_CLIP_STD}
     settings.write_text(json.dumps(values))
+    (artifacts / "model" / DIGESTS).unlink()  # of the settings before
 
 
 @pytest.mark.parametrize("style", ["llava_v1_5", "llava_sqa"])

@@ -103,7 +103,7 @@ def test_a_stage_by_hand_needs_its_model(workspace: Workspace, here: Here) -> No
 
 @pytest.mark.parametrize(
     "ratio, told",
-    [("0.5", "'0.5' is no number"), (True, "True is no number"), (1.0, "write 1")]
+    [("0.5", "text is no number"), (True, "true and false are no value"), (1.0, "write 1")]
     + [(0.3333333, "write 0.333333")],
 )
 def test_ratios_that_dvc_would_call_otherwise(
