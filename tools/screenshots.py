@@ -147,7 +147,7 @@ def mlflow_pages(page: Page, address: str, tracking: TrackingParameters, uri: st
     names = [version.run_id for version in shown.values()]
     experiment = MlflowClient(uri).get_run(names[0]).info.experiment_id
     page.goto(runs_page(address, experiment))
-    wait_for(page, "accuracy_percent", *shown)
+    wait_for(page, "matching runs", next(iter(shown)).partition("-")[0])
     save(page, "mlflow_summary", 3)
     runs, ids = quote(json.dumps(names)), quote(json.dumps([experiment]))
     page.goto(f"{address}/#/compare-runs?runs={runs}&experiments={ids}")
