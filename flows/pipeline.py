@@ -300,7 +300,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         folder = workspace(Path.cwd(), given.form)
         if given.dry_run:
-            print_plan(folder, given.until)
+            with chdir(folder):  # DVC reads the dvc.yaml of the current folder
+                print_plan(folder, given.until)
             return 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

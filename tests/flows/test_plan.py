@@ -10,6 +10,7 @@ import pytest
 from flows.pipeline import main
 from flows.plan import plan
 from flows.runner.stages import keep_seconds
+from flows.server.workspaces import CODE
 from tests.flows.conftest import change
 
 
@@ -29,6 +30,16 @@ def test_nothing_has_run_yet(toy: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert files_of(toy) == before
     assert main(["--dry-run", "-S", "search.rouns=5"]) == 2
     assert "did you mean rounds?" in capsys.readouterr().err
+
+
+def test_other_parameters_are_planned_in_their_workspace(
+    toy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in CODE:
+        (toy / name).mkdir(exist_ok=True)
+    assert main(["--dry-run", "-S", "search.rounds=2"]) == 0
+    assert "Nothing was run." in capsys.readouterr().out
+    assert (toy / ".work" / "runs").is_dir() and not (toy / "artifacts").exists()
 
 
 def test_what_changed_and_what_may_follow(finished: Path, prefect: None) -> None:
