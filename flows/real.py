@@ -21,6 +21,7 @@ from prefect.states import State
 from efficientllava.errors import UserError
 from efficientllava.parameters import Parameters
 from efficientllava.parsing import parse_parameters
+from efficientllava.reading import expanded
 from flows.command import run_to_end
 from flows.ending import show_comparison
 from flows.pipeline import pipeline
@@ -50,13 +51,13 @@ def real_values(
         changes = {"model.source": source, "model.revision": revision or None}
     if folder := environment.get(PTB):
         for name in PTB_FILES:
-            if not (Path(folder).expanduser() / name).is_file():
+            if not (expanded(folder) / name).is_file():
                 raise UserError(
                     f"there is no {name}",
                     where=f"{PTB}={folder}",
                     remedy="name the folder of Mikolov's files, or unset the variable",
                 )
-        changes["proxy.text"] = str(Path(folder).expanduser().resolve())
+        changes["proxy.text"] = str(expanded(folder).resolve())
     return changed(read_values(PARAMETERS), changes)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from efficientllava.errors import UserError
 from efficientllava.loopback import reach_loopback
 from efficientllava.models.folder_kind import checkpoint_in
+from efficientllava.reading import expanded
 
 VERSION, DATABASE = "models:/", "mlflow.db"
 
@@ -28,7 +29,7 @@ def checkpoint_of(source: str, tracking_uri: str | None = None) -> Iterator[Path
         UserError: there is no such folder or version, or it cannot be fetched.
     """
     if not source.startswith(VERSION):
-        folder = Path(source).expanduser()
+        folder = expanded(source)
         if not folder.is_dir():
             raise UserError(
                 "no such folder",
@@ -45,7 +46,7 @@ def name_of(source: str) -> str:
     """What the model is called in requests: NAME@ALIAS, NAME/VERSION, or the folder's name."""
     if source.startswith(VERSION):
         return source.removeprefix(VERSION)
-    return Path(source).expanduser().resolve().name or source
+    return expanded(source).resolve().name or source
 
 
 def _configured() -> str:

@@ -111,7 +111,7 @@ class Aliases:
                 where=where,
                 remedy="run the pipeline again: it checks every model against the champion",
             )
-        self.crown(version, "promoted by hand: it had passed every check")
+        self.crown(version, "a user promoted it after it had passed every check")
         return present
 
     def record(self, version: str, checks: Mapping[str, str], verdict: str, against: str) -> None:

@@ -15,6 +15,7 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from efficientllava.errors import UserError, without_users
 from efficientllava.files import replacing
+from efficientllava.reading import expanded
 
 SCHEME = "dvc"
 WORKSPACE = "EFFICIENTLLAVA_WORKSPACE"
@@ -137,7 +138,7 @@ def workspaces(tracking_uri: str | None) -> list[Path]:
     lies in, then the one that holds MLflow's SQLite file.
     """
     if named := os.environ.get(WORKSPACE):
-        return [Path(named).expanduser()]
+        return [expanded(named)]
     starts = [Path.cwd()]
     scheme, slashes, database = (tracking_uri or "").partition(":///")
     if scheme.startswith("sqlite") and slashes:

@@ -26,7 +26,7 @@ class StageCost:
         started: when it began, in seconds since 1970.
         wall_seconds: of the clock, while it ran.
         cpu_seconds: of its processes on this machine.
-        finished: whether it came to its end.
+        finished: whether the stage ran to its end.
     """
 
     started: float

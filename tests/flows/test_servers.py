@@ -92,7 +92,7 @@ def test_missing_drivers_are_told_with_their_extra(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_shared_database_needs_a_shared_place(tmp_path: Path) -> None:
-    """SQLAlchemy's own words for a database that is not there stand for the others."""
+    """MLflow's default for artifacts is known of SQLite and of servers, not of PostgreSQL."""
     with pytest.raises(UserError, match=r"tracking\.artifacts"):
         usual_artifacts("postgresql://host/mlflow")
     assert usual_artifacts("http://127.0.0.1:5000") is None

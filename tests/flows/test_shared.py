@@ -218,7 +218,7 @@ def rows(team: Team, database: str, query: str) -> int:
 
 
 def test_what_cannot_be_used_is_told_before_the_first_stage(team: Team, clone: Path) -> None:
-    """A run with a bucket that is not there, straight on PostgreSQL."""
+    """The run uses PostgreSQL without an MLflow server and names a bucket that does not exist."""
     params = (clone / "params.yaml").read_text()
     uri = team.servers.database("mlflow")
     wrong = f"tracking: {{experiment: other, uri: '{uri}', artifacts: 's3://gone/x'}}"
