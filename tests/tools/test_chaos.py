@@ -98,6 +98,13 @@ def sql(root: Path, name: str, command: str) -> None:
         database.execute(command)
 
 
+def test_times_that_are_measured_again_are_no_difference(workspace: Path) -> None:
+    facts = facts_of(workspace)
+    for name in ("export/seconds", "summary/decode_ms", "summary/decode_ratio_to_dense"):
+        sql(workspace, "mlflow.db", f"INSERT INTO metrics VALUES ('1', '{name}', 0, 0.7)")
+    assert list(problems(workspace, facts, workspace / ".prefect")) == []
+
+
 DAMAGES: dict[str, Callable[[Path], object]] = {
     "artifacts/model/weights has other bytes": lambda root: (
         root / "artifacts/model/weights"

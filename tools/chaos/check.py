@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
 from collections import Counter
 from collections.abc import Iterator
@@ -14,8 +15,8 @@ import psutil
 
 from tools.chaos.workspace import CACHES, Facts, outputs, work_files
 
-TIMED = "export/"
-"""Metrics that hold times, other ones whenever they are measured."""
+TIMED = re.compile(r"^export/|_ms$|_ratio_to_dense$|seconds")
+"""Names of metrics that hold times, other ones whenever they are measured."""
 TEMPORARY = ("*.tmp", "*.old", "*-journal", "*.partial")
 UNFINISHED = ("RUNNING", "PENDING", "CANCELLING", "SCHEDULED", "PAUSED")
 
@@ -110,7 +111,7 @@ def mlflow_records(folder: Path) -> dict[str, Any]:
         ).fetchall()
     metrics: dict[str, list[list[float]]] = {}
     for run, key, step, value in rows:
-        if not key.startswith(TIMED) and "seconds" not in key:
+        if not TIMED.search(key):
             metrics.setdefault(f"{run} {key}", []).append([step, value])
     return {
         "runs": dict(Counter(f"{name} {status}" for name, status in runs)),
