@@ -58,7 +58,7 @@ def run_to_end(
                 return 0
             warn_of_remote(Path.cwd())
             threading.Thread(target=_warm_up, daemon=True).start()
-            with prefect_server(), recorded(Path.cwd()):
+            with recorded(Path.cwd()), prefect_server():
                 state = RECORDING.run(start)
             if RECORDING.stopped is not None:
                 raise RECORDING.stopped

@@ -16,12 +16,14 @@ from efficientllava.errors import UserError
 from efficientllava.parameters import Parameters
 from flows.decision import keep_decision
 from flows.runner.graph import Changes, Node, read_graph
+from flows.runner.recording import RECORDING
 from flows.tracking.champion import target_ratio
 from flows.tracking.record import cell_of, read_record
 from flows.tracking.tracking import Tracking
 
 RECORDED = Path(".work/recorded")
-"""There while a run is recorded. A killed run leaves it; the next one then mends the records."""
+"""There while a run is recorded. A run that is killed, or loses Prefect's server, leaves it; the
+next one then mends the records."""
 
 
 @contextmanager
@@ -30,17 +32,16 @@ def recorded(root: Path) -> Iterator[None]:
     mark = root / RECORDED
     mark.parent.mkdir(parents=True, exist_ok=True)
     mark.touch()
-    try:
-        yield
-    finally:
+    yield
+    if not RECORDING.gone.is_set():
         mark.unlink(missing_ok=True)
 
 
 def is_unchanged(parameters: Parameters) -> bool:
     """Whether a run in the current folder has nothing to do; if so, that is said.
 
-    It has something to do if a server is configured, an earlier run was killed, a stage must run,
-    or MLflow lacks a model. Whatever is wrong is left to the run, which records it.
+    It has something to do if a server is configured, the last run was not recorded to its end, a
+    stage must run, or MLflow lacks a model. Whatever is wrong is left to the run, which records it.
     """
     decided = _decided(Path.cwd(), parameters)
     if decided is not None:

@@ -33,6 +33,10 @@ DRAIN_SECONDS = 10
 """For each of an answer, logs and events at the end of a run."""
 
 
+class _Killed(UserError):
+    """A signal ended our server while it started: nothing is wrong with it."""
+
+
 @contextmanager
 def prefect_server() -> Iterator[str]:
     """Yield the API URL of the configured server, or start one for the time of the block.
@@ -57,12 +61,7 @@ def prefect_server() -> Iterator[str]:
 def _own_server() -> Iterator[str]:
     log_path = get_current_settings().home / "server.log"
     log_path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        process, address = _started(log_path)
-    except UserError:
-        if not _put_damaged_aside(log_path.with_name("prefect.db")):
-            raise
-        process, address = _started(log_path)
+    process, address = _started_at_last(log_path)
     try:
         with (
             temporary_settings({PREFECT_API_URL: address}) as settings,
@@ -79,6 +78,17 @@ def _own_server() -> Iterator[str]:
                     EventsWorker.drain_all(timeout=DRAIN_SECONDS)
     finally:
         _end(process)
+
+
+def _started_at_last(log_path: Path) -> tuple[subprocess.Popen[str], str]:
+    """As `_started`; once more where the database was damaged, or the server was killed."""
+    try:
+        return _started(log_path)
+    except UserError as error:
+        mended = _put_damaged_aside(log_path.with_name("prefect.db"))
+        if not mended and not isinstance(error, _Killed):
+            raise
+        return _started(log_path)
 
 
 def _started(log_path: Path) -> tuple[subprocess.Popen[str], str]:
@@ -184,7 +194,8 @@ def _wait(process: subprocess.Popen[str], address: str, seconds: float, log: Pat
     said = last_error(log.read_text(encoding="utf-8", errors="replace"))
     ended = process.poll()
     how = f"does not answer after {seconds:g} s" if ended is None else f"ended (status {ended})"
-    raise UserError(
+    killed = ended is not None and not 0 <= ended <= 128  # the guard gives 128 + the signal
+    raise (_Killed if killed else UserError)(
         f"it {how}" + (f": {said}" if said else ""),
         where="Prefect's server",
         remedy=f"see {log}"

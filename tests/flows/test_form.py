@@ -15,7 +15,6 @@ from efficientllava.registry import METHODS
 from flows.form import Form, overridden, record_of, summary, tags_of, workspace
 from flows.pipeline import pipeline
 from flows.plan import parse_form
-from flows.server.server import last_error, listening
 from tests.flows.conftest import ROOT
 
 VALUES = {"methods": ["magnitude"], "ratios": [0.5], "search": {"seed": 0, "rounds": 3}}
@@ -116,21 +115,3 @@ def test_the_command_line_has_the_same_fields() -> None:
     given = parse_form("", line.split())
     assert given.form == Form(["owl", "wanda"], [0.3], 1, ["a.b=1", "c.d=2"])
     assert given.until == ["prune"] and given.dry_run
-
-
-def test_a_port_has_one_owner() -> None:
-    """Of two servers that start together, the second takes another port."""
-    with listening() as first:
-        port = first.getsockname()[1]
-        with listening(port) as second:
-            assert second.getsockname()[1] != port
-
-
-def test_a_server_s_last_error_is_found() -> None:
-    log = (
-        "Traceback (most recent call last):\n  File x\nValueError: first\n\nTraceback ...\n"
-        "alembic.util.exc.CommandError: Can't locate revision identified by 'abc'\n\n"
-        "12:00 | ERROR | uvicorn.error - Application startup failed. Exiting.\n"
-    )
-    assert last_error(log).startswith("alembic.util.exc.CommandError: Can't locate")
-    assert last_error("one\ntwo\n") == "two" and last_error("") == ""

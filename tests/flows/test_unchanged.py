@@ -10,6 +10,7 @@ import pytest
 from mlflow import MlflowClient
 
 import flows.unchanged
+from flows.runner.recording import Recording
 from flows.unchanged import RECORDED, is_unchanged, recorded
 from tasks.runtime.stage import read_parameters
 from tests.flows.conftest import change
@@ -89,3 +90,13 @@ def test_a_killed_run_is_something_to_mend(alone: Path) -> None:
         assert not is_unchanged(read_parameters())
     assert not (alone / RECORDED).exists()
     assert is_unchanged(read_parameters())
+
+
+def test_a_run_that_lost_its_server_is_something_to_mend(
+    alone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = Recording()
+    monkeypatch.setattr("flows.unchanged.RECORDING", lost)
+    with recorded(alone):
+        lost.gone.set()
+    assert not is_unchanged(read_parameters())

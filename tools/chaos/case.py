@@ -12,7 +12,14 @@ from tools.chaos.check import living, problems
 from tools.chaos.faults import Faults, Server, unmount
 from tools.chaos.flow import Flow, reach
 from tools.chaos.reference import REFERENCE, WORKSPACE
-from tools.chaos.workspace import Facts, copy, forget, forget_records, forget_work
+from tools.chaos.workspace import (
+    Facts,
+    copy,
+    forget,
+    forget_records,
+    forget_work,
+    is_finished,
+)
 
 PATIENCE = 15.0
 """Seconds in which the processes of a killed run must have ended."""
@@ -40,6 +47,8 @@ def disturb(case: Case, folder: Path, facts: Facts, prefect: Server) -> dict[str
     server = prefect if case.shared else None
     with Faults(case.fault, case.blows[0].part, case.number, workspace, server) as faults:
         for index, blow in enumerate(case.blows):
+            if index and case.stage in facts.stages and is_finished(workspace, case.stage):
+                forget(workspace, case.stage)  # it outlived the blow
             logs.append(folder / f"{case.number:03d}-{index}.log")
             flow = Flow(workspace, logs[-1], faults.variables)
             moment = reach(flow, case.stage, blow, facts)

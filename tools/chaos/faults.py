@@ -200,7 +200,8 @@ class Faults(ExitStack):
         if name == "group":
             os.killpg(flow.process.pid, number)
             return f"{number.name} to the flow's group"
-        flow.until(lambda: name in flow.processes(), 10)
+        # the process of a stage begins when the packages are imported
+        flow.until(lambda: name in flow.processes(), 120)
         process = flow.processes().get(name)
         if process is None:
             return None

@@ -65,6 +65,12 @@ def environment(folder: Path, more: Mapping[str, str]) -> dict[str, str]:
     return {**kept, "PATH": path, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", **more}
 
 
+def is_finished(folder: Path, stage: str) -> bool:
+    """Whether DVC has the outputs of a stage."""
+    lock = folder / "dvc.lock"
+    return lock.is_file() and stage in load_yaml(str(lock)).get("stages", {})
+
+
 def forget(folder: Path, stage: str) -> None:
     """Let DVC run a stage again: what it made is gone, from the cache of runs too."""
     lock = folder / "dvc.lock"
