@@ -1,6 +1,6 @@
 """DVC's own files, mended where a killed process left them half written.
 
-DVC writes `dvc.lock`, its list of locks and its memory of digests in place. Everything in them can
+DVC writes `dvc.lock`, its list of locks, its memory of digests and its cache of runs in place. Everything in them can
 be had again: outputs from its cache of runs, digests from the files. `python -m
 flows.runner.dvc_files` mends those of the current folder, for `dvc repro` without the flow.
 """
@@ -41,6 +41,7 @@ def mend(root: Path) -> Iterator[str]:
     with open_repo(root) as repo:
         yield from _mend_lock_file(repo, root / LOCK_FILE)
         yield from mend_locks(Path(repo.tmp_dir))
+        yield from _mend_runs(Path(repo.stage_cache.cache_dir))
 
 
 def _mend_lock_file(repo: Repo, path: Path) -> Iterator[str]:
@@ -68,6 +69,14 @@ def _mend_memory(folder: Path) -> Iterator[str]:
             for file in (path, Path(f"{path}-wal"), Path(f"{path}-shm")):
                 file.unlink(missing_ok=True)
             yield f"DVC's {path.relative_to(folder)} was damaged and is made anew"
+
+
+def _mend_runs(folder: Path) -> Iterator[str]:
+    """Remove folders of DVC's cache of runs that are still empty: DVC cannot read them."""
+    for path in folder.glob("*/*"):
+        if path.is_dir() and not any(path.iterdir()):
+            path.rmdir()
+            yield "a run that DVC was remembering when it was killed is forgotten"
 
 
 def is_readable(path: Path) -> bool:

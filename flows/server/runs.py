@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Collection
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -35,9 +36,11 @@ def workspace_tag(root: Path) -> str:
 
 
 def begin_run(root: Path, current: UUID, name: str, tags: Collection[str]) -> int:
-    """Name and tag this run, and mark unfinished earlier runs of this workspace Crashed.
+    """Name and tag this run, and mark unfinished earlier runs and tasks of this workspace Crashed.
 
-    The caller holds the workspace's lock: whatever else claims to run here was killed.
+    The caller holds the workspace's lock: whatever else claims to run here was killed. The record
+    of a task may lack its end although its run's has one: their ways to the server are not the
+    same.
 
     Returns the number of flow runs that were marked.
     """
@@ -46,15 +49,19 @@ def begin_run(root: Path, current: UUID, name: str, tags: Collection[str]) -> in
     with get_client(sync_client=True) as client:
         run = client.read_flow_run(current)
         client.update_flow_run(current, name=name, tags={*run.tags, *tags, tag})
-        left = client.read_flow_runs(
-            flow_run_filter=FlowRunFilter(
-                tags=FlowRunFilterTags(all_=[tag]),
-                state=FlowRunFilterState(type=FlowRunFilterStateType(any_=UNFINISHED)),
-            )
+        here = FlowRunFilter(tags=FlowRunFilterTags(all_=[tag]))
+        tasks = client.read_task_runs(
+            flow_run_filter=here,
+            task_run_filter=TaskRunFilter(
+                state=TaskRunFilterState(type=TaskRunFilterStateType(any_=UNFINISHED))
+            ),
         )
-        left = [run for run in left if run.id != current]
+        for task in tasks:
+            if task.flow_run_id != current:
+                _crash_task(client, task.id)
+        here.state = FlowRunFilterState(type=FlowRunFilterStateType(any_=UNFINISHED))
+        left = [run for run in client.read_flow_runs(flow_run_filter=here) if run.id != current]
         for run in left:
-            _crash_tasks(client, run.id)
             client.set_flow_run_state(run.id, crashed, force=True)
     return len(left)
 
@@ -85,17 +92,8 @@ def drop_missed(current: FlowRun) -> int:
     return len(due)
 
 
-def _crash_tasks(client: SyncPrefectClient, flow_run: UUID) -> None:
-    tasks = client.read_task_runs(
-        flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run])),
-        task_run_filter=TaskRunFilter(
-            state=TaskRunFilterState(type=TaskRunFilterStateType(any_=UNFINISHED))
-        ),
-    )
-    for task in tasks:
-        try:
-            client.set_task_run_state(
-                task.id, Crashed(message="its process was killed"), force=True
-            )
-        except (ObjectNotFound, PrefectHTTPStatusError):
-            continue  # it ended on its own in the meantime
+def _crash_task(client: SyncPrefectClient, number: UUID) -> None:
+    crashed: State[Any] = Crashed(message="its process was killed")
+    # it may end on its own in the meantime
+    with suppress(ObjectNotFound, PrefectHTTPStatusError):
+        client.set_task_run_state(number, crashed, force=True)

@@ -24,8 +24,9 @@ Rounds = dict[str, dict[int, float]]
 class LiveRuns:
     """The unfinished runs of one workspace in an experiment.
 
-    A run that was interrupted is KILLED; the restart takes it up again, with the rounds that it
-    holds, so that a model leaves one run behind however often it was stopped.
+    A run that was interrupted is KILLED, one of which a stage failed is FAILED; the restart takes
+    it up again, with the rounds that it holds, so that a model leaves one run behind however often
+    it was stopped.
     """
 
     def __init__(self, client: Any, experiment: str, workspace: str, tags: dict[str, str]) -> None:
@@ -57,14 +58,14 @@ class LiveRuns:
                 return runs
 
     def begin(self, cell: str, started: float | None = None) -> str:
-        """The run of a model that is being made: an interrupted one, or a new one.
+        """The run of a model that is being made: an unfinished one, or a new one.
 
         Args:
             started: when the model's first stage began, in seconds since 1970; now if None.
         """
         if cell in self._open:
             return self._open[cell]
-        for run in self._of_workspace("KILLED"):
+        for run in (*self._of_workspace("KILLED"), *self._of_workspace("FAILED")):
             if run.data.tags.get(CELL) == cell and DIGEST not in run.data.tags:
                 number = str(run.info.run_id)
                 self.client.update_run(number, status="RUNNING")

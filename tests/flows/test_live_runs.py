@@ -43,23 +43,22 @@ def record(finished: Path) -> ModelRecord:
     return read_record(finished, read_graph(finished), CELL)
 
 
-@pytest.mark.parametrize("killed", [False, True], ids=["interrupted", "killed"])
-def test_the_restart_takes_up_an_interrupted_run(
-    finished: Path, record: ModelRecord, killed: bool
+@pytest.mark.parametrize("how", ["KILLED", "FAILED", "kill -9"])
+def test_the_restart_takes_up_an_unfinished_run(
+    finished: Path, record: ModelRecord, how: str
 ) -> None:
     before = Tracking(PARAMETERS, finished)
     number = before.live.begin(CELL)
     before.live.log_round(CELL, 1, record.rounds[1])
-    if killed:  # by `kill -9`: nothing ends the run
-        restart = Tracking(PARAMETERS, finished, {"prefect.flow_run_id": "the restart"})
-        assert restart.close_left_open() == 1
-    else:
+    if how == "KILLED":
         before.live.interrupt()
-        [run] = runs_of(before.client, "again")
-        assert run.data.tags["pipeline.failure"] == "the pipeline was stopped"
-        restart = Tracking(PARAMETERS, finished, {"prefect.flow_run_id": "the restart"})
+    elif how == "FAILED":
+        before.live.end(CELL, "search@magnitude-0.5 failed", "FAILED")
+    restart = Tracking(PARAMETERS, finished, {"prefect.flow_run_id": "the restart"})
+    assert restart.close_left_open() == (1 if how == "kill -9" else 0)  # which ends no run
     [run] = runs_of(restart.client, "again")
-    assert run.info.status == "KILLED"
+    assert run.info.status == ("FAILED" if how == "FAILED" else "KILLED")
+    assert ("pipeline.failure" in run.data.tags) == (how != "kill -9")
     assert restart.live.begin(CELL) == number
     assert restart.client.get_run(number).info.status == "RUNNING"
     for step in (1, 2):  # a search that resumes reports finished rounds again

@@ -158,6 +158,22 @@ def test_dvc_s_files_of_a_killed_process(
     assert capfd.readouterr().err == ""
 
 
+def test_a_run_that_dvc_was_remembering(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DVC makes a folder in its cache of runs, and then the file in it: a kill may come between."""
+    monkeypatch.chdir(toy)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    repro = [sys.executable, "-m", "dvc", "repro", "evaluate_dense"]
+    subprocess.run(repro, check=True, capture_output=True)
+    kept = list((toy / ".dvc" / "cache" / "runs").glob("*/*"))
+    for folder in kept:
+        for file in folder.iterdir():
+            file.unlink()
+    (toy / "dvc.lock").unlink()
+    assert len(list(mend(toy))) == len(kept) > 0
+    subprocess.run(repro, check=True, capture_output=True)
+    assert list(mend(toy)) == []
+
+
 def test_a_merge_s_marks_in_dvc_lock_stay(toy: Path) -> None:
     (toy / "dvc.lock").write_text("<<<<<<< HEAD\nschema: '2.0'\n=======\n>>>>>>> other\n")
     assert list(mend(toy)) == []

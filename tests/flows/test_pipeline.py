@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
-from prefect import flow, get_client
+from prefect import flow, get_client, task
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 from prefect.client.schemas.objects import State, StateType
-from prefect.states import Running
+from prefect.states import Completed, Running
 
 from flows.pipeline import pipeline
 from flows.runner.stages import PipelineFailure, StageFailure
@@ -144,11 +144,22 @@ def test_a_killed_run_is_marked_crashed(finished: Path, prefect: None) -> None:
     @flow
     def killed() -> None: ...
 
+    @task
+    def lost() -> None: ...
+
     with get_client(sync_client=True) as client:
         left = client.create_flow_run(killed, tags=[workspace_tag(finished)], state=Running())
+        ended = client.create_flow_run(killed, tags=[workspace_tag(finished)], state=Completed())
+        tasks = [
+            client.create_task_run(lost, run.id, f"{number}", state=Running())
+            for number, run in enumerate((left, ended))
+        ]
         elsewhere = client.create_flow_run(killed, tags=["workspace other"], state=Running())
         assert run().is_completed()
         assert client.read_flow_run(left.id).state.type == StateType.CRASHED
+        assert client.read_flow_run(ended.id).state.type == StateType.COMPLETED
+        for each in tasks:
+            assert client.read_task_run(each.id).state.type == StateType.CRASHED
         assert client.read_flow_run(elsewhere.id).state.type == StateType.RUNNING
         client.delete_flow_run(elsewhere.id)
 
