@@ -1,7 +1,7 @@
 """DVC's own files, mended where a killed process left them half written.
 
-DVC writes `dvc.lock`, its list of locks, its memory of digests and its cache of runs in place. Everything in them can
-be had again: outputs from its cache of runs, digests from the files. `python -m
+DVC writes `dvc.lock`, its list of locks, its memory of digests and its cache of runs in place.
+Everything in them can be had again: outputs from its cache, digests from the files. `python -m
 flows.runner.dvc_files` mends those of the current folder, for `dvc repro` without the flow.
 """
 
