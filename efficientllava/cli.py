@@ -117,7 +117,7 @@ def prune(  # noqa: PLR0913 every parameter is an option of the command
 def ask(
     folder: Folder,
     image: Annotated[str, typer.Argument(help="an image file, or - for none")],
-    question: Annotated[str, typer.Argument(help="the question, e.g. 'Which shape is red?'")],
+    question: Annotated[str, typer.Argument(help="the question, e.g. 'How many shapes are there?'")],
     choice: Annotated[list[str] | None, typer.Option(help="an option; give it repeatedly")] = None,
     hint: Annotated[str, typer.Option(help="context of the question")] = "",
     raw: Annotated[bool, typer.Option(help="QUESTION is the whole prompt")] = False,

@@ -79,6 +79,7 @@ def _champion(root: Path, nodes: list[Node], parameters: Parameters) -> str | No
         known = tracking.known(record)
         if known is None:
             return None
+        tracking.live.forget(cell)  # failed attempts whose stages ended in the meantime
         runs[cell] = known
         records.append(record)
     decision = tracking.promote(runs, records, target_ratio(parameters))

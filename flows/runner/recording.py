@@ -34,9 +34,9 @@ from efficientllava.errors import UserError
 
 POLL_SECONDS = 0.1
 ASK_SECONDS = 3.0
-"""How often our server is asked whether it lives, and how long it may take to answer."""
+"""How often the server is asked whether it lives, and how long ours may take to answer."""
 SILENT_SECONDS, STOPPED_SECONDS = 90.0, 10.0
-"""After so long without an answer our server counts as lost; the second if it is stopped.
+"""After so long without an answer a server counts as lost; the second if ours is stopped.
 
 On a machine with ten times more work than cores a healthy server was silent for 30 s.
 """
@@ -51,7 +51,7 @@ class Recording:
     """Whether the server still takes records, and how the flow ended.
 
     Attributes:
-        gone: set when a server that this process started has ended before its time.
+        gone: set when the server has ended before its time, or answers no more.
         stopped: what ended the flow, where SIGTERM or Ctrl-C did.
     """
 
@@ -116,37 +116,43 @@ class Recording:
 
     @contextmanager
     def watching(
-        self, address: str, process: subprocess.Popen[str], log: Path, settings: Settings
+        self,
+        alive: Callable[[], bool],
+        settings: Settings,
+        process: subprocess.Popen[str] | None = None,
+        log: Path | None = None,
     ) -> Iterator[None]:
-        """Notice when a server of ours ends, or hangs, during the block.
+        """Notice when the server ends, or hangs, during the block.
 
         Args:
-            address: of its API.
-            process: it, or its guard; the leader of a group that is killed when the server hangs,
-                so that whoever waits for an answer goes on.
-            log: where the server's last words are.
+            alive: whether it answers; asked every few seconds.
             settings: those of Prefect's clients in this process.
+            process: a server of ours, or its guard; the leader of a group that is killed when the
+                server hangs, so that whoever waits for an answer goes on.
+            log: where the last words of a server of ours are.
         """
-        over = threading.Event()
+        over, words = threading.Event(), "" if log is None else f"; its words are in {log}"
 
         def watch() -> None:
             heard = asked = time.monotonic()
             while not over.wait(POLL_SECONDS):
-                if (status := process.poll()) is not None:
+                if process is not None and (status := process.poll()) is not None:
                     settings.client.max_retries = 0
-                    self.lose(f"exit status {status}; its words are in {log}")
+                    self.lose(f"exit status {status}{words}")
                     return
                 if time.monotonic() - asked < ASK_SECONDS:
                     continue
                 asked = time.monotonic()
-                if answers(address, ASK_SECONDS):
+                if alive():
                     heard = time.monotonic()
-                elif (silent := time.monotonic() - heard) > _patience(process.pid):
+                elif (silent := time.monotonic() - heard) > _patience(process):
                     settings.client.max_retries = 0
-                    self.lose(f"no answer for {silent:.0f} s; its words are in {log}")
-                    os.killpg(process.pid, signal.SIGKILL)
+                    self.lose(f"no answer for {silent:.0f} s{words}")
+                    if process is not None:
+                        os.killpg(process.pid, signal.SIGKILL)
                     return
 
+        _silence_clients()
         watcher = threading.Thread(target=watch, daemon=True, name="prefect_server")
         watcher.start()
         try:
@@ -156,18 +162,12 @@ class Recording:
             watcher.join()
 
     def lose(self, how: str) -> None:
-        """Stop sending: clients would retry for minutes and log errors."""
+        """Stop sending: clients would retry for minutes."""
         self.gone.set()
-        logging.raiseExceptions = False  # else Prefect prints its unsent records on stderr
         EventsWorker.set_client_override(NullEventsClient)
-        logging.getLogger("prefect._internal.concurrency").disabled = True  # of what it was sending
-        names = list(logging.root.manager.loggerDict)
-        for logger in (logging.getLogger(), *map(logging.getLogger, names)):
-            for handler in list(logger.handlers):
-                if isinstance(handler, APILogHandler):
-                    logger.removeHandler(handler)
-                if isinstance(handler, PrefectConsoleHandler):
-                    handler.addFilter(_complains_of_nothing)
+        for logger, handler in _handlers():
+            if isinstance(handler, APILogHandler):
+                logger.removeHandler(handler)
         self._warn(
             f"Prefect's server has ended ({how}): "
             "the stages continue, its pages will not show the rest of this run"
@@ -177,6 +177,20 @@ class Recording:
         if not self._warned:
             self._warned = True
             get_logger("pipeline").warning("%s", message)
+
+
+def _silence_clients() -> None:
+    """Keep Prefect's clients from printing every record that a lost server does not take."""
+    logging.raiseExceptions = False  # else unsent records are printed on stderr
+    logging.getLogger("prefect._internal.concurrency").disabled = True
+    for _, handler in _handlers():
+        if isinstance(handler, PrefectConsoleHandler):
+            handler.addFilter(_complains_of_nothing)
+
+
+def _handlers() -> list[tuple[logging.Logger, logging.Handler]]:
+    loggers = [logging.getLogger(), *map(logging.getLogger, list(logging.root.manager.loggerDict))]
+    return [(logger, handler) for logger in loggers for handler in list(logger.handlers)]
 
 
 def answers(address: str, seconds: float) -> bool:
@@ -198,10 +212,12 @@ def answers(address: str, seconds: float) -> bool:
         connection.close()
 
 
-def _patience(guard: int) -> float:
-    """How long the server of a guard may be silent."""
+def _patience(guard: subprocess.Popen[str] | None) -> float:
+    """How long a server may be silent: that of a guard, or one that others started."""
+    if guard is None:
+        return SILENT_SECONDS
     try:
-        states = {child.status() for child in psutil.Process(guard).children(recursive=True)}
+        states = {child.status() for child in psutil.Process(guard.pid).children(recursive=True)}
     except psutil.NoSuchProcess:
         return SILENT_SECONDS
     return STOPPED_SECONDS if psutil.STATUS_STOPPED in states else SILENT_SECONDS

@@ -8,8 +8,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -22,7 +23,7 @@ from efficientllava.errors import UserError
 from flows.runner.dvc_files import UNFINISHED, is_readable
 from flows.runner.guard import guarded, stop
 from flows.runner.loopback import on_loopback, past_proxies, request
-from flows.runner.recording import RECORDING, answers
+from flows.runner.recording import ASK_SECONDS, POLL_SECONDS, RECORDING, answers
 
 LOOPBACK = "127.0.0.1"
 _ERROR = re.compile(
@@ -52,7 +53,7 @@ def prefect_server() -> Iterator[str]:
     if configured:
         with past_proxies() if on_loopback(configured) else nullcontext():
             _check(configured)
-            yield configured
+            yield from _used(configured, _is_healthy)
         return
     with past_proxies():
         yield from _own_server()
@@ -63,21 +64,34 @@ def _own_server() -> Iterator[str]:
     log_path.parent.mkdir(parents=True, exist_ok=True)
     process, address = _started_at_last(log_path)
     try:
-        with (
-            temporary_settings({PREFECT_API_URL: address}) as settings,
-            RECORDING.watching(address, process, log_path, settings),
-        ):
-            try:
-                yield address
-            finally:
-                if not RECORDING.gone.is_set() and not answers(address, DRAIN_SECONDS):
-                    RECORDING.lose("no answer at the end of the run")
-                if not RECORDING.gone.is_set():
-                    # queued events are lost once the server is gone
-                    APILogWorker.drain_all(timeout=DRAIN_SECONDS)
-                    EventsWorker.drain_all(timeout=DRAIN_SECONDS)
+        yield from _used(address, partial(answers, address, ASK_SECONDS), process, log_path)
     finally:
         _end(process)
+
+
+def _used(
+    address: str,
+    alive: Callable[[], bool],
+    process: subprocess.Popen[str] | None = None,
+    log_path: Path | None = None,
+) -> Iterator[str]:
+    """Yield the address of a server that is watched; what is queued reaches it at the end."""
+    with (
+        temporary_settings({PREFECT_API_URL: address}) as settings,
+        RECORDING.watching(alive, settings, process, log_path),
+    ):
+        try:
+            yield address
+        finally:
+            end = time.monotonic() + DRAIN_SECONDS
+            while not RECORDING.gone.is_set() and not alive():
+                if time.monotonic() > end:
+                    RECORDING.lose("no answer at the end of the run")
+                time.sleep(POLL_SECONDS)
+            if not RECORDING.gone.is_set():
+                # queued events are lost once the server is gone
+                APILogWorker.drain_all(timeout=DRAIN_SECONDS)
+                EventsWorker.drain_all(timeout=DRAIN_SECONDS)
 
 
 def _started_at_last(log_path: Path) -> tuple[subprocess.Popen[str], str]:
@@ -168,6 +182,12 @@ def listening(preferred: int = 0) -> socket.socket:
             continue
         return listener
     raise UserError("no free port", where=LOOPBACK)
+
+
+def _is_healthy() -> bool:
+    """Whether the configured server answers, through whatever proxy and with whatever key."""
+    with get_client(sync_client=True) as client:
+        return client.api_healthcheck() is None
 
 
 def _check(address: str) -> None:

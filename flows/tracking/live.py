@@ -57,6 +57,12 @@ class LiveRuns:
             if (token := page.token) is None:
                 return runs
 
+    def _unfinished(self, cell: str) -> list[Any]:
+        """The runs that interrupted or failed attempts at a model have left."""
+        left = (*self._of_workspace("KILLED"), *self._of_workspace("FAILED"))
+        tags = [(run, run.data.tags) for run in left]
+        return [run for run, held in tags if held.get(CELL) == cell and DIGEST not in held]
+
     def begin(self, cell: str, started: float | None = None) -> str:
         """The run of a model that is being made: an unfinished one, or a new one.
 
@@ -65,16 +71,15 @@ class LiveRuns:
         """
         if cell in self._open:
             return self._open[cell]
-        for run in (*self._of_workspace("KILLED"), *self._of_workspace("FAILED")):
-            if run.data.tags.get(CELL) == cell and DIGEST not in run.data.tags:
-                number = str(run.info.run_id)
-                self.client.update_run(number, status="RUNNING")
-                for name, value in self.tags.items():
-                    self.client.set_tag(number, name, value)
-                if FAILURE in run.data.tags:
-                    self.client.delete_tag(number, FAILURE)
-                self._rounds[cell] = self.rounds_of(run)
-                break
+        if left := self._unfinished(cell):
+            run = left[0]
+            number = str(run.info.run_id)
+            self.client.update_run(number, status="RUNNING")
+            for name, value in self.tags.items():
+                self.client.set_tag(number, name, value)
+            if FAILURE in run.data.tags:
+                self.client.delete_tag(number, FAILURE)
+            self._rounds[cell] = self.rounds_of(run)
         else:
             tags = {CELL: cell, WORKSPACE: self.workspace, **self.tags}
             created = self.client.create_run(
@@ -140,6 +145,13 @@ class LiveRuns:
         """The open run of a model, which is no longer followed; None where there is none."""
         self._rounds.pop(cell, None)
         return self._open.pop(cell, None)
+
+    def forget(self, cell: str) -> None:
+        """Delete the open run of a model, and what attempts at it have left."""
+        opened = self.take(cell)
+        left = [str(run.info.run_id) for run in self._unfinished(cell)]
+        for number in [*([opened] if opened else []), *left]:
+            self.client.delete_run(number)
 
     def end(self, cell: str, cause: str, status: str) -> None:
         """End the open run of a model as FAILED or KILLED, naming the cause."""

@@ -138,8 +138,7 @@ class Tracking:
         """
         known = self._finished(record)
         if known:
-            if repeated := self.live.take(record.cell):
-                self.client.delete_run(repeated)  # ran again, and gave exactly the same
+            self.live.forget(record.cell)  # ran again, and gave exactly the same
             run = known[0].info.run_id
             new = not _output_tags(record).items() <= known[0].data.tags.items()
             if new:

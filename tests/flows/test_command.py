@@ -17,6 +17,7 @@ from dvc.utils.serialize import dump_yaml, load_yaml
 from mlflow import MlflowClient
 
 from tests.flows.conftest import change
+from tools.chaos.faults import Server
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -60,20 +61,45 @@ def test_mlflow_server_that_does_not_answer(toy: Path, command: Command) -> None
 def test_our_own_server_dies_or_hangs_during_a_stage(
     number: signal.Signals, said: str, toy: Path, tmp_path: Path
 ) -> None:
+    def lose(flow: psutil.Process) -> None:
+        [server] = [
+            child
+            for child in flow.children(recursive=True)
+            if "uvicorn" in child.cmdline() and "guard.py" not in " ".join(child.cmdline())
+        ]
+        server.send_signal(number)
+
+    require_told_once(toy, tmp_path, lose, said)
+
+
+@pytest.mark.slow
+def test_a_configured_server_dies_during_a_stage(toy: Path, tmp_path: Path) -> None:
+    server = Server("prefect", toy, tmp_path / "server")
+    server.start()
+    try:
+        said = "has ended (no answer for"
+        require_told_once(toy, tmp_path, lambda flow: server.kill(), said, **server.variables)
+    finally:
+        server.end()
+
+
+def require_told_once(
+    toy: Path,
+    tmp_path: Path,
+    lose: Callable[[psutil.Process], None],
+    said: str,
+    **environment: str,
+) -> None:
+    """A run that loses its server in its second stage says so, and finishes."""
     # two stages are enough, of which the second waits until the server is dead
     stages = load_yaml(str(toy / "dvc.yaml"))["stages"]
     few = {name: stages[name] for name in ("model", "evaluate_dense")}
     dump_yaml(str(toy / "dvc.yaml"), {"stages": few})
     log = tmp_path / "log"
-    process = start(tmp_path, log, TOY_WAITS="evaluate dense")
+    process = start(tmp_path, log, TOY_WAITS="evaluate dense", **environment)
     try:
         wait_for(log, "working on evaluate dense")
-        [server] = [
-            child
-            for child in psutil.Process(process.pid).children(recursive=True)
-            if "uvicorn" in child.cmdline() and "guard.py" not in " ".join(child.cmdline())
-        ]
-        server.send_signal(number)
+        lose(psutil.Process(process.pid))
         wait_for(log, said)
         (toy / "go_on").touch()
         wait_for(log, "'promote' - Finished")

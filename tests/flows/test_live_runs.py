@@ -72,6 +72,19 @@ def test_the_restart_takes_up_an_unfinished_run(
     assert found["trajectory/best_risk"] == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
 
 
+def test_an_attempt_at_a_model_that_is_logged_leaves_nothing(
+    finished: Path, record: ModelRecord
+) -> None:
+    tracking = Tracking(PARAMETERS, finished)
+    number, _ = tracking.log(record)
+    for status in ("FAILED", "KILLED"):
+        tracking.live.begin(CELL)
+        tracking.live.end(CELL, "stopped", status)
+    assert len(runs_of(tracking.client, "again")) == 2  # the second took up the first
+    assert tracking.log(record) == (number, False)
+    assert [run.info.run_id for run in runs_of(tracking.client, "again")] == [number]
+
+
 def test_a_run_of_other_parameters_is_not_taken_up(finished: Path, record: ModelRecord) -> None:
     before = Tracking(PARAMETERS, finished)
     number = before.live.begin(CELL)
