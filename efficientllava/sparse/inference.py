@@ -19,7 +19,7 @@ from efficientllava.sparse.cpu.linear import dense_product, sparse_products
 from efficientllava.sparse.linear import PIECES, SparseLinear
 from efficientllava.sparse.operators import require_input, require_matrix
 
-SHARE_AN_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+SHARE_AN_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("w1", "w3"))
 """Layers of a module that are called one after the other with the same tensor."""
 
 
