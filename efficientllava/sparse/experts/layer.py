@@ -9,11 +9,15 @@ import torch
 from torch import nn
 
 from efficientllava.models.families.matrices import EXPERTS
+from efficientllava.sparse.inference import in_one_call
 from efficientllava.sparse.linear import SparseLinear
 
 
 class SparseExperts(nn.Module):
     """Computes what a module of transformers does that stacks experts' matrices in parameters.
+
+    Gate and up of an expert are one call where `for_inference` has been; of a single token those of
+    all its experts.
 
     The layers of expert e have the names `e.part`. They are `SparseLinear`, or `nn.Linear` where a
     matrix would be larger packed.
@@ -66,20 +70,40 @@ class SparseExperts(nn.Module):
         chosen = top_k_index.reshape(-1)
         order = chosen.argsort(stable=True)
         counts = torch.bincount(chosen, minlength=self.num_experts).tolist()
-        outputs = hidden_states.new_empty(tokens * k, hidden_states.shape[-1])
-        for expert, pairs in enumerate(order.split(counts)):
-            if len(pairs):
-                outputs[pairs] = self._expert(expert, hidden_states[pairs // k])
+        experts = [expert for expert, count in enumerate(counts) if count]
+        sizes = [counts[expert] for expert in experts]
+        gate_up = self._gate_up(experts, sizes, hidden_states, order // k)
+        dense: Any = self._dense_module[0]
+        gated = dense._apply_gate(gate_up).split(sizes)
+        downs = [self._layers(expert)[-1] for expert in experts]
+        products = torch.cat([down(rows) for down, rows in zip(downs, gated, strict=True)])
+        outputs = torch.empty_like(products)
+        outputs[order] = products
         weighted = outputs.view(tokens, k, -1) * top_k_weights[..., None]
         return weighted.sum(dim=1).to(hidden_states.dtype)
 
-    def _expert(self, expert: int, x: torch.Tensor) -> torch.Tensor:
-        *gate_up, down = self._layers(expert)
-        products = [layer(x) for layer in gate_up]
-        together = products[0] if len(products) == 1 else torch.cat(products, dim=-1)
-        experts: Any = self._dense_module[0]
-        output: torch.Tensor = down(experts._apply_gate(together))
-        return output
+    def _gate_up(
+        self,
+        experts: Sequence[int],
+        sizes: Sequence[int],
+        hidden_states: torch.Tensor,
+        tokens: torch.Tensor,
+    ) -> torch.Tensor:
+        """Gate and up of every pair of a token and its expert [pairs, 2 * width], by expert.
+
+        Args:
+            sizes: tokens of each expert.
+            tokens: of the pairs.
+        """
+        layers = [self._layers(expert)[:-1] for expert in experts]
+        if len(hidden_states) == 1 and (products := in_one_call(hidden_states, layers)):
+            return torch.cat(products, dim=-1).view(len(experts), -1)
+        rows = hidden_states[tokens].split(sizes)
+        together = [
+            torch.cat([layer(x) for layer in parts], dim=-1)
+            for parts, x in zip(layers, rows, strict=True)
+        ]
+        return torch.cat(together)
 
     def _layers(self, expert: int) -> list[nn.Module]:
         layers: Any = self._modules[str(expert)]
