@@ -23,15 +23,20 @@ EXPERTS = {
 """Shape of a decoder layer of Qwen3-30B-A3B."""
 
 
-def random_experts(shape: dict[str, int]) -> tuple[Any, Any]:
-    """The experts of a decoder layer in bfloat16, half of their weights zero: dense, and packed."""
+def random_experts(shape: dict[str, int]) -> tuple[Any, Any, Any]:
+    """The experts of a decoder layer in bfloat16, half of their weights zero.
+
+    Returns:
+        transformers' module, the same weights in our dense kernel, and packed.
+    """
     from transformers import Qwen3MoeConfig
     from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
 
     memory, generator = HugePages(), torch.Generator().manual_seed(0)
     with torch.device("meta"):
         dense: Any = Qwen3MoeExperts(Qwen3MoeConfig(**shape)).requires_grad_(False)
-    layers: list[dict[str, SparseLinear]] = [{} for _ in range(shape["num_experts"])]
+    layers: list[dict[str, torch.nn.Module]] = [{} for _ in range(shape["num_experts"])]
+    plain: list[dict[str, torch.nn.Module]] = [{} for _ in layers]
     for name in ("gate_up_proj", "down_proj"):
         weight = memory.place(torch.empty(dense.get_parameter(name).shape, dtype=torch.bfloat16))
         setattr(dense, name, torch.nn.Parameter(weight, requires_grad=False))
@@ -40,13 +45,16 @@ def random_experts(shape: dict[str, int]) -> tuple[Any, Any]:
             matrix.copy_(torch.randn(rows, columns, generator=generator) * columns**-0.5)
             matrix[torch.rand(rows, columns, generator=generator) < 0.5] = 0
             layers[expert][name] = SparseLinear(pack(matrix))
-    return dense, for_inference(SparseExperts(dense, layers, {}))
+            plain[expert][name] = torch.nn.Linear(columns, rows, bias=False, device="meta")
+            plain[expert][name].weight = torch.nn.Parameter(matrix, requires_grad=False)
+    own = for_inference(SparseExperts(dense, plain, {}), huge_pages=False)  # they lie in some
+    return dense, own, for_inference(SparseExperts(dense, layers, {}))
 
 
 def measure_experts(wanted: argparse.Namespace) -> None:
     """The experts of one layer and one token, whose experts are others in every call."""
     shape = EXPERTS
-    dense, sparse = random_experts(shape)
+    dense, own, sparse = random_experts(shape)
     held = [
         sum(each.nbytes for each in (*module.parameters(), *module.buffers()))
         for module in (dense, sparse)
@@ -68,11 +76,13 @@ def measure_experts(wanted: argparse.Namespace) -> None:
         return call
 
     work = {f"torch, {each}": run(dense, each) for each in ("eager", "grouped_mm", "batched_mm")}
-    rivals, work["sparse"] = list(work), run(sparse)
+    rivals = list(work)
+    work |= {"own dense": run(own), "sparse": run(sparse)}
     work["sparse, avx2"] = partial(on, "avx2", work["sparse"])
     expected, output = (each().float() for each in (run(dense, "grouped_mm"), run(sparse)))
     off = float((expected - output).norm() / expected.norm())
     print(f"outputs differ by {off:.4f} of their norm (sums in another order)")
     title = f"{count} experts, {top} of a token, {wanted.threads} threads"
     against = {each: [rivals] for each in work if each not in rivals}
+    against["sparse"] = [rivals, ["own dense"]]
     table(title, in_turns(work, wanted.repetitions), against)
