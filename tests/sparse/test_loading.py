@@ -152,15 +152,20 @@ print(type(model.model.layers[0].mlp.up_proj).__name__, transformers.modeling_ut
         assert told.startswith("SparseLinear") and "Registering" not in told
 
 
-def test_without_the_package_nothing_wrong_is_loaded(packed: Path) -> None:
+def test_without_the_package_nothing_wrong_is_loaded(packed: Path, tmp_path: Path) -> None:
+    pack_checkpoint(tiny_pruned("qwen3_moe", tmp_path / "dense"), tmp_path / "apart")
+    pack_checkpoint(tiny_pruned("qwen3_vl_moe", tmp_path / "more"), tmp_path / "stacked")
     code = """
 import sys, transformers
-try:
-    transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1])
-except RuntimeError as error:
-    print("refused")
+for folder in sys.argv[1:]:
+    auto = "ImageTextToText" if folder.endswith("stacked") else "CausalLM"
+    try:
+        getattr(transformers, f"AutoModelFor{auto}").from_pretrained(folder)
+    except RuntimeError as error:
+        print("refused")
 """
-    assert run(code, str(packed)) == "refused"
+    folders = (packed, tmp_path / "apart", tmp_path / "stacked")
+    assert run(code, *map(str, folders)).split() == ["refused"] * 3
 
 
 def test_ask_and_verify_run_packed_checkpoints(dense: Path, tmp_path: Path) -> None:
