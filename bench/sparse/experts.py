@@ -11,7 +11,7 @@ import torch
 
 from bench.sparse.turns import Work, in_turns, on, table
 from efficientllava.sparse.cpu.huge_pages import HugePages
-from efficientllava.sparse.experts.layer import SparseExperts
+from efficientllava.sparse.experts.layer import SparseExperts, dense_experts
 from efficientllava.sparse.format import pack
 from efficientllava.sparse.inference import for_inference
 from efficientllava.sparse.linear import SparseLinear
@@ -36,7 +36,6 @@ def random_experts(shape: dict[str, int]) -> tuple[Any, Any, Any]:
     with torch.device("meta"):
         dense: Any = Qwen3MoeExperts(Qwen3MoeConfig(**shape)).requires_grad_(False)
     layers: list[dict[str, torch.nn.Module]] = [{} for _ in range(shape["num_experts"])]
-    plain: list[dict[str, torch.nn.Module]] = [{} for _ in layers]
     for name in ("gate_up_proj", "down_proj"):
         weight = memory.place(torch.empty(dense.get_parameter(name).shape, dtype=torch.bfloat16))
         setattr(dense, name, torch.nn.Parameter(weight, requires_grad=False))
@@ -45,9 +44,7 @@ def random_experts(shape: dict[str, int]) -> tuple[Any, Any, Any]:
             matrix.copy_(torch.randn(rows, columns, generator=generator) * columns**-0.5)
             matrix[torch.rand(rows, columns, generator=generator) < 0.5] = 0
             layers[expert][name] = SparseLinear(pack(matrix))
-            plain[expert][name] = torch.nn.Linear(columns, rows, bias=False, device="meta")
-            plain[expert][name].weight = torch.nn.Parameter(matrix, requires_grad=False)
-    own = for_inference(SparseExperts(dense, plain, {}), huge_pages=False)  # they lie in some
+    own = for_inference(dense_experts(dense), huge_pages=False)  # they lie in some
     return dense, own, for_inference(SparseExperts(dense, layers, {}))
 
 

@@ -1,8 +1,8 @@
 """A checkpoint packed and measured in transformers: size, parity, answers and speed.
 
 For models of all families. The dense model runs in torch as it comes, and once more with its
-linear layers multiplied by this package's dense kernel, which separates the gain of the zeros from
-that of the kernels.
+linear layers and experts multiplied by this package's dense kernel, which separates the gain of the
+zeros from that of the kernels.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from efficientllava.models.families import require_family
 from efficientllava.models.weight_files import weight_files
 from efficientllava.parameters import ExportParameters
 from efficientllava.sparse.checkpoint import pack_checkpoint
+from efficientllava.sparse.experts.files import packable_experts
+from efficientllava.sparse.experts.layer import dense_experts
 from efficientllava.sparse.layout import dtype_name
 from efficientllava.sparse.pruned import NothingToPack
 
@@ -120,9 +122,11 @@ def _time(
 
 
 def _by_dense_kernel(model: PreTrainedModel) -> PreTrainedModel:
-    """The model with its linear layers in our own dense kernel; weights are shared."""
+    """The model with its layers and experts in our own dense kernel; weights are shared."""
     shared = {id(each): each for each in (*model.parameters(), *model.buffers())}
     other = copy.deepcopy(model, shared)
+    for name, experts in packable_experts(other).items():
+        other.set_submodule(name, dense_experts(experts))
     for layer in other.modules():
         if isinstance(layer, torch.nn.Linear):
             layer.forward = _dense_forward(layer)  # type: ignore[assignment, method-assign]

@@ -134,3 +134,20 @@ class SparseExperts(nn.Module):
         """Note the dtype of the unpacked weights: its layers are cast by themselves."""
         for name, marker in self.named_buffers(recurse=False):
             self.register_buffer(name, marker.to(dtype))
+
+
+def dense_experts(experts: nn.Module) -> SparseExperts:
+    """A module of transformers with a dense layer for each matrix; the weights are shared."""
+    weights = {name: experts.get_parameter(name) for name in EXPERTS}
+    layers = [
+        {name: _linear(weight[expert]) for name, weight in weights.items()}
+        for expert in range(len(weights[EXPERTS[0]]))
+    ]
+    return SparseExperts(experts, layers, {})
+
+
+def _linear(weight: torch.Tensor) -> nn.Linear:
+    rows, columns = weight.shape
+    layer = nn.Linear(columns, rows, bias=False, device="meta")
+    layer.weight = nn.Parameter(weight.detach(), requires_grad=False)
+    return layer
