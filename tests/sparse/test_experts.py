@@ -135,6 +135,9 @@ def test_a_loaded_mixture_is_saved_cast_and_dequantized(folders: Any, tmp_path: 
     assert torch.equal(logits(short), logits(model.to(torch.bfloat16)))
     short.save_pretrained(tmp_path / "short")
     unpack_checkpoint(tmp_path / "short", tmp_path / "back")
+    files = (tmp_path / "back").glob("*.safetensors")
+    held = {name: each for file in files for name, each in load_file(file).items()}
+    assert {each.dtype for name, each in held.items() if "experts" in name} == {torch.bfloat16}
     plain = from_pretrained(tmp_path / "short").dequantize()
     assert not any(isinstance(each, SparseExperts | SparseLinear) for each in plain.modules())
     state = from_pretrained(dense, dtype=torch.bfloat16).state_dict()
