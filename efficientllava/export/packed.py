@@ -158,18 +158,26 @@ def _prefill(model: PreTrainedModel, tokens: int) -> Callable[[], object]:
 
     @torch.inference_mode()
     def call() -> object:
-        output = decoder(inputs_embeds=embedded, past_key_values=DynamicCache(), use_cache=True)
+        output = decoder(inputs_embeds=embedded, past_key_values=_cache(model), use_cache=True)
         return head(output.last_hidden_state[:, -1])
 
     return call
 
 
+def _cache(model: PreTrainedModel) -> DynamicCache:
+    """An empty cache; of linear attention its layers are known by the configuration alone."""
+    config = model.config.get_text_config()
+    linear = "linear_attention" in (getattr(config, "layer_types", None) or ())
+    return DynamicCache(config=config) if linear else DynamicCache()
+
+
 def _decode(model: PreTrainedModel, context: int) -> Callable[[], object]:
     """One token after a full cache, which is as long again afterwards."""
     decoder, head = _language_model(model), model.get_output_embeddings()
-    cache, embedded = DynamicCache(), _embedded(model, 1)
+    cache, embedded = _cache(model), _embedded(model, 1)
     with torch.inference_mode():
         decoder(inputs_embeds=_embedded(model, context - 1), past_key_values=cache, use_cache=True)
+        cache.activate_past_recording()  # linear attention goes back by what it has recorded
 
     @torch.inference_mode()
     def call() -> object:
