@@ -1,8 +1,8 @@
 """A checkpoint packed and measured in transformers: size, parity, answers and speed.
 
 For models of all families. The dense model runs in torch as it comes, and once more with its
-linear layers multiplied by this package's dense kernel, which separates the gain of the zeros from
-that of the kernels.
+linear layers and experts multiplied by this package's dense kernel, which separates the gain of the
+zeros from that of the kernels.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from efficientllava.models.families import require_family
 from efficientllava.models.weight_files import weight_files
 from efficientllava.parameters import ExportParameters
 from efficientllava.sparse.checkpoint import pack_checkpoint
+from efficientllava.sparse.experts.files import packable_experts
+from efficientllava.sparse.experts.layer import dense_experts
 from efficientllava.sparse.layout import dtype_name
 from efficientllava.sparse.pruned import NothingToPack
 
@@ -120,9 +122,11 @@ def _time(
 
 
 def _by_dense_kernel(model: PreTrainedModel) -> PreTrainedModel:
-    """The model with its linear layers in our own dense kernel; weights are shared."""
+    """The model with its layers and experts in our own dense kernel; weights are shared."""
     shared = {id(each): each for each in (*model.parameters(), *model.buffers())}
     other = copy.deepcopy(model, shared)
+    for name, experts in packable_experts(other).items():
+        other.set_submodule(name, dense_experts(experts))
     for layer in other.modules():
         if isinstance(layer, torch.nn.Linear):
             layer.forward = _dense_forward(layer)  # type: ignore[assignment, method-assign]
@@ -154,18 +158,26 @@ def _prefill(model: PreTrainedModel, tokens: int) -> Callable[[], object]:
 
     @torch.inference_mode()
     def call() -> object:
-        output = decoder(inputs_embeds=embedded, past_key_values=DynamicCache(), use_cache=True)
+        output = decoder(inputs_embeds=embedded, past_key_values=_cache(model), use_cache=True)
         return head(output.last_hidden_state[:, -1])
 
     return call
 
 
+def _cache(model: PreTrainedModel) -> DynamicCache:
+    """An empty cache; of linear attention its layers are known by the configuration alone."""
+    config = model.config.get_text_config()
+    linear = "linear_attention" in (getattr(config, "layer_types", None) or ())
+    return DynamicCache(config=config) if linear else DynamicCache()
+
+
 def _decode(model: PreTrainedModel, context: int) -> Callable[[], object]:
     """One token after a full cache, which is as long again afterwards."""
     decoder, head = _language_model(model), model.get_output_embeddings()
-    cache, embedded = DynamicCache(), _embedded(model, 1)
+    cache, embedded = _cache(model), _embedded(model, 1)
     with torch.inference_mode():
         decoder(inputs_embeds=_embedded(model, context - 1), past_key_values=cache, use_cache=True)
+        cache.activate_past_recording()  # linear attention goes back by what it has recorded
 
     @torch.inference_mode()
     def call() -> object:

@@ -13,6 +13,7 @@ from efficientllava.reading.regular import (
     require_regular,
 )
 from efficientllava.reading.tensors import (
+    TensorReader,
     load_tensors,
     opened_tensors,
     require_floats,
@@ -22,6 +23,7 @@ from efficientllava.reading.yaml_text import require_plain_yaml
 
 __all__ = [
     "LARGEST_TEXT",
+    "TensorReader",
     "checked",
     "expanded",
     "load_tensors",

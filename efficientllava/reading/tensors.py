@@ -35,15 +35,48 @@ def opened_tensors(path: Path, framework: str = "pt", backend: str | None = None
     """
     require_regular(path)
     options = {} if backend is None else {"backend": backend}
+    with _named(path), safe_open(path, framework=framework, **options) as opened:
+        yield opened
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """What the library raises inside becomes an error that names the file."""
     try:
-        with safe_open(path, framework=framework, **options) as opened:
-            yield opened
+        yield
     except (SafetensorError, OSError) as error:
         raise UserError(
             f"not a complete safetensors file ({error})",
             where=str(path),
             remedy="copy or download the file again",
         ) from error
+
+
+class TensorReader:
+    """Reads tensors of safetensors files, from any thread; opens each file once.
+
+    It maps nothing: what was read does not stay in memory.
+    """
+
+    def __init__(self) -> None:
+        self._opened: dict[Path, Any] = {}
+
+    def tensor(self, path: Path, name: str, part: int | None = None) -> torch.Tensor:
+        """A tensor of a file, or one part of it along its first dimension.
+
+        Raises:
+            UserError: as `opened_tensors`.
+        """
+        with _named(path):
+            opened = self._opened.get(path)
+            if opened is None:
+                require_regular(path)
+                opened = safe_open(path, framework="pt", backend="pread")
+                self._opened[path] = opened
+            tensor: torch.Tensor = (
+                opened.get_tensor(name) if part is None else opened.get_slice(name)[part]
+            )
+        return tensor
 
 
 def load_tensors(path: Path, framework: str = "pt") -> dict[str, torch.Tensor]:

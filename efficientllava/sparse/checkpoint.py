@@ -13,26 +13,29 @@ import torch
 
 from efficientllava.errors import UserError
 from efficientllava.files import DIGESTS, read_json, replacing
-from efficientllava.models.packed import SECTION, is_packed, record_of
+from efficientllava.models.packed import DAMAGED, SECTION, is_packed, record_of
 from efficientllava.models.weight_files import (
     PICKLES,
     weight_files,
     weights_entry,
 )
-from efficientllava.reading import read_model_config
+from efficientllava.reading import TensorReader, read_model_config
 from efficientllava.sparse.layout import dtype_name
 from efficientllava.sparse.pruned import (
+    WEIGHT,
     Packing,
+    Piece,
     find_pruned,
-    module_of,
+    pieces_of,
     places_of,
-    read_tensor,
     settings_for,
     unpacked_weight,
 )
 from efficientllava.sparse.record import (
     PIECES,
     Settings,
+    Stack,
+    member_of,
     metadata,
     packed_settings,
     verify,
@@ -48,15 +51,14 @@ from efficientllava.sparse.tensor_file import (
 )
 
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", *PICKLES, DIGESTS)
-Make = Callable[[str], dict[str, torch.Tensor]]
-"""From a name to the tensors that are written for it."""
 
 
 def pack_checkpoint(folder: str | Path, out: str | Path, dtype: str | None = None) -> Settings:
     """Write a checkpoint with the pruned matrices of another one packed.
 
-    A linear layer is pruned if it is smaller packed than as it is. Everything else is copied bit
-    by bit, but for pickles and safetensors that transformers would not read.
+    A linear layer or a matrix of an expert is pruned if it is smaller packed than as it is.
+    Everything else is copied bit by bit, but for pickles and safetensors that transformers would
+    not read. Where a matrix of an expert is packed, tensors that stack experts are taken apart.
 
     Args:
         dtype: None keeps each weight bit by bit; "int8" rounds the packed ones to 255 levels a row,
@@ -71,23 +73,25 @@ def pack_checkpoint(folder: str | Path, out: str | Path, dtype: str | None = Non
         raise UserError(f"{dtype!r} is no dtype to pack in", "dtype", "leave it out, or give int8")
     _require_new(folder, out)
     config = _unquantized_config(folder)
-    packings = find_pruned(folder, weight_files(folder), dtype)
-    settings = settings_for(packings)
+    files, reader = weight_files(folder), TensorReader()
+    packings, stacks = find_pruned(folder, files, dtype)
+    settings = settings_for(packings, stacks)
     config[SECTION] = settings.section()
-    contents = {file: _packed_entries(file, packings) for file in weight_files(folder)}
+    contents = {file: _packed_entries(file, packings, stacks) for file in files}
     total = sum(map(len, contents.values()))
 
     def write(file: Path, place: Path) -> TensorFile:
-        source = metadata_of(file)
+        source, written = metadata_of(file), TensorFile(place, contents[file])
 
-        def make(name: str) -> dict[str, torch.Tensor]:
-            tensor, packing = read_tensor(file, name), packings.get(module_of(name))
-            return {name: tensor} if packing is None else packing.tensors(tensor)
+        def bring(piece: Piece) -> None:
+            tensor = piece.read(reader, file)
+            for name, each in piece.tensors(tensor, packings.get(piece.module)).items():
+                written.write(name, each)
 
         return _write(
-            TensorFile(place, contents[file]),
-            entries_of(file),
-            make,
+            written,
+            pieces_of(entries_of(file), stacks),
+            bring,
             lambda sums: metadata(sums, config, source, total),
         )
 
@@ -117,11 +121,14 @@ def unpack_checkpoint(folder: str | Path, out: str | Path) -> None:
     verify(files, settings, folder / "config.json")
     config = read_model_config(folder)
     del config[SECTION]
-    file_of = places_of(files)
+    file_of, reader = places_of(files), TensorReader()
+    _require_members(settings, file_of, folder)
     with replacing(out) as temporary:
         _copy_rest(folder, temporary, config)
         _write_weights(
-            folder, temporary, lambda file, place: _unpack_file(file, place, file_of, settings)
+            folder,
+            temporary,
+            lambda file, place: _unpack_file(file, place, file_of, settings, reader),
         )
 
 
@@ -148,57 +155,81 @@ def _unquantized_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _packed_entries(file: Path, packings: dict[str, Packing]) -> list[Entry]:
+def _packed_entries(
+    file: Path, packings: dict[str, Packing], stacks: dict[str, Stack]
+) -> list[Entry]:
     """What the packed file in the place of another one holds."""
-    entries = []
-    for name, entry in entries_of(file).items():
-        packing = packings.get(module_of(name))
-        entries += [entry] if packing is None else packing.entries()
-    return entries
+    dense = entries_of(file)
+    return [
+        entry
+        for piece in pieces_of(dense, stacks)
+        for entry in piece.entries(dense[piece.name], packings.get(piece.module))
+    ]
+
+
+def _require_members(settings: Settings, file_of: Mapping[str, Path], folder: Path) -> None:
+    """Check that each matrix of each stack is there."""
+    for name, stack in settings.stacked.items():
+        for expert in range(stack.shape[0]):
+            if f"{member_of(name, expert)}{WEIGHT}" not in file_of:
+                raise UserError(f"{member_of(name, expert)} is missing", str(folder), DAMAGED)
 
 
 def _unpack_file(
-    file: Path, place: Path, file_of: Mapping[str, Path], settings: Settings
+    file: Path,
+    place: Path,
+    file_of: Mapping[str, Path],
+    settings: Settings,
+    reader: TensorReader,
 ) -> TensorFile:
-    entries, source = [], record_of(file)["source"]
+    """Write a file of the dense checkpoint: whole matrices, stacks expert by expert."""
+    entries, source, stacks = [], record_of(file)["source"], settings.stacked
+    members = {piece.module for piece in pieces_of(stacks, stacks)}
+    unpacked = settings.unpacked_dtype
     for name, entry in entries_of(file).items():
         module, _, piece = name.rpartition(".")
-        if module not in settings.modules or piece not in ("weight", *PIECES):
+        if name in stacks:
+            dtype = NAMES[getattr(torch, unpacked)] if unpacked else entry.dtype
+            entries.append(Entry(name, dtype, tuple(stacks[name].shape)))
+        elif module in members:
+            continue
+        elif module not in settings.modules or piece not in ("weight", *PIECES):
             entries.append(entry)
         elif piece == "weight":
             rows, columns = settings.modules[module]
-            dtype = settings.unpacked_dtype or dtype_name(ORDER[entry.dtype])
+            dtype = unpacked or dtype_name(ORDER[entry.dtype])
             entries.append(Entry(name, NAMES[getattr(torch, dtype)], (rows, columns)))
+    written = TensorFile(place, entries, stacks)
 
-    def make(name: str) -> dict[str, torch.Tensor]:
-        if module_of(name) in settings.modules:
-            return {name: unpacked_weight(module_of(name), file_of, settings)}
-        return {name: read_tensor(file, name)}
+    def bring(piece: Piece) -> None:
+        if piece.expert is None and piece.module not in settings.modules:
+            written.write(piece.name, reader.tensor(file, piece.name))
+            return
+        weight = unpacked_weight(piece.module, file_of, settings, reader)
+        if piece.transposed:
+            weight = weight.t().contiguous()
+        dtype = ORDER[written.entries[piece.name].dtype]
+        written.write(piece.name, weight.to(dtype), piece.expert)
 
-    names = [entry.name for entry in entries]
-    return _write(TensorFile(place, entries), names, make, lambda sums: source)
+    pieces = pieces_of([entry.name for entry in entries], stacks)
+    return _write(written, pieces, bring, lambda sums: source)
 
 
 def _write(
     written: TensorFile,
-    names: Iterable[str],
-    make: Make,
+    pieces: Iterable[Piece],
+    bring: Callable[[Piece], None],
     metadata_of_file: Callable[[dict[str, str]], dict[str, str]],
 ) -> TensorFile:
     """Write a file, a few of its tensors at the same time.
 
     Args:
-        names: what `make` is asked for.
+        bring: writes a piece.
         metadata_of_file: by the checksums of the tensors.
     """
-
-    def bring(name: str) -> None:
-        for new, tensor in make(name).items():
-            written.write(new, tensor)
-
     with closing(written):
         written.begin(metadata_of_file(written.checksums))
-        for _ in in_threads(bring, names):
+        for _ in in_threads(bring, pieces):
             pass
         written.finish(metadata_of_file(written.checksums))
     return written

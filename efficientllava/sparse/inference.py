@@ -19,7 +19,7 @@ from efficientllava.sparse.cpu.linear import dense_product, sparse_products
 from efficientllava.sparse.linear import PIECES, SparseLinear
 from efficientllava.sparse.operators import require_input, require_matrix
 
-SHARE_AN_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+SHARE_AN_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("w1", "w3"))
 """Layers of a module that are called one after the other with the same tensor."""
 
 
@@ -137,10 +137,10 @@ class _SharedInput:
         if torch.is_grad_enabled() and x.requires_grad:
             return []
         require_input(x, self.columns)
-        matrices = self._current()
+        matrices = self.current()
         return sparse_products(x, matrices, self.columns) if matrices else []
 
-    def _current(self) -> list[Packed]:
+    def current(self) -> list[Packed]:
         """The layers' tensors, checked when they are new; none that do not fit each other."""
         if self.matrices and all(map(_same_tensors, self.layers, self.matrices)):
             return self.matrices
@@ -151,6 +151,35 @@ class _SharedInput:
         fits = len(together) == 1 and matrices[0].values.is_cpu
         self.matrices = matrices if fits else []
         return self.matrices
+
+
+def in_one_call(x: torch.Tensor, groups: Sequence[Sequence[nn.Module]]) -> list[torch.Tensor]:
+    """x times the layers of several groups that share their input, in order.
+
+    Args:
+        groups: layers that `for_inference` let share an input, group by group.
+
+    Returns:
+        Nothing where one call cannot compute them: the layers themselves have to.
+    """
+    if torch.compiler.is_compiling() or type(x) is not torch.Tensor or not x.is_cpu:
+        return []
+    if torch.is_grad_enabled() and x.requires_grad:
+        return []
+    matrices: list[Packed] = []
+    columns = 0
+    for layers in groups:
+        first = layers[0]
+        if not isinstance(first, SparseLinearInGroup) or len(first.shared.layers) != len(layers):
+            return []
+        columns = first.in_features
+        if not (together := first.shared.current()):
+            return []
+        matrices += together
+    if len({matrix.values.dtype for matrix in matrices}) != 1:
+        return []
+    require_input(x, columns)
+    return sparse_products(x, matrices, columns)
 
 
 def _matrix(layer: SparseLinear) -> Packed:

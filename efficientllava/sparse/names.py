@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -11,25 +12,47 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 
-def names_in_model(model: PreTrainedModel, names: Iterable[str]) -> dict[str, str]:
-    """Names in the model by names in its files, as `from_pretrained` finds them.
+@dataclass(frozen=True)
+class Place:
+    """Where transformers puts a tensor of a file.
 
-    Names that transformers merges or splits are left out: their tensors are not as in the files.
+    Attributes:
+        name: of the weight in the model.
+        converter: what makes the weight of this tensor, or of several; None where it is as it is.
+        source: the converter's pattern that the tensor's name matches.
     """
+
+    name: str
+    converter: WeightConverter | None = None
+    source: str = ""
+
+
+def places_in_model(model: PreTrainedModel, names: Iterable[str]) -> dict[str, Place]:
+    """Places in the model by names in its files, as `from_pretrained` finds them."""
     conversions = get_model_conversion_mapping(model)
     renamings = [each for each in conversions if isinstance(each, WeightRenaming)]
     converters = [each for each in conversions if isinstance(each, WeightConverter)]
+    by_source = {source: each for each in converters for source in each.source_patterns}
     state = model.state_dict()
     found = {}
     for name in names:
-        renamed, merged = rename_source_key(
+        renamed, source = rename_source_key(
             name, renamings, converters, model.base_model_prefix, state
         )
         if renamed not in state and name in state:
-            renamed, merged = name, None
-        if merged is None and renamed in state:
-            found[name] = renamed
+            renamed, source = name, None
+        if renamed in state:
+            found[name] = Place(renamed, by_source[source], source) if source else Place(renamed)
     return found
+
+
+def names_in_model(model: PreTrainedModel, names: Iterable[str]) -> dict[str, str]:
+    """Names in the model by names in its files.
+
+    Names that transformers merges or splits are left out: their tensors are not as in the files.
+    """
+    places = places_in_model(model, names)
+    return {name: place.name for name, place in places.items() if place.converter is None}
 
 
 def packable_layers(model: PreTrainedModel) -> dict[str, nn.Linear]:

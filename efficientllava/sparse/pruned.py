@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,11 +12,12 @@ from efficientllava.errors import UserError
 from efficientllava.finite import all_finite
 from efficientllava.models.checkpoint import skeleton
 from efficientllava.models.weight_files import FLOATS
-from efficientllava.reading import opened_tensors
+from efficientllava.reading import TensorReader
+from efficientllava.sparse.experts.files import expert_matrices, stacks_in
 from efficientllava.sparse.format import PackedMatrix, pack, packed_bytes, quantize, unpack
 from efficientllava.sparse.layout import LAYOUTS, ROWS, dtype_name, layout_of, padding_of
 from efficientllava.sparse.names import names_in_model, packable_layers
-from efficientllava.sparse.record import PIECES, Settings
+from efficientllava.sparse.record import PIECES, Settings, Stack, member_of
 from efficientllava.sparse.tensor_file import NAMES, Entry, entries_of, in_threads
 
 WEIGHT = ".weight"
@@ -70,50 +71,123 @@ class Packing:
         return pieces | {f"{self.module}{WEIGHT}": torch.empty(0, dtype=packed.dtype)}
 
 
-def find_pruned(folder: Path, files: Sequence[Path], dtype: str | None) -> dict[str, Packing]:
+@dataclass(frozen=True)
+class Piece:
+    """A tensor of a dense checkpoint, or one expert's part of a tensor that stacks them.
+
+    Attributes:
+        name: of the tensor.
+        module: of the matrix in a packed file; empty where the tensor is none.
+        expert: which part; None for a whole tensor.
+        transposed: whether the part is [columns, rows].
+    """
+
+    name: str
+    module: str
+    expert: int | None = None
+    transposed: bool = False
+
+    def read(self, reader: TensorReader, file: Path) -> torch.Tensor:
+        """The tensor, or the matrix [rows, columns] of the expert."""
+        tensor = reader.tensor(file, self.name, self.expert)
+        return tensor.t().contiguous() if self.transposed else tensor
+
+    def entries(self, entry: Entry, packing: Packing | None) -> list[Entry]:
+        """What stands for it in a packed file.
+
+        Args:
+            entry: of the whole tensor in the dense file.
+        """
+        if self.expert is None:
+            return [entry] if packing is None else packing.entries()
+        shape = entry.shape[:0:-1] if self.transposed else entry.shape[1:]
+        marker = [Entry(self.name, entry.dtype, (0,))] if self.expert == 0 else []
+        alone = Entry(f"{self.module}{WEIGHT}", entry.dtype, shape)
+        return marker + ([alone] if packing is None else packing.entries())
+
+    def tensors(self, tensor: torch.Tensor, packing: Packing | None) -> dict[str, torch.Tensor]:
+        """The tensors of those entries.
+
+        Args:
+            tensor: as it was read.
+        """
+        if packing is not None:
+            tensors = packing.tensors(tensor)
+        else:
+            tensors = {self.name if self.expert is None else f"{self.module}{WEIGHT}": tensor}
+        if self.expert == 0:
+            tensors[self.name] = tensor.new_empty(0)
+        return tensors
+
+
+def pieces_of(names: Iterable[str], stacks: Mapping[str, Stack]) -> list[Piece]:
+    """The pieces of tensors: one each, or of a stack one an expert."""
+    pieces = []
+    for name in names:
+        stack = stacks.get(name)
+        if stack is None:
+            pieces.append(Piece(name, module_of(name)))
+        else:
+            pieces += [
+                Piece(name, member_of(name, expert), expert, stack.transposed)
+                for expert in range(stack.shape[0])
+            ]
+    return pieces
+
+
+def find_pruned(
+    folder: Path, files: Sequence[Path], dtype: str | None
+) -> tuple[dict[str, Packing], dict[str, Stack]]:
     """The matrices that are smaller packed, by module; every tensor is read once.
 
     Args:
         dtype: as in `pack_checkpoint`. int8 codes are made of the same matrices.
 
+    Returns:
+        Also the tensors that have to be taken apart: those that stack experts, if an expert has
+        such a matrix.
+
     Raises:
         UserError: a weight lies in two files, or holds NaN or inf (named); there is no such matrix.
     """
     model = skeleton(folder)
-    layers, file_of = packable_layers(model), places_of(files)
-    linear = {
-        name
+    file_of, reader = places_of(files), TensorReader()
+    stacks = stacks_in(
+        model, {name: each for file in files for name, each in entries_of(file).items()}
+    )
+    experts = expert_matrices(model, file_of, stacks)
+    stacks = stacks if experts else {}
+    layers = packable_layers(model)
+    packable = set(experts) | {
+        module_of(name)
         for name, known in names_in_model(model, file_of).items()
         if module_of(name) and module_of(known) in layers
     }
-    sparsest, share = "", 0.0
 
-    def look(name: str) -> tuple[float, Packing | None]:
-        tensor = read_tensor(file_of[name], name)
+    def look(piece: Piece) -> tuple[float, Packing | None]:
+        tensor = piece.read(reader, file_of[piece.name])
         if tensor.dtype in FLOATS and not all_finite(tensor):
             raise UserError(
-                f"weight {name} holds NaN or inf",
+                f"weight {piece.name} holds NaN or inf",
                 str(folder),
                 "the checkpoint is damaged: get it again",
             )
-        if name not in linear or tensor.dtype not in LAYOUTS or tensor.numel() == 0:
+        if piece.module not in packable or tensor.dtype not in LAYOUTS or tensor.numel() == 0:
             return 0.0, None
-        return _packing_of(module_of(name), tensor, dtype)
+        return _packing_of(piece.module, tensor, dtype)
 
-    packings = {}
-    for name, (zeros, packing) in zip(file_of, in_threads(look, file_of), strict=True):
-        if zeros > share:
-            sparsest, share = name, zeros
-        if packing is not None:
-            packings[packing.module] = packing
+    pieces = pieces_of(file_of, stacks)
+    found = list(zip(pieces, in_threads(look, pieces), strict=True))
+    packings = {each.module: each for _, (_, each) in found if each is not None}
     if not packings:
-        told = f"; most zeros has {sparsest}, {share:.1%}" if sparsest else ""
+        piece, (share, _) = max(found, key=lambda each: each[1][0])
+        told = f"; most zeros has {piece.module}, {share:.1%}" if share else ""
         raise NothingToPack(
             f"no matrix has enough zeros to become smaller{told}",
             str(folder),
             "prune it first: efficientllava prune",
         )
-    return packings
+    return packings, stacks if packings.keys() & experts.keys() else {}
 
 
 def places_of(files: Sequence[Path]) -> dict[str, Path]:
@@ -148,8 +222,11 @@ def _packing_of(
     return share, Packing(module, rows, columns, weight.dtype, torch.int8, kept, error)
 
 
-def settings_for(packings: dict[str, Packing]) -> Settings:
+def settings_for(packings: dict[str, Packing], stacks: dict[str, Stack]) -> Settings:
     """What config.json says of packed matrices.
+
+    Args:
+        stacks: tensors that are taken apart.
 
     Raises:
         UserError: int8 codes are made of matrices of several dtypes.
@@ -165,9 +242,8 @@ def settings_for(packings: dict[str, Packing]) -> Settings:
             "dtype int8",
             "convert the checkpoint to one of them first",
         )
-    return Settings(
-        dtypes[0] if len(dtypes) == 1 else "mixed", modules, errors, stored[0] if errors else None
-    )
+    dtype, unpacked = dtypes[0] if len(dtypes) == 1 else "mixed", stored[0] if errors else None
+    return Settings(dtype, modules, errors, unpacked, stacks)
 
 
 def module_of(name: str) -> str:
@@ -175,26 +251,26 @@ def module_of(name: str) -> str:
     return name.removesuffix(WEIGHT) if name.endswith(WEIGHT) else ""
 
 
-def unpacked_weight(module: str, file_of: Mapping[str, Path], settings: Settings) -> torch.Tensor:
-    """The matrix of a packed module.
+def unpacked_weight(
+    module: str, file_of: Mapping[str, Path], settings: Settings, reader: TensorReader
+) -> torch.Tensor:
+    """The matrix of a packed module, or of one beside them that is not packed.
 
     Args:
         file_of: where each tensor of the checkpoint lies, by name: transformers may put those of
             one matrix into several files.
     """
+    if module not in settings.modules:
+        name = f"{module}{WEIGHT}"
+        return reader.tensor(file_of[name], name)
     names = {piece: f"{module}.{piece}" for piece in PIECES}
     tensors = {
-        piece: read_tensor(file_of[name], name) for piece, name in names.items() if name in file_of
+        piece: reader.tensor(file_of[name], name)
+        for piece, name in names.items()
+        if name in file_of
     }
     rows, columns = settings.modules[module]
     weight = unpack(PackedMatrix(rows, columns, **tensors), threads=1)
     if settings.unpacked_dtype is not None:
         weight = weight.to(getattr(torch, settings.unpacked_dtype))
     return weight
-
-
-def read_tensor(file: Path, name: str) -> torch.Tensor:
-    """One tensor of a file, with pread and no mapping: it stays in memory no longer than used."""
-    with opened_tensors(file, backend="pread") as opened:
-        tensor: torch.Tensor = opened.get_tensor(name)
-        return tensor

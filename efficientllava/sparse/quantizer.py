@@ -21,18 +21,19 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from efficientllava.errors import UserError
 from efficientllava.models.packed import DAMAGED, PACKED, SECTION
-from efficientllava.sparse.format import PackedMatrix
+from efficientllava.sparse.experts.files import converts_experts, expert_matrices
+from efficientllava.sparse.experts.layer import SparseExperts
+from efficientllava.sparse.experts.loading import put_experts, without_values
 from efficientllava.sparse.inference import for_inference
 from efficientllava.sparse.linear import SparseLinear
 from efficientllava.sparse.names import names_in_model
 from efficientllava.sparse.record import (
-    PIECES,
     Settings,
     metadata,
     settings_of,
     verify,
 )
-from efficientllava.sparse.tensor_file import ORDER, Entry, checksum, entries_of
+from efficientllava.sparse.tensor_file import Entry, checksum, entries_of
 
 
 @register_quantization_config(PACKED)
@@ -81,21 +82,37 @@ class SparseQuantizer(HfQuantizer):
         with torch.device("cpu"):
             verify(files, self.settings, files[0].parent / "config.json")
         entries = {name: each for file in files for name, each in entries_of(file).items()}
-        places = names_in_model(model, [f"{module}.weight" for module in self.settings.modules])
-        for module, shape in self.settings.modules.items():
-            _put_sparse(model, places, module, shape, entries)
+        experts = expert_matrices(model, entries, self.settings.stacked)
+        packed = self.settings.modules.keys()
+        places = names_in_model(model, [f"{module}.weight" for module in packed])
+        if packed & experts.keys():
+            put_experts(model, experts, self.settings, entries)
+        for module in packed - experts.keys():
+            _put_sparse(model, places, module, self.settings.modules[module], entries)
+
+    def update_weight_conversions(
+        self, weight_conversions: list[Any], model: PreTrainedModel
+    ) -> list[Any]:
+        """Leave out those that would stack experts that lie apart in the model, too."""
+        if any(isinstance(module, SparseExperts) for module in model.modules()):
+            weight_conversions = [each for each in weight_conversions if not converts_experts(each)]
+        conversions: list[Any] = super().update_weight_conversions(weight_conversions, model)
+        return conversions
 
     def _process_model_after_weight_loading(
         self, model: PreTrainedModel, **kwargs: Any
     ) -> PreTrainedModel:
         for module in model.modules():
-            if isinstance(module, SparseLinear):
+            if isinstance(module, SparseLinear | SparseExperts):
                 module.cast(self._dtype)
         for_inference(model, huge_pages=False)
         # without a backward pass nothing here is trained, and torch.compile would look for one
         return model.requires_grad_(False)
 
     def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | None = None) -> Any:
+        for name, module in list(model.named_modules()):
+            if isinstance(module, SparseExperts):
+                model.set_submodule(name, module.dequantized(dtype))
         for name, module in list(model.named_modules()):
             if isinstance(module, SparseLinear):
                 linear: Any = nn.Linear(
@@ -164,10 +181,4 @@ def _put_sparse(
             SECTION,
             DAMAGED,
         )
-    tensors = {
-        piece: torch.empty(entry.shape, dtype=ORDER[entry.dtype], device="meta")
-        for piece in PIECES
-        if (entry := entries.get(f"{module}.{piece}")) is not None
-    }
-    packed = PackedMatrix(shape[0], shape[1], **tensors)
-    model.set_submodule(name, SparseLinear(packed, linear.bias))
+    model.set_submodule(name, SparseLinear(without_values(module, shape, entries), linear.bias))

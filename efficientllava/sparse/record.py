@@ -26,13 +26,32 @@ from efficientllava.models.packed import (
     record_of,
     require_version,
 )
-from efficientllava.reading import opened_tensors, read_model_config
+from efficientllava.reading import TensorReader, opened_tensors, read_model_config
 from efficientllava.sparse.format import PackedMatrix, check
 from efficientllava.sparse.layout import LAYOUTS, ROWS, dtype_name
 from efficientllava.sparse.tensor_file import checksum, in_threads
 
 PIECES = ("masks", "values", "offsets", "scales")
 """The tensors of a packed matrix, by the last part of their names."""
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A tensor of three dimensions that stacked the matrices of a mixture's experts.
+
+    Attributes:
+        shape: [experts, rows, columns], or [experts, columns, rows].
+        transposed: whether it is the second.
+    """
+
+    shape: list[int]
+    transposed: bool
+
+
+def member_of(stack: str, expert: int) -> str:
+    """The name that a matrix of a stacked tensor has as a module of its own."""
+    experts, _, parameter = stack.rpartition(".")
+    return f"{experts}.{expert}.{parameter}"
 
 
 @dataclass(frozen=True)
@@ -44,12 +63,14 @@ class Settings:
         modules: [rows, columns] of each packed matrix by its name in the files.
         errors: relative error of each matrix of int8 codes; empty where nothing is lost.
         unpacked_dtype: of the matrices that int8 codes were made from; None elsewhere.
+        stacked: tensors whose matrices lie apart in the packed files, by name.
     """
 
     dtype: str
     modules: dict[str, list[int]]
     errors: dict[str, float] = field(default_factory=dict)
     unpacked_dtype: str | None = None
+    stacked: dict[str, Stack] = field(default_factory=dict)
 
     def section(self) -> dict[str, Any]:
         """As it stands in config.json."""
@@ -72,22 +93,34 @@ def settings_of(section: Mapping[str, Any], where: str) -> Settings:
     """
     require_version(section.get("version"), where)
     modules, errors = section.get("modules"), section.get("errors", {})
+    stacked = section.get("stacked", {})
     dtype, unpacked = section.get("dtype"), section.get("unpacked_dtype")
     sound = (
         isinstance(dtype, str)
         and (unpacked is None or hasattr(torch, str(unpacked)))
         and isinstance(modules, dict)
         and isinstance(errors, dict)
-        and all(_is_shape(shape) for shape in modules.values())
+        and all(_is_shape(shape, 2) for shape in modules.values())
+        and isinstance(stacked, dict)
+        and all(_is_stack(stack) for stack in stacked.values())
     )
     if not sound or not modules:
         raise UserError(f"{SECTION} does not name matrices and their shapes", where, DAMAGED)
-    return Settings(dtype, dict(modules), dict(errors), unpacked)  # type: ignore[arg-type]
+    stacks = {name: Stack(stack["shape"], stack["transposed"]) for name, stack in stacked.items()}
+    return Settings(dtype, dict(modules), dict(errors), unpacked, stacks)  # type: ignore[arg-type]
 
 
-def _is_shape(shape: Any) -> bool:
-    sizes = shape if isinstance(shape, list) and len(shape) == 2 else [-1]
+def _is_shape(shape: Any, dimensions: int) -> bool:
+    sizes = shape if isinstance(shape, list) and len(shape) == dimensions else [-1]
     return all(isinstance(size, int) and size >= 0 for size in sizes)
+
+
+def _is_stack(stack: Any) -> bool:
+    return (
+        isinstance(stack, dict)
+        and _is_shape(stack.get("shape"), 3)
+        and isinstance(stack.get("transposed"), bool)
+    )
 
 
 def packed_settings(folder: Path) -> Settings | None:
@@ -150,8 +183,13 @@ def verify(
     pieces = {f"{module}.{piece}" for module in settings.modules for piece in PIECES[:3]}
     if lacking := (recorded.keys() | pieces) - held.keys():
         raise UserError(f"the tensor {min(lacking)} is missing", str(files[0].parent), DAMAGED)
-    groups = _by_module(held, settings)
-    for _ in in_threads(lambda names: _verify_tensors(names, held, recorded, settings), groups):
+    reader = TensorReader()
+
+    def check_group(names: list[str]) -> None:
+        tensors = {name: reader.tensor(held[name], name) for name in names}
+        _verify_tensors(tensors, held, recorded, settings)
+
+    for _ in in_threads(check_group, _by_module(held, settings)):
         pass
 
 
@@ -171,23 +209,20 @@ def _by_module(held: Iterable[str], settings: Settings) -> list[list[str]]:
 
 
 def _verify_tensors(
-    names: Sequence[str],
+    tensors: Mapping[str, torch.Tensor],
     held: Mapping[str, Path],
     recorded: Mapping[str, str],
     settings: Settings,
 ) -> None:
-    tensors = {}
-    for name in names:
-        # pread and no mapping: what is read does not stay in memory
-        with opened_tensors(held[name], backend="pread") as opened:
-            tensor = opened.get_tensor(name)
+    for name, tensor in tensors.items():
         where = f"{held[name]}: {name}"
         if name not in recorded:
             raise UserError("no checksum of this tensor was recorded", where, DAMAGED)
         if checksum(tensor) != recorded[name]:
             raise UserError("is not what was written: its checksum differs", where, DAMAGED)
-        tensors[name.rpartition(".")[2]] = tensor
-    module = names[0].rpartition(".")[0]
-    if len(names) > 1:
+    first = next(iter(tensors))
+    module = first.rpartition(".")[0]
+    if len(tensors) > 1:
         rows, columns = settings.modules[module]
-        check(PackedMatrix(rows, columns, **tensors), f"{held[names[0]]}: {module}")
+        pieces = {name.rpartition(".")[2]: tensor for name, tensor in tensors.items()}
+        check(PackedMatrix(rows, columns, **pieces), f"{held[first]}: {module}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
@@ -117,13 +117,20 @@ class TensorFile:
 
     Args:
         entries: all tensors of the file.
+        in_parts: names of those that arrive in parts along their first dimension.
     """
 
-    def __init__(self, path: Path, entries: Iterable[Entry]) -> None:
+    def __init__(
+        self, path: Path, entries: Iterable[Entry], in_parts: Collection[str] = ()
+    ) -> None:
         self.path = path
         self.entries = {entry.name: entry for entry in sorted(entries, key=lambda each: each.rank)}
         self.checksums = dict.fromkeys(self.entries, "0" * 8)
-        self._lacking = set(self.entries)
+        self._lacking: set[tuple[str, int | None]] = {
+            (name, part)
+            for name, entry in self.entries.items()
+            for part in (range(entry.shape[0]) if name in in_parts else (None,))
+        }
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         self._begin = 0
 
@@ -131,18 +138,21 @@ class TensorFile:
         """Fix the length of the header: metadata of this length are written by `finish`."""
         self._begin = len(self._header(metadata))
 
-    def write(self, name: str, tensor: torch.Tensor) -> None:
-        """Write one tensor in its place."""
-        entry = self.entries[name]
+    def write(self, name: str, tensor: torch.Tensor, part: int | None = None) -> None:
+        """Write one tensor in its place, or a part of it; a tensor in parts gets no checksum."""
+        entry, place = self.entries[name], self._begin + self._offsets()[name][0]
+        if part is not None:
+            entry = Entry(name, entry.dtype, entry.shape[1:])
+            place += part * entry.nbytes
         if entry != entry_of(name, tensor):
             raise ValueError(f"{name}: {entry_of(name, tensor)} for {entry}")
-        place = self._begin + self._offsets()[name][0]
         left = bytes_of(tensor)
-        self.checksums[name] = checksum(tensor)
+        if part is None:
+            self.checksums[name] = checksum(tensor)
         while left:
             written = os.pwrite(self._file, left, place)
             left, place = left[written:], place + written
-        self._lacking.discard(name)
+        self._lacking.discard((name, part))
 
     def finish(self, metadata: Mapping[str, str]) -> None:
         """Write the header and close the file.

@@ -1,10 +1,10 @@
 """Packed checkpoints with random damage: each is refused, or answers as the undamaged one does.
 
-`python -m tests.sparse.fuzz --files 10000` makes as many; `--first` sets the seed of the first,
-so that one that was found can be made again. Every seed runs in a fork under limits of time and
-memory. One of our loader that passes them, or dies, is bad. With plain transformers (odd seeds) it
-is counted as theirs: a number in config.json may make their configuration a list without end,
-before any code of ours is called.
+`python -m tests.sparse.fuzz --files 10000` makes as many; `--first` sets the seed of the first, so
+that one that was found can be made again, and `--model qwen3_vl_moe` takes a mixture. Every seed
+runs in a fork under limits of time and memory. One of our loader that passes them, or dies, is
+bad. With plain transformers (odd seeds) it is counted as theirs: a number in config.json may make
+their configuration a list without end, before any code of ours is called.
 """
 
 from __future__ import annotations
@@ -172,6 +172,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--files", type=int, default=10_000)
     parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--model", default="llama", help="a name in tests.models.families.TINY")
     arguments = parser.parse_args()
     from efficientllava.sparse import pack_checkpoint
     from tests.sparse.packed import tiny_pruned
@@ -180,7 +181,7 @@ def main() -> None:
     bad: list[str] = []
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
-        pack_checkpoint(tiny_pruned("llama", work / "dense", shard=20_000), work / "packed")
+        pack_checkpoint(tiny_pruned(arguments.model, work / "dense", shard=20_000), work / "packed")
         end = arguments.first + arguments.files
         for first in range(arguments.first, end, REPORT):
             seeds = range(first, min(first + REPORT, end))

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 
-from efficientllava.models.checkpoint import save_checkpoint
+from efficientllava.models.checkpoint import load_model, save_checkpoint
 from efficientllava.models.families import adapter_for, require_family
+from efficientllava.models.weight_files import weight_files
 from tests.models.families import TINY
 
 
@@ -31,6 +33,16 @@ def tiny_pruned(
     model, processor = TINY[name].build()
     save_checkpoint(zeros_in(model.to(dtype)), processor, folder, shard=shard)
     return folder
+
+
+def packable(folder: Path) -> int:
+    """How many matrices of a checkpoint's files are linear layers or an expert's."""
+    model = load_model(folder)
+    names = {name for file in weight_files(folder) for name in load_file(file)}
+    apart = not any(name.endswith("experts.gate_up_proj") for name in names)
+    both = [each for each in adapter_for(model).matrices if each.name.endswith("gate_up_proj")]
+    gates = sum(matrix.expert is not None for matrix in both) if apart else 0
+    return len(adapter_for(model).matrices) + gates
 
 
 def from_pretrained(folder: Path, **options: object) -> PreTrainedModel:

@@ -12,10 +12,18 @@ from tests.sparse.packed import tiny_pruned
 
 
 @pytest.mark.parametrize(
-    "seeds", [range(40), pytest.param(range(40, 1000), marks=pytest.mark.slow)]
+    ("name", "seeds"),
+    [
+        ("llama", range(40)),
+        ("qwen3_vl_moe", range(40, 56)),
+        pytest.param("llama", range(40, 1000), marks=pytest.mark.slow),
+        pytest.param("qwen3_vl_moe", range(1000, 1400), marks=pytest.mark.slow),
+    ],
 )
-def test_damaged_checkpoints_are_refused_or_answer_the_same(seeds: range, tmp_path: Path) -> None:
-    pack_checkpoint(tiny_pruned("llama", tmp_path / "dense", shard=20_000), tmp_path / "packed")
+def test_damaged_checkpoints_are_refused_or_answer_the_same(
+    name: str, seeds: range, tmp_path: Path
+) -> None:
+    pack_checkpoint(tiny_pruned(name, tmp_path / "dense", shard=20_000), tmp_path / "packed")
     outcomes = run(tmp_path / "packed", seeds, tmp_path)
     assert not [found for name, found in outcomes.items() if is_bad(name)]
     assert sum(map(len, outcomes.values())) == len(seeds)

@@ -25,7 +25,7 @@ from efficientllava.models.packed import record_of
 from efficientllava.pruning.sequential import matrix_row
 from efficientllava.sparse import SparseLinear, pack_checkpoint, unpack_checkpoint
 from tests.models.families import TINY
-from tests.sparse.packed import from_pretrained, logits, tiny_pruned
+from tests.sparse.packed import from_pretrained, logits, packable, tiny_pruned
 
 CLOSE = {torch.bfloat16: 0.05, torch.float16: 0.01, torch.float32: 1e-4}
 """Largest difference of logits: sums are added in another order."""
@@ -56,17 +56,17 @@ def test_every_family_answers_as_before(name: str, tmp_path: Path) -> None:
     folder = tiny_pruned(name, tmp_path / "dense", dtype)
     pack_checkpoint(folder, tmp_path / "packed")
     before, after = from_pretrained(folder), from_pretrained(tmp_path / "packed")
-    linear = [matrix for matrix in adapter_for(before).matrices if matrix.expert is None]
-    assert len(layers_of(after)) == len(linear) and close(before, after, dtype)
+    assert len(layers_of(after)) == packable(folder) and close(before, after, dtype)
     for matrix, other in zip(
         adapter_for(before).matrices, adapter_for(after).matrices, strict=True
     ):
         assert torch.equal(matrix.weight, other.weight) and matrix.size == other.size
+        assert other.packed and not matrix.packed and matrix.name == other.name
     prompt = {"input_ids": torch.tensor([[5, 9, 7]]), "max_new_tokens": 4, "do_sample": False}
     assert after.generate(**prompt).shape == before.generate(**prompt).shape
 
 
-@pytest.mark.parametrize("name", ["llama", "llava", "qwen2_5_vl"])
+@pytest.mark.parametrize("name", ["llama", "llava", "qwen2_5_vl", "qwen3_vl_moe", "mixtral"])
 def test_a_loaded_model_is_saved_again(name: str, tmp_path: Path) -> None:
     folder = tiny_pruned(name, tmp_path / "dense", torch.float32)
     pack_checkpoint(folder, tmp_path / "packed")
@@ -152,15 +152,20 @@ print(type(model.model.layers[0].mlp.up_proj).__name__, transformers.modeling_ut
         assert told.startswith("SparseLinear") and "Registering" not in told
 
 
-def test_without_the_package_nothing_wrong_is_loaded(packed: Path) -> None:
+def test_without_the_package_nothing_wrong_is_loaded(packed: Path, tmp_path: Path) -> None:
+    pack_checkpoint(tiny_pruned("qwen3_moe", tmp_path / "dense"), tmp_path / "apart")
+    pack_checkpoint(tiny_pruned("qwen3_vl_moe", tmp_path / "more"), tmp_path / "stacked")
     code = """
 import sys, transformers
-try:
-    transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1])
-except RuntimeError as error:
-    print("refused")
+for folder in sys.argv[1:]:
+    auto = "ImageTextToText" if folder.endswith("stacked") else "CausalLM"
+    try:
+        getattr(transformers, f"AutoModelFor{auto}").from_pretrained(folder)
+    except RuntimeError as error:
+        print("refused")
 """
-    assert run(code, str(packed)) == "refused"
+    folders = (packed, tmp_path / "apart", tmp_path / "stacked")
+    assert run(code, *map(str, folders)).split() == ["refused"] * 3
 
 
 def test_ask_and_verify_run_packed_checkpoints(dense: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from efficientllava.sparse import pack_checkpoint
 from tests.sparse.packed import tiny_pruned
@@ -45,3 +45,22 @@ def test_the_reader_of_the_page_reads_every_matrix(dtype: torch.dtype, tmp_path:
         bits = {2: torch.int16, 4: torch.int32}[dtype.itemsize]
         same = found.view(f"int{8 * dtype.itemsize}") == weight.view(bits).numpy()
         assert same.all() and found.shape == tuple(weight.shape)
+
+
+def test_the_reader_of_the_page_reads_each_matrix_of_a_stack(tmp_path: Path) -> None:
+    read = reader()
+    folder = tiny_pruned("qwen3_vl_moe", tmp_path / "dense", torch.float32)
+    weights = load_file(folder / "model.safetensors")
+    stacked = {
+        name: weight.transpose(1, 2).contiguous()
+        for name, weight in weights.items()
+        if ".mlp.experts." in name
+    }
+    save_file(weights | stacked, folder / "model.safetensors", {"format": "pt"})
+    settings = pack_checkpoint(folder, tmp_path / "packed")
+    assert settings.stacked.keys() == stacked.keys() and len(stacked) == 4
+    for name, weight in stacked.items():
+        experts, _, parameter = name.rpartition(".")
+        for expert, matrix in enumerate(weight):
+            found = read(str(tmp_path / "packed"), f"{experts}.{expert}.{parameter}")
+            assert (found.view("int32") == matrix.t().contiguous().view(torch.int32).numpy()).all()

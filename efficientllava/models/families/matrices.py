@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -20,7 +21,8 @@ class Matrix:
             with its number, `...experts.7.down_proj`.
         block: index of its decoder block.
         group: index of its input group inside the block.
-        module: holds the parameter; of a packed checkpoint a `sparse.SparseLinear`, only read.
+        module: holds the parameter; of a packed checkpoint a `sparse.SparseLinear`, or the
+            `sparse.experts.SparseExperts` of an expert, only read.
         parameter: its path from the model's root.
         expert: which one of the parameter [experts, out, in]; None for a linear layer.
     """
@@ -37,15 +39,17 @@ class Matrix:
 
         It is not copied, but of a packed layer, which is unpacked every time.
         """
+        part = self.parameter.rsplit(".", 1)[1]
         if self.packed:
-            return module.dense()  # type: ignore[no-any-return, operator]
-        weight: torch.Tensor = module.get_parameter(self.parameter.rsplit(".", 1)[1]).data
+            place = () if self.expert is None else (part, self.expert)
+            return module.dense(*place)  # type: ignore[no-any-return, operator]
+        weight: torch.Tensor = module.get_parameter(part).data
         return self.of(weight)
 
     @property
     def packed(self) -> bool:
-        """Whether the layer holds no plain weight."""
-        return self.expert is None and not isinstance(self.module, nn.Linear)
+        """Whether the module holds no plain weight."""
+        return _is_packed(self.module)
 
     def of(self, parameter: torch.Tensor) -> torch.Tensor:
         """The part of the parameter's values that is this matrix."""
@@ -64,7 +68,10 @@ class Matrix:
     def size(self) -> int:
         """Number of weights."""
         if self.packed:
-            return int(self.module.in_features * self.module.out_features)  # type: ignore[operator]
+            module: Any = self.module
+            if self.expert is not None:
+                return prod(module.shapes[self.parameter.rsplit(".", 1)[1]])
+            return int(module.in_features * module.out_features)
         return self.weight_in(self.module).numel()
 
     def inputs(self, args: tuple[Any, ...], tokens: torch.Tensor) -> torch.Tensor:
@@ -87,6 +94,29 @@ class Matrix:
 
 EXPERTS = ("gate_up_proj", "down_proj")
 """The parameters [experts, out, in] of a mixture of experts."""
+
+
+def is_stacked(module: nn.Module) -> bool:
+    """Whether a module holds matrices of experts, each kind stacked in one parameter."""
+    return bool(_stacked(module))
+
+
+def is_known(module: nn.Module) -> bool:
+    """Whether a module that stacks experts has them as here: two parameters, [out, in], no bias."""
+    plain = not (getattr(module, "is_transposed", True) or getattr(module, "has_bias", True))
+    return plain and sorted(_stacked(module)) == sorted(EXPERTS)
+
+
+def _stacked(module: nn.Module) -> list[str]:
+    return [name for name, each in module.named_parameters(recurse=False) if each.dim() == 3]
+
+
+def _is_packed(module: nn.Module) -> bool:
+    return callable(getattr(type(module), "dense", None))
+
+
+def _holds_experts(module: nn.Module) -> bool:
+    return _is_packed(module) and hasattr(module, "num_experts")
 
 
 def replace_weights(new: Sequence[tuple[Matrix, torch.Tensor]]) -> None:
@@ -131,10 +161,17 @@ def matrices_of(
     Raises:
         AttributeError: it has a linear layer that the family does not know, or none that it prunes.
     """
+    experts = {
+        name: module
+        for name, module in block.named_modules()
+        if "experts" in name and (is_stacked(module) or _holds_experts(module))
+    }
+    inside = tuple(f"{name}." for name in experts)
     linear = {
         name: module
         for name, module in block.named_modules()
-        if isinstance(module, nn.Linear) or callable(getattr(type(module), "dense", None))
+        if (isinstance(module, nn.Linear) or _is_packed(module))
+        and not f"{name}.".startswith(inside)
     }
     matrices = [
         Matrix(f"{path}.{name}", index, group, linear[name], f"{path}.{name}.weight")
@@ -145,39 +182,37 @@ def matrices_of(
     known = {name for names in input_groups for name in names}.union(dense)
     if unknown := sorted(linear.keys() - known):
         raise AttributeError(f"block {index} has linear layers of other names: {unknown[0]}")
-    matrices += _expert_matrices(path, index, block, len(input_groups))
+    for name, module in experts.items():
+        if is_stacked(module) and not is_known(module):
+            raise AttributeError(f"block {index} has experts of another layout: {name}")
+        matrices += _expert_matrices(path, index, name, module, len(input_groups))
     if not matrices:
         raise AttributeError(f"block {index} has none of the matrices that are pruned")
     return matrices
 
 
-def _expert_matrices(path: str, index: int, block: nn.Module, group: int) -> list[Matrix]:
+def _expert_matrices(
+    path: str, index: int, name: str, module: nn.Module, group: int
+) -> list[Matrix]:
     """The matrices of a block's experts; each has an input of its own: the tokens routed to it.
 
     Args:
+        path: of the block.
+        index: of the block.
+        name: of the experts' module in the block.
         group: number of the first expert's input group.
-
-    Raises:
-        AttributeError: the experts are laid out in another way.
     """
-    matrices = []
-    for name, module in block.named_modules():
-        stacked = [p for p, value in module.named_parameters(recurse=False) if value.dim() == 3]
-        if not stacked or "experts" not in name:
-            continue
-        known = not (getattr(module, "is_transposed", True) or getattr(module, "has_bias", True))
-        if sorted(stacked) != sorted(EXPERTS) or not known:
-            raise AttributeError(f"block {index} has experts of another layout: {name}")
-        for expert in range(module.get_parameter(EXPERTS[0]).shape[0]):
-            for number, part in enumerate(EXPERTS):
-                matrices.append(
-                    Matrix(
-                        f"{path}.{name}.{expert}.{part}",
-                        index,
-                        group + 2 * expert + number,
-                        module,
-                        f"{path}.{name}.{part}",
-                        expert,
-                    )
-                )
-    return matrices
+    packed = _is_packed(module)
+    number: Any = module.num_experts if packed else len(module.get_parameter(EXPERTS[0]))
+    return [
+        Matrix(
+            f"{path}.{name}.{expert}.{part}",
+            index,
+            group + 2 * expert + place,
+            module,
+            f"{path}.{name}.{part}",
+            expert,
+        )
+        for expert in range(number)
+        for place, part in enumerate(EXPERTS)
+    ]

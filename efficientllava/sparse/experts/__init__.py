@@ -1,0 +1,1 @@
+"""Experts of a mixture: their matrices in a checkpoint's files, and the module that holds them."""
