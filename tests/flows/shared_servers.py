@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -152,6 +153,44 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
 
             boto3.client("s3").create_bucket(Bucket=BUCKET)
         yield made
+
+
+@contextmanager
+def process_of(
+    command: list[str], environment: dict[str, str], log: Path, ready: str
+) -> Iterator[None]:
+    """Run a server for the time of the block, from when it answers at `ready`."""
+    with open(log, "w") as words:
+        process = subprocess.Popen(
+            command,
+            cwd=log.parent,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=words,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        end = time.monotonic() + 300
+        while not answers(ready):
+            assert process.poll() is None and time.monotonic() < end, log.read_text()
+            time.sleep(0.5)
+        yield
+    finally:
+        os.killpg(process.pid, 15)
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, 9)
+            process.wait()
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
 
 
 def objects(servers: Servers) -> list[str]:
