@@ -87,6 +87,7 @@ def test_the_team_page_s_workers_score(monkeypatch: pytest.MonkeyPatch, tmp_path
                 assert cluster.environment(node("search@m-0.5"))
                 with dask_executor(named) as executor:
                     assert executor.submit(divmod, 7, 2).result() == (3, 1)
+        distributed.default_client().close()  # or it says that its scheduler has gone
     finally:
         for process in reversed(processes):
             process.terminate()
