@@ -33,8 +33,6 @@ from flows.server.server import LOOPBACK, free_port
 from tasks.runtime.stage import read_parameters
 
 TARGET = Path("docs/screenshots")
-FILLED_IN = "--methods owl efficientllava --ratios 0.5 --seed 1 -S search.rounds=5".split()
-"""Of the form in the picture."""
 PATIENCE = 300  # seconds until a server answers or a page has its content
 
 
@@ -194,7 +192,7 @@ def prefect_form(page: Page) -> None:
         server(command, "/api/health", PREFECT_HOME=home, PREFECT_UI_API_URL="/api") as address,
     ):
         served = guarded(
-            [sys.executable, "-m", "flows.serve", "--name", "on-demand", *FILLED_IN],
+            [sys.executable, "-m", "flows.serve", "--name", "on-demand"],
             {**os.environ, "PREFECT_HOME": home, "PREFECT_API_URL": f"{address}/api"},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -19,6 +19,8 @@ from pathlib import Path
 import pytest
 
 BUCKET = "team"
+PATIENCE = 1800
+"""Seconds until a server answers or a command ends, on a machine at work for others too."""
 
 
 @dataclass
@@ -101,7 +103,7 @@ def postgres(folder: Path, port: int, *databases: str) -> Iterator[None]:
 def connected(port: int):  # type: ignore[no-untyped-def]
     import psycopg2
 
-    end = time.monotonic() + 60
+    end = time.monotonic() + 300
     while True:
         try:
             return psycopg2.connect(host="127.0.0.1", port=port, user="team", dbname="postgres")
@@ -121,7 +123,7 @@ def s3(folder: Path, port: int) -> Iterator[str]:
             stderr=subprocess.STDOUT,
         )
     try:
-        end = time.monotonic() + 60
+        end = time.monotonic() + PATIENCE
         while socket.socket().connect_ex(("127.0.0.1", port)):
             assert process.poll() is None and time.monotonic() < end
             time.sleep(0.2)
@@ -171,7 +173,7 @@ def process_of(
             start_new_session=True,
         )
     try:
-        end = time.monotonic() + 300
+        end = time.monotonic() + PATIENCE
         while not answers(ready):
             assert process.poll() is None and time.monotonic() < end, log.read_text()
             time.sleep(0.5)

@@ -22,6 +22,7 @@ from ruamel.yaml import YAML
 
 from tests.flows.conftest import ROOT, TOY
 from tests.flows.shared_servers import (
+    PATIENCE,
     Servers,
     free_port,
     needs_servers,
@@ -53,7 +54,7 @@ class Team:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=600,
+            timeout=PATIENCE,
         )
 
 
@@ -281,7 +282,7 @@ def test_the_servers_page_s_commands_start_what_a_run_uses(team: Team, clone: Pa
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=600,
+            timeout=PATIENCE,
         )
     assert done.returncode == 0, done.stderr
     assert f"http://127.0.0.1:{prefect}/runs/flow-run/" in done.stdout + done.stderr
