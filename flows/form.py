@@ -93,13 +93,27 @@ def workspace(root: Path, form: Form) -> Path:
         UserError: a field names no parameter, or its value cannot work; nothing is written then.
     """
     values = checked_values(root, form)
+    folder = _folder(root, form, values)
+    if folder != root:
+        make_workspace(root, folder, values)
+        _bring_experiments(root / "experiments", folder / "experiments")
+    return folder
+
+
+def folder_of(root: Path, form: Form) -> Path:
+    """Where `workspace` makes it.
+
+    Raises:
+        UserError: as `workspace`.
+    """
+    return _folder(root, form, checked_values(root, form))
+
+
+def _folder(root: Path, form: Form, values: dict[str, Any]) -> Path:
     if not form.fields:
         return root
     named = summary(parse_parameters(values)).replace(" ", "-")
-    folder = root / RUNS / f"{named}-{value_digest(form.fields)[:8]}"
-    make_workspace(root, folder, values)
-    _bring_experiments(root / "experiments", folder / "experiments")
-    return folder
+    return root / RUNS / f"{named}-{value_digest(form.fields)[:8]}"
 
 
 def checked_values(root: Path, form: Form) -> dict[str, Any]:

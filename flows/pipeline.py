@@ -7,10 +7,10 @@ prints the comparison. Exit status: 0; 2 for an error that the user can fix; 1 o
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import chdir, contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from uuid import UUID
 
 from prefect import allow_failure, flow, get_run_logger, task
@@ -25,7 +25,17 @@ from efficientllava.parameters import Parameters
 from flows.command import run_to_end
 from flows.decision import keep_decision
 from flows.ending import show_comparison
-from flows.form import Form, Method, Ratio, Seed, record_of, summary, tags_of, workspace
+from flows.form import (
+    Form,
+    Method,
+    Ratio,
+    Seed,
+    folder_of,
+    record_of,
+    summary,
+    tags_of,
+    workspace,
+)
 from flows.plan import parse_form, print_plan
 from flows.runner.console import say_failures_once
 from flows.runner.dvc_files import mend
@@ -50,7 +60,6 @@ from flows.unchanged import is_unchanged
 from tasks.runtime.stage import ARTIFACTS, read_parameters, told
 from tasks.runtime.workspace import workspace_lock
 
-T = TypeVar("T")
 NOTHING: Any = ()
 """An empty field of the form."""
 
@@ -297,30 +306,24 @@ def _keep_comparison(parameters: Parameters) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the flow once, or say what it would do."""
     given = parse_form(__doc__.partition("\n")[0], arguments)
+    fields, root = {**given.form.fields, "until": given.until}, Path.cwd()
     try:
-        folder = workspace(Path.cwd(), given.form)
         if given.dry_run:
-            with chdir(folder):  # DVC reads the dvc.yaml of the current folder
-                print_plan(folder, given.until)
+            print_plan(root, given.form, given.until)
             return 0
+        folder = folder_of(root, given.form)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR
 
-    def there(run: Callable[[Parameters], T]) -> Callable[[Parameters], T]:
-        def within(_: Parameters) -> T:
-            with chdir(folder):
-                return run(read_parameters())
+    def show(_: Parameters) -> None:
+        with chdir(folder):
+            show_comparison(read_parameters())
 
-        return within
+    def idle(parameters: Parameters) -> bool:  # the workspace of a form is made by the flow
+        return not (given.form.fields or given.until) and is_unchanged(parameters)
 
-    fields = {**given.form.fields, "until": given.until}
-    return run_to_end(
-        "the pipeline",
-        lambda: pipeline(**fields, return_state=True),
-        there(show_comparison),
-        there(is_unchanged) if not given.until else lambda parameters: False,
-    )
+    return run_to_end("the pipeline", lambda: pipeline(**fields, return_state=True), show, idle)
 
 
 if __name__ == "__main__":

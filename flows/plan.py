@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from contextlib import chdir, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +14,10 @@ from rich.table import Table
 
 from efficientllava.report.terminal import print_whole
 from efficientllava.terminal import duration
-from flows.form import Form, add_fields, form_of
+from flows.form import Form, add_fields, form_of, workspace
 from flows.runner.graph import Changes, read_graph
-from flows.runner.stages import last_seconds
+from tasks.runtime.cost import read_cost
+from tasks.runtime.workspace import workspace_lock
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def plan(root: Path, until: Sequence[str] = ()) -> list[Planned]:
     Raises:
         UserError: dvc.yaml, params.yaml or a file that a stage depends on cannot be read.
     """
-    nodes, changes, seconds = read_graph(root, until), Changes(root), last_seconds(root)
+    nodes, changes = read_graph(root, until), Changes(root)
     planned: dict[str, Planned] = {}
     for node in nodes:
         before = [name for name in node.depends_on if planned[name].state != "cached"]
@@ -70,13 +72,24 @@ def plan(root: Path, until: Sequence[str] = ()) -> list[Planned]:
             state, reason = "cached", ""
             if before:
                 state, reason = "may run", f"if outputs change: {', '.join(before)}"
-        planned[node.name] = Planned(node.name, state, reason, seconds.get(node.name))
+        cost = read_cost(node.name, root)
+        seconds = None if cost is None else cost.wall_seconds
+        planned[node.name] = Planned(node.name, state, reason, seconds)
     return list(planned.values())
 
 
-def print_plan(root: Path, until: Sequence[str]) -> None:
-    """Print the plan as a table, and the sum of what is known."""
-    planned = plan(root, until)
+def print_plan(root: Path, form: Form, until: Sequence[str]) -> None:
+    """Print the plan as a table, and the sum of what is known.
+
+    With a form its workspace is made, since DVC reads the files of a folder.
+
+    Raises:
+        UserError: as `plan`; another run works here.
+    """
+    with workspace_lock("the dry run") if form.fields else nullcontext():
+        folder = workspace(root, form)
+        with chdir(folder):
+            planned = plan(folder, until)
     table = Table("stage", "", "last time", "why")
     for stage in planned:
         took = "" if stage.seconds is None else duration(stage.seconds)

@@ -24,7 +24,7 @@ from efficientllava.errors import UserError, without_users
 from efficientllava.versions.connection import tracking_uri
 from flows.runner.guard import guarded, stop
 from flows.runner.loopback import past_proxies, request
-from flows.server.pages import is_server, model_page, prefect_page, runs_page
+from flows.server.pages import decision_page, is_server, model_page, prefect_page, runs_page
 from flows.server.server import LOOPBACK, free_port
 from flows.tracking.tracking import check_server, experiment_number
 from tasks.runtime.stage import read_parameters
@@ -135,6 +135,7 @@ def _show(servers: ExitStack) -> None:
     for server, health in ours:
         server.wait(health)
     print(f"MLflow   runs compared  {runs_page(mlflow, experiment)}")
+    print(f"         decision       {decision_page(mlflow, experiment)}")
     print(f"         versions       {model_page(mlflow, tracking.registered_model)}")
     print(f"Prefect  runs           {prefect_page(prefect)}")
     print(f"Report   {(root / 'artifacts' / 'report' / 'report.html').as_uri()}")

@@ -41,8 +41,8 @@ def report(stage: Stage) -> None:
     import yaml
     from rich.console import Console
 
+    from efficientllava.report.decision.summary import write_summaries
     from efficientllava.report.page import write_report
-    from efficientllava.report.summaries import write_summaries
     from efficientllava.report.terminal import print_whole, rich_table
 
     shown = stage.parameters.model_dump(mode="json", include=SHOWN)

@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,7 +28,7 @@ from efficientllava.versions.aliases import CHAMPION
 from efficientllava.versions.connection import tracking_uri
 from flows.runner.guard import guarded, stop
 from flows.runner.loopback import request
-from flows.server.pages import runs_page
+from flows.server.pages import decision_page, runs_page
 from flows.server.server import LOOPBACK, free_port
 from tasks.runtime.stage import read_parameters
 
@@ -149,26 +150,15 @@ def mlflow_pages(page: Page, address: str, tracking: TrackingParameters, uri: st
     page.goto(runs_page(address, experiment))
     wait_for(page, "matching runs", next(iter(shown)).partition("-")[0])
     save(page, "mlflow_summary", 3)
-    runs, ids = quote(json.dumps(names)), quote(json.dumps([experiment]))
-    page.goto(f"{address}/#/compare-runs?runs={runs}&experiments={ids}")
-    wait_for(page, "Comparing", "Parameters", "Metrics", next(iter(shown)).partition("-")[0])
-    save(page, "mlflow_runs", 3)
-    show_metrics(page)
-    save(page, "mlflow_runs_metrics", 2)
+    page.goto(decision_page(address, experiment))
+    wait_for(page, "Metrics, then parameters", "summary/accuracy_percent")
+    save(page, "mlflow_decision", 6)
 
     by_version = quote(json.dumps({str(v.version): v.run_id for v in shown.values()}))
     name = quote(json.dumps(quote(tracking.registered_model)))
     page.goto(f"{address}/#/compare-model-versions?name={name}&runs={by_version}")
     wait_for(page, "Comparing", "Metrics")
     save(page, "mlflow_versions", 3)
-    show_metrics(page)
-    save(page, "mlflow_versions_metrics", 2)
-
-
-def show_metrics(page: Page) -> None:
-    """Scroll to the heading of the metrics."""
-    heading = page.get_by_text("Metrics", exact=True).last
-    heading.evaluate("element => element.scrollIntoView({block: 'start'})")
 
 
 def prefect_pages(page: Page, address: str) -> None:
@@ -194,6 +184,42 @@ def prefect_pages(page: Page, address: str) -> None:
     save(page, "prefect_tasks", 0)
 
 
+def prefect_form(page: Page) -> None:
+    """The form of a deployment that `flows.serve` makes, on a server without other records."""
+    command = ["prefect", "server", "start"]
+    with (
+        tempfile.TemporaryDirectory() as home,
+        server(command, "/api/health", PREFECT_HOME=home, PREFECT_UI_API_URL="/api") as address,
+    ):
+        served = guarded(
+            [sys.executable, "-m", "flows.serve", "--name", "on-demand"],
+            {**os.environ, "PREFECT_HOME": home, "PREFECT_API_URL": f"{address}/api"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            page.goto(f"{address}/deployments/deployment/{_deployment(address)}/run")
+            wait_for(page, "methods", "ratios", "seed", "overrides", "until")
+            save(page, "prefect_form", 3)
+        finally:
+            stop(served)
+
+
+def _deployment(address: str) -> str:
+    """The only deployment of a server, once it is there.
+
+    Raises:
+        UserError: it does not come in time.
+    """
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        url = f"{address}/api/deployments/filter"
+        if found := request("POST", url, json={}, timeout=30).json():
+            return str(found[0]["id"])
+        time.sleep(0.3)
+    raise UserError(f"no deployment within {PATIENCE} s", where=address)
+
+
 def main() -> int:
     """Take all pictures; 2 with a message where something is missing."""
     try:
@@ -206,6 +232,7 @@ def main() -> int:
             prefect = ["prefect", "server", "start"]
             with server(prefect, "/api/health", PREFECT_UI_API_URL="/api") as address:
                 prefect_pages(page, address)
+            prefect_form(page)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -111,9 +111,7 @@ def _parameters(one: Side, other: Side) -> Section:
 
 
 def _summaries(one: Side, other: Side) -> Section:
-    names = [
-        n for n in {**one.summary, **other.summary} if not n.endswith("_standard_error_percent")
-    ]
+    names = [n for n in {**one.summary, **other.summary} if not n.endswith("_se_percent")]
     lines = []
     for name in sorted(names):
         first, second = one.summary.get(name), other.summary.get(name)
@@ -130,7 +128,7 @@ def _cell(side: Side, name: str) -> str:
         return NONE
     if (words := side.words.get(name)) is not None:
         return words
-    error = side.summary.get(name.replace("_percent", "_standard_error_percent"))
+    error = side.summary.get(name.replace("_percent", "_se_percent"))
     if error is not None and name == "accuracy_percent":
         return f"{value:.2f} ± {error:.2f}"
     return f"{value:.5g}"

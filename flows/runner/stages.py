@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,6 @@ from prefect.cache_policies import NO_CACHE
 from prefect.states import Cancelled, Completed, Failed, State
 
 from efficientllava.errors import UserError
-from efficientllava.files import read_json, write_json
 from flows.runner.console import terminal_bar
 from flows.runner.graph import Changes, Node, restore_outputs
 from flows.runner.host import StageHost
@@ -24,8 +22,6 @@ from tasks.runtime.progress import SHOWN
 from tasks.runtime.stage import told
 
 USER_ERROR = 2
-SECONDS = Path(".work/seconds.json")
-"""How long stages took when the flow last ran them in a workspace."""
 
 
 class StageFailure(Exception):
@@ -116,7 +112,6 @@ def run_stage(node: Node, blocked_by: list[str], call: Call) -> State[Any]:
     call.changes.stage_runs()
     logger.info("%s runs because: %s", node.name, reason)
     call.watchers.starts(node)
-    started = time.monotonic()
     try:
         stage = _follow(node, call)
     except STOPPED as stop:  # raised out of here, it would make the task Crashed
@@ -132,9 +127,7 @@ def run_stage(node: Node, blocked_by: list[str], call: Call) -> State[Any]:
         for path in restore_outputs(call.root, node.name):
             logger.info("%s: the last finished version is in place again", path)
         return _failed(StageFailure(node.name, stage.status, stage.message))
-    if stage.ran:
-        keep_seconds(call.root, node.name, time.monotonic() - started)
-    else:
+    if not stage.ran:
         return Completed(name="Restored", message="DVC had run it on the same inputs before")
     return Completed(message=reason)
 
@@ -154,17 +147,3 @@ def _follow(node: Node, call: Call) -> StageProcess:
 
 def _failed(failure: StageFailure) -> State[Any]:
     return Failed(message=f"exit status {failure.status}: {failure.cause}", data=failure)
-
-
-def keep_seconds(root: Path, stage: str, seconds: float) -> None:
-    """Note the wall seconds of a stage that has run."""
-    write_json(root / SECONDS, {**last_seconds(root), stage: round(seconds, 1)})
-
-
-def last_seconds(root: Path) -> dict[str, float]:
-    """The wall seconds of stages, by name; of those that are known."""
-    try:
-        known = read_json(root / SECONDS)
-    except UserError:  # a note that a killed machine left broken is written anew
-        return {}
-    return known if isinstance(known, dict) else {}

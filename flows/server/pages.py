@@ -12,7 +12,9 @@ from efficientllava.parameters import TrackingParameters
 from efficientllava.versions.connection import tracking_uri
 from flows.tracking.summaries import VIEW
 
-KINDS = RUNS, VERSIONS, STAGES = "runs compared", "versions", "stages and rounds"
+RUNS, DECISION, VERSIONS = "runs compared", "decision", "versions"
+STAGES = "stages and rounds"
+KINDS = (RUNS, DECISION, VERSIONS, STAGES)
 SHOW = "make ui"
 """The command that shows the pages of a workspace without servers of its own."""
 
@@ -25,6 +27,11 @@ def is_server(uri: str) -> bool:
 def runs_page(address: str, experiment: str) -> str:
     """The table of an experiment's finished runs, whose columns are the summaries."""
     return f"{_without(address)}/#/experiments/{experiment}/runs?viewStateShareKey={VIEW}"
+
+
+def decision_page(address: str, experiment: str) -> str:
+    """The same runs side by side: summaries first, then parameters that differ, then charts."""
+    return f"{runs_page(address, experiment)}&compareRunsMode=CHART"
 
 
 def model_page(address: str, name: str) -> str:
@@ -42,6 +49,7 @@ def pages(tracking: TrackingParameters, root: Path, experiment: str) -> list[tup
     uri, found = tracking_uri(tracking, root), []
     if is_server(uri):
         found.append((RUNS, runs_page(uri, experiment)))
+        found.append((DECISION, decision_page(uri, experiment)))
         found.append((VERSIONS, model_page(uri, tracking.registered_model)))
     configured = Settings()  # not those of a server that lasts as long as the run
     if configured.api.url:

@@ -61,10 +61,18 @@ def _dense_loss(pruned: Iterable[ModelRecord]) -> float | None:
     return None
 
 
-def shared_view(metrics: Iterable[str]) -> dict[str, Any]:
-    """The state of MLflow's table of runs that shows these metrics, and the method and ratio."""
+def colour_of(record: ModelRecord) -> str:
+    """The colour of a model's method in all plots; MLflow chooses the same one for several runs."""
+    from efficientllava.report.theme import LIGHT  # imports matplotlib
+
+    return LIGHT.colour(record.method)
+
+
+def shared_view(summaries: Iterable[Summary]) -> dict[str, Any]:
+    """The state of MLflow's page of runs: the summaries as columns of its table, and as charts."""
+    names = list(dict.fromkeys(name for each in summaries for name in each.metrics))
     columns = ["attributes.`Duration`", "params.`method`", "params.`ratio`"]
-    columns += [f"metrics.`{name}`" for name in metrics]
+    columns += [f"metrics.`{name}`" for name in names]
     return {
         "searchFilter": "attributes.status = 'FINISHED'",
         "orderByKey": "metrics.`summary/accuracy_percent`",
@@ -81,4 +89,40 @@ def shared_view(metrics: Iterable[str]) -> dict[str, Any]:
         "runListHidden": False,
         "isComparingRuns": False,
         "groupBy": None,
+        "compareRunSections": [
+            _section("decision", "Decision", columns=1, height=660),
+            _section("charts", "Charts", columns=3, height=300),
+        ],
+        "compareRunCharts": [
+            _chart(
+                "decision",
+                "differences",
+                type="DIFFERENCE",
+                chartName="Metrics, then parameters",
+                compareGroups=["Model metrics", "Parameters"],
+                showChangeFromBaseline=False,
+                showDifferencesOnly=True,
+                baselineColumnUuid="",
+            ),
+            *(_chart("charts", name, type="BAR", metricKey=name) for name in names),
+        ],
+        "isAccordionReordered": True,
     }
+
+
+def _section(key: str, name: str, columns: int, height: int) -> dict[str, Any]:
+    """A section of MLflow's charts; the height in pixels is of each chart."""
+    return {
+        "uuid": key,
+        "name": name,
+        "display": True,
+        "isReordered": True,
+        "columns": columns,
+        "cardHeight": height,
+    }
+
+
+def _chart(section: str, key: str, **settings: Any) -> dict[str, Any]:
+    """A chart of a section."""
+    fixed = {"uuid": key, "metricSectionId": section, "isGenerated": False, "deleted": False}
+    return {**fixed, **settings}

@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,7 +36,7 @@ from flows.tracking.record import ModelRecord
 from flows.tracking.registry import MEASURED, Decision, Registry, compared_numbers, note
 from flows.tracking.servers import check_artifacts, check_database, usual_artifacts
 from flows.tracking.store import make_whole
-from flows.tracking.summaries import VIEW, cost_of, shared_view, summaries
+from flows.tracking.summaries import VIEW, colour_of, cost_of, shared_view, summaries
 
 BATCH = 100  # parameters that MLflow takes at once
 KIND = {"mlflow.experimentKind": "custom_model_development"}
@@ -183,6 +183,7 @@ class Tracking:
             "method": record.method,
             "ratio": f"{record.ratio:g}",
             "mlflow.note.content": note(record),
+            "mlflow.runColor": colour_of(record),
             **record.words,
             **_output_tags(record),
             MEASURED: json.dumps(compared_numbers(record.metrics)),
@@ -203,21 +204,21 @@ class Tracking:
             found = summaries(self.root, records)
             for cell, summary in found.items():
                 self._summarize(runs[cell], summary)
-            self._share_view(sorted({name for each in found.values() for name in each.numbers}))
+            self._share_view(found.values())
             return self.registry.promote(runs, records, ratio)
 
     def _summarize(self, run: str, summary: Summary) -> None:
         """Log what a run does not hold yet of its model's summary."""
         held = self.client.get_run(run).data
-        missing = {n: v for n, v in summary.numbers.items() if held.metrics.get(n) != v}
+        missing = {n: v for n, v in summary.metrics.items() if held.metrics.get(n) != v}
         log_metrics(self.client, run, missing)
-        for name, words in summary.words.items():
+        for name, words in summary.tags.items():
             if held.tags.get(name) != words:
                 self.client.set_tag(run, name, words)
 
-    def _share_view(self, metrics: Sequence[str]) -> None:
-        """Let the link of `experiment_page` show these metrics as columns."""
-        tags = KIND | {f"mlflow.sharedViewState.{VIEW}": json.dumps(shared_view(metrics))}
+    def _share_view(self, shown: Iterable[Summary]) -> None:
+        """Let the links of flows/server/pages.py show the summaries as columns and as charts."""
+        tags = KIND | {f"mlflow.sharedViewState.{VIEW}": json.dumps(shared_view(shown))}
         held = self.client.get_experiment(self.experiment).tags
         for name, value in tags.items():
             if held.get(name) != value:

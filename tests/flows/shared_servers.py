@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ from pathlib import Path
 import pytest
 
 BUCKET = "team"
+PATIENCE = 1800
+"""Seconds until a server answers or a command ends, on a machine at work for others too."""
 
 
 @dataclass
@@ -100,7 +103,7 @@ def postgres(folder: Path, port: int, *databases: str) -> Iterator[None]:
 def connected(port: int):  # type: ignore[no-untyped-def]
     import psycopg2
 
-    end = time.monotonic() + 60
+    end = time.monotonic() + 300
     while True:
         try:
             return psycopg2.connect(host="127.0.0.1", port=port, user="team", dbname="postgres")
@@ -120,7 +123,7 @@ def s3(folder: Path, port: int) -> Iterator[str]:
             stderr=subprocess.STDOUT,
         )
     try:
-        end = time.monotonic() + 60
+        end = time.monotonic() + PATIENCE
         while socket.socket().connect_ex(("127.0.0.1", port)):
             assert process.poll() is None and time.monotonic() < end
             time.sleep(0.2)
@@ -152,6 +155,44 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
 
             boto3.client("s3").create_bucket(Bucket=BUCKET)
         yield made
+
+
+@contextmanager
+def process_of(
+    command: list[str], environment: dict[str, str], log: Path, ready: str
+) -> Iterator[None]:
+    """Run a server for the time of the block, from when it answers at `ready`."""
+    with open(log, "w") as words:
+        process = subprocess.Popen(
+            command,
+            cwd=log.parent,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=words,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        end = time.monotonic() + PATIENCE
+        while not answers(ready):
+            assert process.poll() is None and time.monotonic() < end, log.read_text()
+            time.sleep(0.5)
+        yield
+    finally:
+        os.killpg(process.pid, 15)
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, 9)
+            process.wait()
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
 
 
 def objects(servers: Servers) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,8 @@ from flows.server.workspaces import changed, make_workspace
 from tasks.runtime.environment import DASK_SCHEDULER
 from tasks.runtime.stage import read_values
 from tests.flows.conftest import ROOT, enter
+from tests.flows.shared_servers import free_port
+from tests.page_commands import commands
 
 pytest.importorskip("prefect_dask")
 distributed = pytest.importorskip("distributed")
@@ -60,6 +64,35 @@ def test_a_scheduler_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> No
         with pytest.raises(UserError, match="no Dask scheduler answers"):
             with SearchCluster(named) as cluster:
                 cluster.environment(node("search@m-0.5"))
+
+
+@pytest.mark.slow
+def test_the_team_page_s_workers_score(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A scheduler and workers as docs/team.md starts them, on this machine."""
+    shown = [command for command in commands("team.md") if command.startswith("dask ")]
+    address = f"127.0.0.1:{free_port()}"
+    host, _, port = address.partition(":")
+    processes = []
+    try:
+        for command in shown:
+            line = command.replace("10.0.0.1:8786", address).replace("10.0.0.1", host)
+            words = line.replace("8786", port).split()
+            processes.append(subprocess.Popen([sys.executable, "-m", *words], cwd=tmp_path))
+        named = MachineParameters(executor="dask", dask_address=f"tcp://{address}")
+        with distributed.Client(named.dask_address, timeout=120) as client:
+            client.wait_for_workers(2, timeout=120)
+            # a user's own process finds the cluster by the parameter alone
+            monkeypatch.delenv(DASK_SCHEDULER, raising=False)
+            with SearchCluster(named) as cluster:
+                assert cluster.environment(node("search@m-0.5"))
+                with dask_executor(named) as executor:
+                    assert executor.submit(divmod, 7, 2).result() == (3, 1)
+        distributed.default_client().close()  # or it says that its scheduler has gone
+    finally:
+        for process in reversed(processes):
+            process.terminate()
+        for process in processes:
+            process.wait(30)
 
 
 @pytest.mark.slow

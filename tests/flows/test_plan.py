@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
+from efficientllava.files import write_json
 from flows.pipeline import main
 from flows.plan import plan
-from flows.runner.stages import keep_seconds
 from flows.server.workspaces import CODE
+from tasks.runtime.cost import StageCost
 from tests.flows.conftest import change
 
 
@@ -43,16 +44,20 @@ def test_other_parameters_are_planned_in_their_workspace(
 
 
 def test_what_changed_and_what_may_follow(finished: Path, prefect: None) -> None:
-    keep_seconds(finished, "search@magnitude-0.5", 12.34)
-    assert {stage.state for stage in plan(finished)} == {"cached"}
-    assert json.loads((finished / ".work" / "seconds.json").read_text())["model"] >= 0
+    costs = finished / ".work" / "costs"
+    name = "search@magnitude-0.5"
+    write_json(costs / f"{name}.json", asdict(StageCost(0.0, 12.34, 20.0, finished=True)))
+    states = {stage.stage: stage for stage in plan(finished)}
+    assert {stage.state for stage in states.values()} == {"cached"}
+    took = states["model"].seconds
+    assert took is not None and took >= 0, "the stage measures itself"
     change(finished, "rounds: 3, seed: 0", "rounds: 3, seed: 1")
     planned = {stage.stage: stage for stage in plan(finished)}
     assert planned["model"].state == planned["evaluate_dense"].state == "cached"
-    search = planned["search@magnitude-0.5"]
+    search = planned[name]
     assert (search.state, search.reason) == ("runs", "search.seed was 0, is 1")
-    assert search.seconds == 12.3
+    assert search.seconds == 12.34
     prune = planned["prune@magnitude-0.5"]
-    assert prune.state == "may run" and "search@magnitude-0.5" in prune.reason
-    (finished / ".work" / "seconds.json").write_text("{")
-    assert all(stage.seconds is None for stage in plan(finished))
+    assert prune.state == "may run" and name in prune.reason
+    (costs / f"{name}.json").write_text("{")
+    assert {stage.stage: stage for stage in plan(finished)}[name].seconds is None

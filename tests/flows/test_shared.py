@@ -5,13 +5,12 @@ PostgreSQL and S3 are real servers on this machine; the stages are the toy's.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -23,18 +22,20 @@ from ruamel.yaml import YAML
 
 from tests.flows.conftest import ROOT, TOY
 from tests.flows.shared_servers import (
+    PATIENCE,
     Servers,
     free_port,
     needs_servers,
     objects,
+    process_of,
     servers,
 )
+from tests.page_commands import RESULTS, commands
 
 __all__ = ["servers"]
 pytestmark = [pytest.mark.slow, needs_servers]
 SERVICES: dict[str, Any] = YAML(typ="safe").load((ROOT / "compose.yaml").read_text())["services"]
 BIN = Path(sys.executable).parent
-SECTION = "## Results for all (DVC)"
 SHOW = "dvc exp show --only-changed --drop '^(artifacts|efficientllava|tasks|experiments)'"
 
 
@@ -53,7 +54,7 @@ class Team:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=600,
+            timeout=PATIENCE,
         )
 
 
@@ -75,37 +76,10 @@ def service(name: str, servers: Servers, folder: Path, health: str) -> Iterator[
     }
     environment = {**os.environ, **servers.environment, **variables, "PGPASSWORD": "unused"}
     environment |= {"PREFECT_HOME": str(folder / name), "PATH": f"{BIN}:{os.environ['PATH']}"}
-    with open(folder / f"{name}.log", "w") as log:
-        process = subprocess.Popen(
-            [here(word) for word in SERVICES[name]["command"]],
-            cwd=folder,
-            env=environment,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    try:
-        end = time.monotonic() + 300
-        while not answers(f"http://127.0.0.1:{port}{health}"):
-            said = (folder / f"{name}.log").read_text()
-            assert process.poll() is None and time.monotonic() < end, said
-            time.sleep(0.5)
+    command = [here(word) for word in SERVICES[name]["command"]]
+    url = f"http://127.0.0.1:{port}{health}"
+    with process_of(command, environment, folder / f"{name}.log", url):
         yield port
-    finally:
-        os.killpg(process.pid, 15)
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, 9)
-            process.wait()
-
-
-def answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
-            return bool(answer.status == 200)
-    except OSError:
-        return False
 
 
 @pytest.fixture(scope="module")
@@ -162,18 +136,9 @@ def clone(team: Team, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return source
 
 
-def shown_commands() -> list[str]:
-    """The commands of the section, in order; a line that ends with a backslash goes on."""
-    page = (ROOT / "docs" / "team.md").read_text(encoding="utf-8")
-    section = page.partition(SECTION)[2].partition("\n## ")[0]
-    blocks = re.findall(r"```sh\n(.*?)```", section, re.DOTALL)
-    lines = "".join(blocks).replace("\\\n", " ").splitlines()
-    return [line.partition("  #")[0].strip() for line in lines if line.strip()]
-
-
 def test_every_command_of_the_team_page_runs(team: Team, clone: Path) -> None:
     folder, said = clone, {}
-    for command in shown_commands():
+    for command in commands("team.md", RESULTS):
         if command.startswith("cd "):
             folder = folder / command.removeprefix("cd ")
             give_environment(folder)
@@ -209,12 +174,118 @@ def outputs_are_links(folder: Path) -> bool:
 
 
 def rows(team: Team, database: str, query: str) -> int:
+    return int(value(team, database, query))
+
+
+def value(team: Team, database: str, query: str) -> Any:
+    """The first column of the first row."""
     import psycopg2
 
     with psycopg2.connect(team.servers.database(database)) as connection:
         cursor = connection.cursor()
         cursor.execute(query)
-        return int(cursor.fetchone()[0])
+        return cursor.fetchone()[0]
+
+
+def champion_of(team: Team) -> str:
+    """The method of the champion, as PostgreSQL has it."""
+    query = """SELECT t.value FROM registered_model_aliases a JOIN model_version_tags t
+        ON t.name = a.name AND t.version = a.version AND t.key = 'method'
+        WHERE a.name = 'toy' AND a.alias = 'champion'"""
+    return str(value(team, "mlflow", query))
+
+
+def recorded(team: Team, check: str) -> str:
+    """What the guard wrote about the version of magnitude."""
+    query = f"""SELECT t.value FROM model_version_tags t JOIN model_version_tags m
+        ON m.name = t.name AND m.version = t.version AND m.key = 'method'
+        WHERE m.value = 'magnitude' AND t.key = 'promotion.{check}'
+        ORDER BY t.version DESC LIMIT 1"""
+    return str(value(team, "mlflow", query))
+
+
+def run_pipeline(team: Team, folder: Path) -> str:
+    done = team.run("python -m flows.pipeline", folder)
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+def test_a_trial_leaves_the_better_champion_and_a_rollback_restores_it(
+    team: Team, clone: Path
+) -> None:
+    params, stage = (clone / "params.yaml").read_text(), (clone / "stage.py").read_text()
+    run_pipeline(team, clone)
+    assert champion_of(team) == "sparsegpt"
+    tables = "SELECT count(*) FROM artifact WHERE key = 'promotion'"
+    before = rows(team, "prefect", tables)
+    try:
+        (clone / "params.yaml").write_text(re.sub("methods: .*", "methods: [magnitude]", params))
+        said = run_pipeline(team, clone)
+        assert "champion stays version" in said
+        assert champion_of(team) == "sparsegpt"
+        assert recorded(team, "verdict") == "fail"
+        assert recorded(team, "verified").startswith("pass: ")
+        assert recorded(team, "accuracy").startswith("fail: 80.00 %, the champion's 85.00 %")
+        assert recorded(team, "complete_run").startswith("fail: the run left out sparsegpt")
+        assert rows(team, "prefect", tables) == before + 1
+        data = value(team, "prefect", f"{tables.replace('count(*)', 'data')} ORDER BY created DESC")
+        assert {(row["check"], row["result"]) for row in json.loads(data)} >= {
+            ("verified", "pass"),
+            ("accuracy", "fail"),
+            ("complete run", "fail"),
+        }
+        # a better one takes its place, and is taken back
+        (clone / "stage.py").write_text(
+            stage.replace('"magnitude-0.5": 0.80', '"magnitude-0.5": 0.95')
+        )
+        run_pipeline(team, clone)
+        assert champion_of(team) == "magnitude"
+        assert recorded(team, "verdict") == "pass, champion"
+        back = team.run("efficientllava rollback", clone)
+        assert back.returncode == 0 and "rolled back from" in back.stdout, back.stderr
+        assert champion_of(team) == "sparsegpt"
+        run_pipeline(team, clone)
+        assert champion_of(team) == "sparsegpt"
+        assert recorded(team, "not_rolled_back").startswith("fail: rolled back on")
+        again = team.run("dvc repro", clone)
+        assert again.returncode == 0 and "up to date" in again.stdout + again.stderr
+    finally:
+        (clone / "params.yaml").write_text(params)
+        (clone / "stage.py").write_text(stage)
+
+
+def test_the_servers_page_s_commands_start_what_a_run_uses(team: Team, clone: Path) -> None:
+    """Other servers on the same PostgreSQL and S3, as docs/servers.md starts them."""
+    mlflow, prefect = free_port(), free_port()
+
+    def here(command: str) -> str:
+        command = re.sub(r"\b5000\b", str(mlflow), re.sub(r"\b4200\b", str(prefect), command))
+        command = command.replace("@db/", f"@127.0.0.1:{team.servers.port}/")
+        return command.replace("https://s3.example.org", team.servers.endpoint)
+
+    credentials, *shown = commands("servers.md", "## Without")
+    assert len(shown) == 4
+    ready = (f"http://127.0.0.1:{mlflow}/health", f"http://127.0.0.1:{prefect}/api/health")
+    environment = {**team.environment, "PREFECT_SERVER_API_PORT": str(prefect)}
+    environment |= {"PREFECT_HOME": str(clone.parent / "home"), "PGPASSWORD": "unused"}
+    del environment["PREFECT_API_URL"], environment["MLFLOW_TRACKING_URI"]
+    with ExitStack() as started:
+        for number, (command, url) in enumerate(zip(shown[:2], ready, strict=True)):
+            log = clone.parent / f"server{number}.log"
+            line = f"{here(credentials)}; exec env {here(command)}"
+            started.enter_context(process_of(["bash", "-euc", line], environment, log, url))
+        uses = "; ".join(map(here, shown[2:]))
+        done = subprocess.run(
+            ["bash", "-euc", uses],
+            cwd=clone,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+        )
+    assert done.returncode == 0, done.stderr
+    assert f"http://127.0.0.1:{prefect}/runs/flow-run/" in done.stdout + done.stderr
 
 
 def test_what_cannot_be_used_is_told_before_the_first_stage(team: Team, clone: Path) -> None:

@@ -16,6 +16,7 @@ from prefect.client.schemas.objects import State
 from efficientllava.errors import UserError
 from efficientllava.parameters import TrackingParameters
 from efficientllava.report.speedup import export_metrics
+from efficientllava.report.theme import LIGHT
 from efficientllava.versions.connection import tracking_uri
 from flows.runner.graph import read_graph
 from flows.tracking.record import ModelRecord, _read_output, read_record
@@ -49,6 +50,7 @@ def test_a_run_carries_everything_that_dvc_yaml_declares(
     assert "evaluate/scores.json" in {
         file.path for file in client.list_artifacts(version.run_id, "evaluate")
     }
+    assert run.data.tags["mlflow.runColor"] == LIGHT.colour("magnitude")
     history = client.get_metric_history(version.run_id, "trajectory/best_risk")
     assert [(entry.step, entry.value) for entry in history] == [(1, 1), (2, 1 / 2), (3, 1 / 3)]
     [model] = run.inputs.dataset_inputs
@@ -62,6 +64,22 @@ def test_a_run_carries_everything_that_dvc_yaml_declares(
         "search/policy.json",
         "search/history.jsonl",
     }
+
+
+def test_the_experiment_s_page_shows_what_decides_first(client: MlflowClient) -> None:
+    """Its charts: metrics and then parameters side by side, then a plot of each summary."""
+    experiment = client.get_experiment_by_name("toy")
+    assert experiment is not None
+    view = json.loads(experiment.tags["mlflow.sharedViewState.summary"])
+    first, *plots = view["compareRunCharts"]
+    assert (
+        first["compareGroups"] == ["Model metrics", "Parameters"] and first["showDifferencesOnly"]
+    )
+    names = [plot["metricKey"] for plot in plots]
+    assert names[:2] == ["summary/accuracy_percent", "summary/accuracy_se_percent"]
+    assert {f"metrics.`{name}`" for name in names} <= set(view["selectedColumns"])
+    sections = [section["uuid"] for section in view["compareRunSections"]]
+    assert [chart["metricSectionId"] for chart in (first, plots[0])] == sections
 
 
 def test_a_version_points_at_the_weights(

@@ -83,6 +83,8 @@ def test_links_are_those_of_the_servers_that_are_used(
     found = dict(pages(remote, tmp_path, "7"))
     assert found == {
         "runs compared": "http://host:5000/#/experiments/7/runs?viewStateShareKey=summary",
+        "decision": "http://host:5000/#/experiments/7/runs"
+        "?viewStateShareKey=summary&compareRunsMode=CHART",
         "versions": "http://host:5000/#/models/efficientllava",
         "stages and rounds": "http://prefect:4200/runs",
     }
@@ -115,7 +117,7 @@ def test_both_servers_show_their_pages(finished: Path, tmp_path: Path) -> None:
             if line.startswith("Ctrl-C"):
                 break
         addresses = re.findall(r"http://127\.0\.0\.1:\d+", "".join(lines))
-        assert len(addresses) == 3 and "viewStateShareKey=summary" in "".join(lines), lines
+        assert len(addresses) == 4 and "viewStateShareKey=summary" in "".join(lines), lines
         for address in addresses:
             assert httpx.get(address, trust_env=False, follow_redirects=True).status_code == 200
     finally:

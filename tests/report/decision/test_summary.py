@@ -29,39 +29,41 @@ def test_every_model_has_the_same_numbers_with_units() -> None:
     assert dense.words.keys() == pruned.words.keys()
     assert 10 <= len(pruned.numbers) <= 15
     units = ("percent", "nats", "megabytes", "millions", "ms", "seconds", "to_dense")
-    assert all(name.startswith("summary/") and name.endswith(units) for name in pruned.numbers)
+    assert all(name.endswith(units) for name in pruned.numbers)
+    assert set(pruned.metrics) == {f"summary/{name}" for name in pruned.numbers}
+    assert set(pruned.tags) == {f"summary/{name}" for name in pruned.words}
 
 
 def test_numbers_are_those_of_the_row() -> None:
     dense, pruned = measured()
     assert pruned.numbers == {
-        "summary/accuracy_percent": 80.0,
-        "summary/accuracy_standard_error_percent": 1.0,
-        "summary/text_loss_nats": 2.5,
-        "summary/answer_loss_nats": 0.7,
-        "summary/proxy_loss_nats": 0.1,
-        "summary/zeros_percent": 50.0,
-        "summary/weights_megabytes": 1.5,
-        "summary/parameters_millions": 0.4,
-        "summary/cost_wall_seconds": 20.0,
-        "summary/cost_cpu_seconds": 35.0,
-        "summary/prefill_ms": 3.2,
-        "summary/decode_ms": 2.1,
-        "summary/prefill_ratio_to_dense": 1.25,
-        "summary/decode_ratio_to_dense": 0.95,
+        "accuracy_percent": 80.0,
+        "accuracy_se_percent": 1.0,
+        "text_loss_nats": 2.5,
+        "answer_loss_nats": 0.7,
+        "proxy_loss_nats": 0.1,
+        "zeros_percent": 50.0,
+        "weights_megabytes": 1.5,
+        "parameters_millions": 0.4,
+        "cost_wall_seconds": 20.0,
+        "cost_cpu_seconds": 35.0,
+        "prefill_ms": 3.2,
+        "decode_ms": 2.1,
+        "prefill_ratio_to_dense": 1.25,
+        "decode_ratio_to_dense": 0.95,
     }
-    assert dense.numbers["summary/proxy_loss_nats"] == 0.0
-    assert dense.numbers["summary/prefill_ratio_to_dense"] == 1.0
+    assert dense.numbers["proxy_loss_nats"] == 0.0
+    assert dense.numbers["prefill_ratio_to_dense"] == 1.0
 
 
 def test_a_ratio_has_its_interval_beside_it() -> None:
     dense, pruned = measured()
     assert pruned.words == {
-        "summary/runtime": "sparse",
-        "summary/prefill_ratio_to_dense": "faster ×1.25 (1.20–1.31)",
-        "summary/decode_ratio_to_dense": "no difference measured (0.90–1.02, wide)",
+        "runtime": "sparse",
+        "prefill_ratio_to_dense": "faster ×1.25 (1.20–1.31)",
+        "decode_ratio_to_dense": "no difference measured (0.90–1.02, wide)",
     }
-    assert dense.words["summary/prefill_ratio_to_dense"] == "the reference"
+    assert dense.words["prefill_ratio_to_dense"] == "the reference"
 
 
 def test_what_was_not_measured_has_no_entry() -> None:
