@@ -52,6 +52,8 @@ def summary(row: Row, runtime: str) -> dict[str, float]:
         "prefill_ms": None if latency is None else latency.prefill_ms,
         "decode_ms": None if latency is None else latency.decode_ms,
     }
+    for name, measure in row.measures.items():
+        numbers |= {name: measure.value, f"{name}_error": measure.error}
     return {name: round(value, 6) for name, value in numbers.items() if value is not None}
 
 
