@@ -258,15 +258,30 @@ def test_a_task_that_cannot_be_asked_is_told_before_a_model_is_loaded(
 
 
 @installed
-def test_data_that_cannot_be_loaded_is_told(
-    checkpoints: dict[str, Path], local_tasks: Path, tmp_path: Path
-) -> None:
+def test_data_that_cannot_be_loaded_is_told_before_a_model_is_loaded(tmp_path: Path) -> None:
     (tmp_path / "gone.yaml").write_text(
         SHAPES.replace("local_shapes", "local_gone").replace("questions.parquet", "gone.parquet")
     )
+    settings = EvaluationParameters(
+        engine="lmms_eval", lmms_tasks=("local_gone",), lmms_folder=str(tmp_path)
+    )
     with pytest.raises(UserError, match="data cannot be loaded: FileNotFoundError") as raised:
-        measured(checkpoints["pruned"], tmp_path, tmp_path, lmms_tasks=("local_gone",))
+        ENGINES["lmms_eval"].check(settings)
     assert "local_gone" in raised.value.where and "HF_TOKEN" in raised.value.remedy
+
+
+@installed
+def test_pictures_stand_where_a_text_names_them() -> None:
+    from efficientllava.benchmarks.engines.lmms_eval.model import _placed
+
+    def read(*parts: str) -> list[str]:
+        named = [{"type": "image"} if p == "#" else {"type": "text", "text": p} for p in parts]
+        return [part.get("text", "#") for part in _placed(named)]
+
+    assert read("#", "#", "one <image> two <image>?") == ["one ", "#", " two ", "#", "?"]
+    assert read("#", "<image>\nWhy?") == ["#", "\nWhy?"]
+    assert read("#", "Why?") == ["#", "Why?"] and read("Why?") == ["Why?"]
+    assert read("#", "#", "only <image> of them") == ["#", "#", "only  of them"]  # as it was
 
 
 @installed

@@ -43,6 +43,16 @@ class LmmsEval(Engine):
 
         find_tasks(settings.lmms_tasks, settings.lmms_folder)
 
+    def check(self, settings: EvaluationParameters) -> None:
+        """Look the tasks up and load their data, before a model is loaded.
+
+        Raises:
+            UserError: as `check_names`; data cannot be loaded.
+        """
+        from efficientllava.benchmarks.engines.lmms_eval.tasks import find_tasks
+
+        find_tasks(settings.lmms_tasks, settings.lmms_folder).load()
+
     def measure(self, subject: Subject) -> Measured:
         """Ask all tasks and score the answers.
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,18 @@ class Tasks:
             groups.setdefault(self.output_types[name] != {GENERATED}, []).append(name)
         return list(groups.items())
 
+    def load(self) -> None:
+        """Load the data of all tasks, from the hub where it is not here; the evaluator takes it.
 
-def find_tasks(names: Sequence[str], folder: str | None) -> Tasks:
+        Raises:
+            UserError: it cannot be loaded.
+        """
+        for simple, names in self.by_interface():
+            self.manager.keep(names, "simple" if simple else "chat")
+
+
+@lru_cache(maxsize=1)
+def find_tasks(names: tuple[str, ...], folder: str | None) -> Tasks:
     """Look tasks, groups and tags up, and read their definitions; no data is loaded.
 
     The package's own definitions are read only where the folder does not hold all names.
@@ -62,7 +73,7 @@ def find_tasks(names: Sequence[str], folder: str | None) -> Tasks:
     for name in names:
         if name not in manager.task_index:
             near = difflib.get_close_matches(name, manager.all_tasks, n=3)
-            hint = f"did you mean {' or '.join(near)}?" if near else "`lmms-eval tasks` lists them"
+            hint = f"did you mean {' or '.join(near)}?" if near else "its folder tasks/ holds all"
             raise UserError(f"lmms-eval has no task {name!r} ({hint})", where=WHERE)
     kinds = {name: frozenset(_output_types(manager, name)) for name in names}
     for name, found in kinds.items():
@@ -81,8 +92,16 @@ def _manager(folder: Path | None, defaults: bool) -> Any:
     class Guarded(TaskManager):  # type: ignore[misc]
         """lmms-eval's own, with one clear message where data cannot be loaded."""
 
+        def keep(self, names: list[str], task_type: str) -> None:
+            """Load tasks now, for the next call with the same arguments."""
+            self._kept = getattr(self, "_kept", {})
+            self._kept[(*names, task_type)] = self.load_task_or_group(names, task_type)
+
         def load_task_or_group(self, task_list: Any = None, task_type: str = "simple") -> Any:
             """As lmms-eval's; raises a UserError where data cannot be loaded."""
+            kept = getattr(self, "_kept", {}).pop((*(task_list or ()), task_type), None)
+            if kept is not None:
+                return kept
             try:
                 return super().load_task_or_group(task_list, task_type)
             except (UserError, KeyboardInterrupt):
@@ -146,7 +165,7 @@ def _definition(name: str, path: str) -> dict[str, Any]:
         raise UserError(
             f"task {name} needs a package that is not installed: {first_line(error)}",
             where=WHERE,
-            remedy="install it; docs/evaluate.md says which tasks need no further ones",
+            remedy="install it; docs/evaluate.md names tasks that need no further ones",
         ) from error
     except Exception as error:  # its Python files may raise anything, as for a missing key
         raise UserError(
