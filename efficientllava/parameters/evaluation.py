@@ -81,6 +81,11 @@ class EvaluationParameters(Section):
         return self
 
     @property
+    def compared(self) -> str:
+        """The benchmark or task whose accuracy stands in the comparison."""
+        return self.lmms_tasks[0] if self.lmms_tasks else self.benchmark
+
+    @property
     def named_benchmarks(self) -> tuple[BenchmarkName, ...]:
         """All benchmarks but the demo one, the main one first."""
         return (() if self.benchmark == "demo" else (self.benchmark,)) + self.benchmarks

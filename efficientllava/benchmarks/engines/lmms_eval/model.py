@@ -55,7 +55,7 @@ class ChatModel(lmms):  # type: ignore[misc]
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
         """Greedy answers; a task's sampling and beams are left out."""
-        return self.answering.answers([self._question(*request.args) for request in requests])
+        return self.answering.answers([self._question(request.args) for request in requests])
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[Any]:
         """As `Answering.losses`: the mean loss of each continuation, and whether it is greedy.
@@ -79,9 +79,8 @@ class ChatModel(lmms):  # type: ignore[misc]
         """
         raise UserError("a task asks in several rounds, which is not supported here", "lmms-eval")
 
-    def _question(
-        self, context: str, doc_to_messages: Any, settings: Part, number: int, task: str, split: str
-    ) -> LmmsQuestion:
+    def _question(self, arguments: tuple[Any, ...]) -> LmmsQuestion:
+        _, doc_to_messages, settings, number, task, split = arguments
         dataset = self.task_dict[task][split]
 
         def messages() -> list[Any]:
@@ -120,9 +119,8 @@ class SimpleModel(ChatModel):
 
     is_simple = True
 
-    def _question(
-        self, context: str, settings: Any, doc_to_visual: Any, number: int, task: str, split: str
-    ) -> LmmsQuestion:
+    def _question(self, arguments: tuple[Any, ...]) -> LmmsQuestion:
+        context, settings, doc_to_visual, number, task, split = arguments
         return self._simple(context, doc_to_visual, settings, (number, task, split))
 
 
