@@ -14,8 +14,8 @@ from tests.models.families import TINY
 
 EXTRAS = (
     "dask", "datasets", "deepsparse", "distributed", "dvc", "fastapi", "lmms_eval", "matplotlib",
-    "mlflow", "onnx", "onnxruntime", "openai", "openvino", "pandas", "prefect", "sklearn", "sqlalchemy",
-    "triton",
+    "mlflow", "onnx", "onnxruntime", "openai", "openvino", "pandas", "prefect", "sklearn",
+    "sqlalchemy", "triton",
 )  # fmt: skip
 """Packages of the extras, as they are imported."""
 

@@ -103,15 +103,14 @@ class ChatModel(lmms):  # type: ignore[misc]
         number, task, split = place
         dataset, name = self.task_dict[task][split], f"{task}/{number}"
 
-        def visuals() -> list[Any]:
-            return _flat(doc_to_visual(dataset[number]) if doc_to_visual else None)
-
         def reopen() -> list[Image.Image]:
-            return [_opened(visual, name) for visual in visuals()]
+            visuals = doc_to_visual(dataset[number]) if doc_to_visual else None
+            return [_opened(visual, name) for visual in _flat(visuals)]
 
-        parts = [*({"type": "image"} for _ in visuals()), {"type": "text", "text": context}]
+        pictures = reopen()
+        parts = [*({"type": "image"} for _ in pictures), {"type": "text", "text": context}]
         turns = [{"role": "user", "content": _placed(parts)}]
-        return _question(name, turns, reopen(), reopen, settings)
+        return _question(name, turns, pictures, reopen, settings)
 
 
 class SimpleModel(ChatModel):
