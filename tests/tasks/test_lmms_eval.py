@@ -305,14 +305,14 @@ def test_stage_and_report(ready: Workspace, here: Here, local_tasks: Path) -> No
     assert len((folder / "answers" / "local_shapes.jsonl").read_text().splitlines()) == 5
     [row] = read_rows(ready.folder / "artifacts", [], [])
     table = markdown([row])
-    exact = record["lmms_eval"]["local_shapes"]["exact_match"]
-    assert row.score is not None and row.score.n == 5
-    assert "local_shapes.exact_match" in table
+    acc = record["lmms_eval"]["local_choices"]["acc"]
+    assert row.score is not None and row.score.accuracy == acc["value"]
+    assert "local_shapes.exact_match" in table and "local_choices.acc" in table
     numbers = summary(row, "sparse")
-    assert numbers["local_shapes.exact_match"] == pytest.approx(exact["value"], abs=1e-6)
-    assert numbers["local_shapes.exact_match_error"] == pytest.approx(
-        exact["standard_error"], abs=1e-6
-    )
+    assert numbers["local_choices.acc"] == pytest.approx(acc["value"], abs=1e-6)
+    error = acc["standard_error"]
+    assert 0 < error != pytest.approx(acc["value"])
+    assert numbers["local_choices.acc_error"] == pytest.approx(error, abs=1e-6)
 
 
 def test_without_the_package_the_first_stage_says_how_to_install_it(
