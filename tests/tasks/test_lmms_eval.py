@@ -190,7 +190,7 @@ def test_scores_are_those_of_our_own_generation(
     right = [float(n % 2) for n in range(QUESTIONS)]
     exact = found.record["lmms_eval"]["local_shapes"]["exact_match"]
     error = stdev(right) / math.sqrt(QUESTIONS)
-    assert exact["value"] == 0.5 and exact["n"] == QUESTIONS and exact["higher_is_better"]
+    assert exact["value"] == 0.5 and exact["n"] == QUESTIONS and exact["better"] == "higher"
     assert exact["standard_error"] == pytest.approx(error)
     assert (found.record["accuracy"], found.record["n"]) == (0.5, QUESTIONS)
     assert found.record["standard_error"] == pytest.approx(error)

@@ -12,6 +12,8 @@ from efficientllava.benchmarks.accuracy import Part
 
 NO_FILTER = "none"
 STDERR = "_stderr"
+BETTER = {True: "higher", False: "lower"}
+"""In words: MLflow would take a truth value for a metric."""
 
 
 def task_scores(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -39,7 +41,7 @@ def task_scores(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
                 "value": float(value),
                 "standard_error": error if error is None else float(error),
                 "n": count,
-                "higher_is_better": better.get(metric),
+                "better": BETTER.get(better.get(metric)),
             }
         if metrics:
             found[task] = metrics
