@@ -27,7 +27,8 @@ from efficientllava.models.families import adapter_for
 from efficientllava.parameters import EvaluationParameters
 from efficientllava.progress import silent
 from efficientllava.registry import ENGINES
-from efficientllava.report.comparison import read_rows
+from efficientllava.report.comma_separated import comma_separated
+from efficientllava.report.comparison import markdown, read_rows
 from efficientllava.sparse.checkpoint import pack_checkpoint
 from tests.export.conftest import tiny_model, tiny_processor
 from tests.tasks.conftest import Here, Workspace
@@ -287,7 +288,7 @@ def test_pictures_stand_where_a_text_names_them() -> None:
 @installed
 def test_stage_and_report(ready: Workspace, here: Here, local_tasks: Path) -> None:
     """scores.json, answers, table and summary of a run of the stage."""
-    from efficientllava.report.comparison import markdown
+    from efficientllava.report.html import html_page
     from efficientllava.report.summaries import summary
 
     changes = {
@@ -305,6 +306,8 @@ def test_stage_and_report(ready: Workspace, here: Here, local_tasks: Path) -> No
     assert len((folder / "answers" / "local_shapes.jsonl").read_text().splitlines()) == 5
     [row] = read_rows(ready.folder / "artifacts", [], [])
     table = markdown([row])
+    assert "local_shapes.exact_match_error" in comma_separated([row])
+    assert "local_shapes.exact_match" in html_page([row])
     acc = record["lmms_eval"]["local_choices"]["acc"]
     assert row.score is not None and row.score.accuracy == acc["value"]
     assert "local_shapes.exact_match" in table and "local_choices.acc" in table
