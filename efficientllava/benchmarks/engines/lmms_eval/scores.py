@@ -12,7 +12,7 @@ from efficientllava.benchmarks.accuracy import Part
 
 NO_FILTER = "none"
 STDERR = "_stderr"
-BETTER = {True: "higher", False: "lower"}
+BETTER: dict[Any, str] = {True: "higher", False: "lower"}
 """In words: MLflow would take a truth value for a metric."""
 
 
