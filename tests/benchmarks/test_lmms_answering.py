@@ -60,6 +60,14 @@ def test_a_text_only_model_is_asked_no_picture(tmp_path: Path) -> None:
         answering.answers([question(7, PICTURES[:1], "w1")])
 
 
+def test_a_model_that_needs_a_picture_is_told_before_any_answer(tmp_path: Path) -> None:
+    model, _ = TINY["paligemma"].build()
+    answering = Answering(model.eval(), chats("paligemma")[0], "", tmp_path / "answers")
+    with pytest.raises(UserError, match="t/8: has no picture, and the model takes no question"):
+        answering.answers([question(7, PICTURES[:1], "w1"), question(8, [], "w2")])
+    assert not (tmp_path / "answers").exists()
+
+
 def test_an_answer_ends_before_the_first_stop_of_its_task(tmp_path: Path) -> None:
     model, _ = TINY["llava"].build()
     answering = Answering(model.eval(), chats("llava")[0], "", tmp_path / "answers")

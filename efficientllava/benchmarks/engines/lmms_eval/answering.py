@@ -19,6 +19,7 @@ from efficientllava.models.batches import batch_inputs
 from efficientllava.models.checkpoint import load_processor
 from efficientllava.models.families import family_of
 from efficientllava.models.likelihood import answer_likelihoods
+from efficientllava.models.source import NEEDS_IMAGES
 from efficientllava.progress import Event, Progress, silent
 
 NEW_TOKENS = 1024
@@ -142,6 +143,12 @@ class Answering:
                 "has a picture, and the model takes none",
                 where=f"question {question.id}",
                 remedy="name tasks of text alone, or evaluate a model that takes images",
+            )
+        if not question.digest and self.model.config.model_type in NEEDS_IMAGES:
+            raise UserError(
+                "has no picture, and the model takes no question without one",
+                where=f"question {question.id}",
+                remedy="name tasks whose questions all have one",
             )
         return conversation_prompt(self.processor, question.turns, family.image_token)
 

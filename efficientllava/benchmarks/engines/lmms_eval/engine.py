@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from typing import TYPE_CHECKING, Any
 
 from efficientllava.benchmarks.engines.base import Engine, Measured, Subject
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     from efficientllava.benchmarks.engines.lmms_eval.answering import Answering
     from efficientllava.benchmarks.engines.lmms_eval.tasks import Tasks
     from efficientllava.parameters import EvaluationParameters
+
+logger = logging.getLogger(__name__)
 
 SEED = 0
 """Of what tasks draw: the order of choices, for example."""
@@ -87,6 +90,8 @@ class LmmsEval(Engine):
         )
         scores, samples = evaluated(tasks, answering, settings.questions)
         part, note = main_part(scores, tasks.names[0])
+        if note is not None:
+            logger.warning("%s", note)
         record = {
             "benchmark": tasks.names[0],
             "source": f"lmms-eval {VERSION}",
