@@ -73,7 +73,19 @@ repro: .venv/installed  ## the same work as `make demo` by DVC alone, without Pr
 	@$(BIN)/python -m flows.runner.dvc_files
 	@$(BIN)/python -m dvc repro
 
-test: lint  ## lint, types, then the tests (`make test PYTEST='-m slow'` for the long ones)
+# lmms-eval without what it asks for: torchvision would bring another torch (docs/evaluate.md)
+.venv/lmms: .venv/installed
+	@echo "== installing lmms-eval for its tests"
+ifneq ($(UV),)
+	@$(UV) pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[lmms]'
+	@$(UV) pip install --quiet --python $(BIN)/python --no-deps lmms-eval==0.7.3
+else
+	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[lmms]'
+	@$(BIN)/python -m pip install --quiet --no-deps lmms-eval==0.7.3
+endif
+	@touch $@
+
+test: lint .venv/lmms  ## lint, types, then the tests (`make test PYTEST='-m slow'` for the long ones)
 	@echo "== tests"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile $(PYTEST)
 

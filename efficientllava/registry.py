@@ -1,4 +1,4 @@
-"""Registries: methods, families, benchmarks and runtimes by name, ours and those of other packages.
+"""Registries of methods, families, benchmarks, engines and runtimes by name, ours and others'.
 
 Ours are declared in one module each, which is imported at the first look-up. Another package adds
 one by an entry point, whose object is loaded when its name is looked up:
@@ -90,5 +90,8 @@ METHODS = Registry("method", "efficientllava.pruning.methods:OURS", "efficientll
 FAMILIES = Registry("family", "efficientllava.models.families:OURS", "efficientllava.families")
 BENCHMARKS = Registry(
     "benchmark", "efficientllava.benchmarks.catalogue:OURS", "efficientllava.benchmarks"
+)
+ENGINES = Registry(
+    "engine", "efficientllava.benchmarks.engines.catalogue:OURS", "efficientllava.engines"
 )
 RUNTIMES = Registry("runtime", "efficientllava.export.runtimes:OURS", "efficientllava.runtimes")

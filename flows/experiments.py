@@ -180,7 +180,7 @@ def _run_experiment(name: str) -> State[Any]:
         rows = read_rows(folder / ARTIFACTS, experiment.methods, experiment.ratios)
         measured += [Measured(seed, row, setting) for row in rows]
     folder = root / RESULTS / name
-    benchmark = parameters.evaluation.benchmark
+    benchmark = parameters.evaluation.compared
     write_experiment(folder, name, experiment.title, _lead(name, parameters), measured, benchmark)
     means = {
         f"{statistic}/{method}-{ratio:g}": value

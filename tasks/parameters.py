@@ -12,9 +12,12 @@ from tasks.runtime.stage import EFFECTIVE, Stage, run_stage
 
 
 def parameters(stage: Stage) -> None:
-    """Write all parameters; that they can be read is the check."""
+    """Write all parameters; that they can be read is the check, and that tasks are known."""
     from efficientllava.files import write_json
+    from efficientllava.registry import ENGINES
 
+    evaluation = stage.parameters.evaluation
+    ENGINES[evaluation.engine].check_names(evaluation)
     write_json(EFFECTIVE, stage.parameters.model_dump(mode="json"))
 
 

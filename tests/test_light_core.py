@@ -13,9 +13,9 @@ from efficientllava.models.checkpoint import save_checkpoint
 from tests.models.families import TINY
 
 EXTRAS = (
-    "dask", "datasets", "deepsparse", "distributed", "dvc", "fastapi", "matplotlib", "mlflow",
-    "onnx", "onnxruntime", "openai", "openvino", "pandas", "prefect", "sklearn", "sqlalchemy",
-    "triton",
+    "dask", "datasets", "deepsparse", "distributed", "dvc", "fastapi", "lmms_eval", "matplotlib",
+    "mlflow", "onnx", "onnxruntime", "openai", "openvino", "pandas", "prefect", "sklearn",
+    "sqlalchemy", "triton",
 )  # fmt: skip
 """Packages of the extras, as they are imported."""
 
@@ -59,7 +59,7 @@ def test_public_names() -> None:
 
 
 def test_modules_need_no_extra() -> None:
-    """All but the report, exported graphs, the server, MLflow's plug-ins, and Triton kernels."""
+    """All but report, exported graphs, server, lmms-eval's models, MLflow's plug-ins, Triton."""
     code = """
 import importlib, pkgutil
 import efficientllava
@@ -74,6 +74,7 @@ for module in pkgutil.walk_packages(efficientllava.__path__, "efficientllava."):
         "matplotlib": ".report.",
         "onnx": ".export.",
         "fastapi": ".serving.",
+        "lmms_eval": ".lmms_eval.",
         "mlflow": ".versions.",
         "triton": ".triton.",
     }

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from efficientllava.benchmarks.journal import Journal
-from efficientllava.benchmarks.records import Record
 from efficientllava.data.conversations import IMAGE_TOKEN
-from efficientllava.data.encoding import Encoded, encode_prompt
-from efficientllava.data.images import image_bytes
+from efficientllava.data.encoding import Encoded, Pictures, encode_prompt
 from efficientllava.errors import UserError
 from efficientllava.files import value_digest
 from efficientllava.models.batches import batch_inputs, reads_token_types
@@ -27,11 +23,25 @@ THOUGHT = "</think>"
 """The end of what models that think write before their answer."""
 
 
+class Shown(Protocol):
+    """A question with its pictures, as a benchmark's record has them."""
+
+    @property
+    def id(self) -> str:
+        """What messages call it."""
+
+    def image_digest(self) -> str:
+        """Digest of its pictures; empty without one."""
+
+    def open_image(self) -> Pictures:
+        """Its pictures in RGB."""
+
+
 @dataclass(frozen=True)
 class Asked:
     """A question with the full prompt that the model reads."""
 
-    record: Record
+    record: Shown
     prompt: str
 
 
@@ -81,18 +91,11 @@ def generate_answers(
 
 
 def _key(model: Any, processor: Any, question: Asked, model_key: str, new_tokens: int) -> str:
-    image = question.record.image
-    if isinstance(image, Path):
-        try:
-            image = image_bytes(image)
-        except OSError:
-            question.record.open_image()  # tells what is missing
-            raise
-    digest = hashlib.sha256(image).hexdigest() if image is not None else ""
+    digest = question.record.image_digest()
     # answers that such models gave without their token types depended on the batch: asked anew
     read = ["token types"] if reads_token_types(model) else []
     # a LLaVA that pads keeps the keys of its earlier answers
-    read += ["cropped"] if image is not None and crops_images(processor) else []
+    read += ["cropped"] if digest and crops_images(processor) else []
     return value_digest([model_key, _prompt(model, question), digest, new_tokens, *read])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from efficientllava.benchmarks.rows import Row
-from efficientllava.data.images import read_rgb
+from efficientllava.data.images import image_bytes, read_rgb
 from efficientllava.errors import UserError
 from efficientllava.reading import expanded
 
@@ -31,6 +32,21 @@ class Record:
     id: str
     text: str
     image: Picture
+
+    def image_digest(self) -> str:
+        """Digest of the picture's bytes; empty without one.
+
+        Raises:
+            UserError: as `open_image`.
+        """
+        content = self.image
+        if isinstance(content, Path):
+            try:
+                content = image_bytes(content)
+            except OSError:
+                self.open_image()  # tells what is missing
+                raise
+        return "" if content is None else hashlib.sha256(content).hexdigest()
 
     def open_image(self) -> Image.Image | None:
         """The picture in RGB; None for a question without one.

@@ -18,6 +18,11 @@ _CONTENT = (
 )
 """A user's message in Jinja: text, or parts, of which an image is `image`."""
 
+_ONE_TURN = (
+    "{% if messages | length > 1 or messages[0].role != 'user' %}"
+    "{{ raise_exception('it takes one message of the user and no other') }}{% endif %}"
+)
+
 
 @dataclass(frozen=True)
 class Conversation:
@@ -33,9 +38,12 @@ class Conversation:
         return f"{self.system} USER: {message} ASSISTANT:"
 
     def jinja(self, image_token: str) -> str:
-        """The same as a chat template for one turn, the image on a line in front of the text."""
+        """The same as a chat template for one turn, the image on a line in front of the text.
+
+        It refuses further turns.
+        """
         content = _CONTENT.format(image=repr(f"{image_token}\n"))
-        return "{% set content = messages[0].content %}" + self.prompt(content)
+        return f"{_ONE_TURN}{{% set content = messages[0].content %}}{self.prompt(content)}"
 
 
 CONVERSATIONS = {

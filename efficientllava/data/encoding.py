@@ -35,8 +35,12 @@ class Encoded:
     closing: int = 0
 
 
-def encode_prompt(processor: Any, prompt: str, image: Image.Image | None) -> Encoded:
-    """Encode a prompt with its image, if it has one.
+Pictures = Image.Image | list[Image.Image] | None
+"""One picture, those that a prompt names in their order, or none."""
+
+
+def encode_prompt(processor: Any, prompt: str, image: Pictures) -> Encoded:
+    """Encode a prompt with its pictures, if it has any.
 
     Raises:
         ValueError, IndexError: the processor refuses it.
@@ -45,7 +49,7 @@ def encode_prompt(processor: Any, prompt: str, image: Image.Image | None) -> Enc
     return Encoded(_tensors(processor(text=[prompt], **given)))
 
 
-def encode_answered(processor: Any, prompt: str, answer: str, image: Image.Image | None) -> Encoded:
+def encode_answered(processor: Any, prompt: str, answer: str, image: Pictures) -> Encoded:
     """Encode a prompt with its image, if it has one, and the answer that follows it.
 
     A processor that keeps prompt and answer apart itself (PaliGemma's `suffix`: the prompt is read

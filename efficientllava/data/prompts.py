@@ -98,11 +98,11 @@ def processor_settings(
     """What a processor is given beside one text; one sample needs no padding, nor a pad token.
 
     Args:
-        image: a PIL image, or None.
+        image: a PIL image, a list of those that the text names in this order, or None.
         tensors: "pt" or "np".
     """
     return {
-        "images": None if image is None else [image],
+        "images": [image] if image is not None and not isinstance(image, list) else image,
         "padding": False,
         "return_tensors": tensors,
         **special_tokens(processor, prompt),

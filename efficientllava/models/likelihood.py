@@ -100,8 +100,20 @@ def _batch_likelihoods(model: nn.Module, processor: Any, rows: list[_Row]) -> li
             after = row_logits[end - 1].float().log_softmax(dim=-1)
             values.append(after[list(row.next_tokens)].tolist())
         else:
-            start, end = end - sample.answered, end - sample.closing
-            positions = torch.arange(start, end, device=ids.device)
-            before = row_logits[positions - 1].float().log_softmax(dim=-1)
-            values.append([float(before.gather(1, ids[positions][:, None]).sum())])
+            values.append([float(answer_likelihoods(row_logits, ids, sample)[0].sum())])
     return values
+
+
+def answer_likelihoods(logits: Tensor, ids: Tensor, sample: Encoded) -> tuple[Tensor, Tensor]:
+    """Log-likelihood of each token of a row's answer, and whether it is the likeliest, [n] each.
+
+    Args:
+        logits: [T, vocabulary] of the row, padded on the right.
+        ids: [T], its tokens.
+        sample: the row as it was encoded.
+    """
+    end = sample.inputs["input_ids"].shape[1]
+    positions = torch.arange(end - sample.answered, end - sample.closing, device=ids.device)
+    before = logits[positions - 1].float().log_softmax(dim=-1)
+    tokens = ids[positions]
+    return before.gather(1, tokens[:, None])[:, 0], before.argmax(dim=-1) == tokens

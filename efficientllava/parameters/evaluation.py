@@ -6,7 +6,14 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from efficientllava.parameters.section import BenchmarkName, MainBenchmark, RuntimeName, Section
+from efficientllava.parameters.section import (
+    BenchmarkName,
+    EngineName,
+    MainBenchmark,
+    RuntimeName,
+    Section,
+)
+from efficientllava.registry import ENGINES
 
 
 class JudgeParameters(Section):
@@ -27,6 +34,15 @@ class JudgeParameters(Section):
 class EvaluationParameters(Section):
     """What a pruned model is measured on."""
 
+    engine: EngineName = Field(
+        "own", description="who asks and scores: `own` (`benchmark` and `benchmarks`, as their official scripts do) or `lmms_eval` (`lmms_tasks`, by the package lmms-eval)"
+    )
+    lmms_tasks: tuple[str, ...] = Field(
+        (), description="tasks, groups and tags of lmms-eval; the first metric of the first one stands in the comparison"
+    )
+    lmms_folder: str | None = Field(
+        None, min_length=1, description="folder with further task definitions of lmms-eval; Python files that they name are run"
+    )
     benchmark: MainBenchmark = Field(
         "demo", description="the benchmark whose accuracy stands in the comparison"
     )
@@ -45,10 +61,10 @@ class EvaluationParameters(Section):
     chat_template: str = Field(
         "auto", min_length=1, description="how questions are wrapped: `auto` (the checkpoint's own chat template; LLaVA-1.5 and LLaVA-SQA as their official scripts; bare without a template), `none` (bare), or a name: of a template in `additional_chat_templates/`, `vicuna_v1` or `llava_v1`"
     )
-    questions: int | None = Field(None, ge=1, le=1_000_000_000, description="number of test questions; null for all")
+    questions: int | None = Field(None, ge=1, le=1_000_000_000, description="number of test questions, of each task with `lmms_eval`; null for all")
     batch_size: int = Field(64, ge=1, le=65536, description="questions in a forward pass")
     new_tokens: int | None = Field(
-        None, ge=1, le=32768, description="tokens at which an answer is cut; null for the benchmark's own"
+        None, ge=1, le=32768, description="tokens at which an answer is cut; null for the benchmark's or task's own"
     )
     text: str | None = Field(
         None, min_length=1, description="held-out text of the text loss and the perplexity, a source as in proxy.text (of a folder: ptb.test.txt, or else ptb.valid.txt); null for proxy.text"
@@ -59,14 +75,15 @@ class EvaluationParameters(Section):
     judge: JudgeParameters = JudgeParameters()
 
     @model_validator(mode="after")
-    def benchmarks_have_data(self) -> Self:
-        names = self.named_benchmarks
-        if len(set(names)) != len(names):
-            raise ValueError(f"benchmarks {list(names)} name one twice")
-        for name in names:
-            if name not in self.data:
-                raise ValueError(f"benchmark {name} needs its folder or hub id in data")
+    def engine_fits(self) -> Self:
+        if (misfit := ENGINES[self.engine].misfit(self)) is not None:
+            raise ValueError(misfit)
         return self
+
+    @property
+    def compared(self) -> str:
+        """The benchmark or task whose accuracy stands in the comparison."""
+        return self.lmms_tasks[0] if self.lmms_tasks else self.benchmark
 
     @property
     def named_benchmarks(self) -> tuple[BenchmarkName, ...]:

@@ -16,7 +16,7 @@ from pydantic import (
     field_validator,
 )
 
-from efficientllava.registry import BENCHMARKS, METHODS, RUNTIMES
+from efficientllava.registry import BENCHMARKS, ENGINES, METHODS, RUNTIMES
 
 Share = Annotated[float, Field(ge=-1.0, le=1.0)]
 """A difference of two ratios."""
@@ -42,6 +42,7 @@ def _known_or_demo(name: str) -> str:
 
 MethodName = Annotated[str, AfterValidator(_known_method), METHODS]
 RuntimeName = Annotated[str, AfterValidator(RUNTIMES.checked), RUNTIMES]
+EngineName = Annotated[str, AfterValidator(ENGINES.checked), ENGINES]
 BenchmarkName = Annotated[str, AfterValidator(BENCHMARKS.checked), BENCHMARKS]
 MainBenchmark = Annotated[Literal["demo"] | str, AfterValidator(_known_or_demo), BENCHMARKS]
 

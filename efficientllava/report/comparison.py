@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from math import inf
 from pathlib import Path
 from typing import Any
 
 from efficientllava.errors import UserError
 from efficientllava.files import read_json, stored_numbers
 from efficientllava.registry import RUNTIMES
-from efficientllava.report.speedup import NO_DIFFERENCE, PHASES
+from efficientllava.report.speedup import PHASES
 from efficientllava.report.speedup import Latency as Latency  # of a row
 
 LOSSES = ("text_loss", "perplexity", "perplexity_error", "answer_nll")
@@ -34,11 +31,23 @@ class Score:
 
 
 @dataclass(frozen=True)
+class Measure:
+    """A metric of another evaluator, in its own unit; its standard error where it is known."""
+
+    value: float
+    error: float | None
+
+    def __str__(self) -> str:
+        return f"{self.value:.4g}" + ("" if self.error is None else f" ± {self.error:.2g}")
+
+
+@dataclass(frozen=True)
 class Row:
     """One model of the comparison; None where a stage has not run or does not apply.
 
     Attributes:
         benchmarks: beside the main one.
+        measures: by TASK.METRIC of lmms-eval.
         search: the summary of its search.
     """
 
@@ -53,6 +62,7 @@ class Row:
     score: Score | None = None
     breakdowns: dict[str, Score] = field(default_factory=dict)
     benchmarks: dict[str, Score] = field(default_factory=dict)
+    measures: dict[str, Measure] = field(default_factory=dict)
     bytes_on_disk: int | None = None
     parameters: int | None = None
     latencies: dict[str, Latency] = field(default_factory=dict)
@@ -163,6 +173,11 @@ def _scores(path: Path) -> dict[str, Any]:
                 }
                 for group in ("breakdowns", "benchmarks")
             },
+            "measures": {
+                f"{task}.{metric}": Measure(part["value"], part["standard_error"])
+                for task, metrics in record.get("lmms_eval", {}).items()
+                for metric, part in metrics.items()
+            },
         }
     except (KeyError, TypeError) as error:
         raise UserError(f"lacks a field ({error})", where=str(path)) from error
@@ -266,12 +281,23 @@ def breakdown_cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     return ["model", *BREAKDOWNS], body
 
 
+def benchmark_cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Headings and cells of further benchmarks in per cent, and of lmms-eval's metrics as given.
+
+    Models stand across: a task has more metrics than a page has columns.
+    """
+    scores = [row.benchmarks | row.measures for row in rows]
+    names = dict.fromkeys(name for each in scores for name in each)
+    body = [[name, *(str(each.get(name, "–")) for each in scores)] for name in names]
+    return ["benchmark", *(row.name for row in rows)], body
+
+
 def markdown(rows: Sequence[Row]) -> str:
-    """The comparison and the breakdowns as Markdown tables."""
+    """The comparison, the breakdowns and further benchmarks as Markdown tables."""
     text = markdown_table(*cells(rows))
-    headings, body = breakdown_cells(rows)
-    if body:
-        text += "\n" + markdown_table(headings, body)
+    for headings, body in (breakdown_cells(rows), benchmark_cells(rows)):
+        if body:
+            text += "\n" + markdown_table(headings, body)
     return text
 
 
@@ -281,49 +307,3 @@ def markdown_table(
     """One Markdown table; the first column is aligned left, the others by `rest`."""
     lines = [headings, ["---", *[rest] * (len(headings) - 1)], *body]
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
-
-
-def comma_separated(rows: Sequence[Row]) -> str:
-    """Everything of every row as CSV with unrounded numbers; empty where unknown.
-
-    A speed-up whose interval holds 1 is "no difference measured"; its ends have their columns.
-    """
-    columns = [_flat(row) for row in rows]
-    names = list(dict.fromkeys(name for row in columns for name in row))
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, names, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(columns)
-    return buffer.getvalue()
-
-
-def _flat(row: Row) -> dict[str, Any]:
-    flat: dict[str, Any] = {
-        "method": row.method,
-        "ratio": row.ratio,
-        "achieved_sparsity": row.achieved_sparsity,
-        "proxy_loss": row.proxy_loss,
-        "text_loss": row.text_loss,
-        "perplexity": row.perplexity,
-        "perplexity_error": row.perplexity_error,
-        "answer_nll": row.answer_nll,
-        "accuracy": row.score and row.score.accuracy,
-        "standard_error": row.score and row.score.standard_error,
-        "n": row.score and row.score.n,
-        "bytes_on_disk": row.bytes_on_disk,
-        "parameters": row.parameters,
-    }
-    for runtime, timing in row.latencies.items():
-        flat[f"{runtime}_prefill_ms"] = timing.prefill_ms
-        flat[f"{runtime}_decode_ms"] = timing.decode_ms
-        for phase in PHASES:
-            if (speedup := timing.speedup(phase)) is not None:
-                key = f"{runtime}_{phase}_speedup"
-                flat[key] = speedup.factor or NO_DIFFERENCE
-                if speedup.high < inf:
-                    flat[f"{key}_low"], flat[f"{key}_high"] = speedup.low, speedup.high
-    for name, score in (row.breakdowns | row.benchmarks).items():
-        flat[f"accuracy_{name}"] = score.accuracy
-        flat[f"standard_error_{name}"] = score.standard_error
-        flat[f"n_{name}"] = score.n
-    return flat

@@ -17,6 +17,7 @@ from markdown_it import MarkdownIt
 
 from efficientllava.report.comparison import (
     Row,
+    benchmark_cells,
     breakdown_cells,
     cells,
     headline_runtime,
@@ -94,6 +95,7 @@ def html_page(
             comparison=Table(*cells(rows), marked=_dense(rows)),
             timings=timings,
             breakdowns=Table(*breakdown_cells(rows)),
+            benchmarks=Table(*benchmark_cells(rows)),
             experiments=experiments,
             parts=parts,
             facts=facts or {},

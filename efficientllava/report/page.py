@@ -10,7 +10,8 @@ from typing import Any
 
 from efficientllava.errors import without_users
 from efficientllava.files import read_json, replacing, write_text
-from efficientllava.report.comparison import Row, comma_separated, markdown, read_rows
+from efficientllava.report.comma_separated import comma_separated
+from efficientllava.report.comparison import Row, markdown, read_rows
 from efficientllava.report.html import Part, Picture, drawn, html_page
 from efficientllava.report.latency.section import SCRIPT, write_timings
 from efficientllava.report.plots import convergence_plot, policy_plot, sparsity_plot

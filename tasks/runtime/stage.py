@@ -108,13 +108,13 @@ def _tell_defaults(given: set[str], parameters: Parameters, path: Path) -> None:
     left_out = [name for name in Parameters.model_fields if name not in given]
     if left_out:
         asked = parameters.evaluation.questions
-        if asked is None and parameters.evaluation.benchmark == "demo":
+        if asked is None and parameters.evaluation.compared == "demo":
             asked = parameters.model.demo.test_questions
         print(
             f"note: {path} leaves out {', '.join(left_out)}; with their defaults this runs model "
             f"{parameters.model.source}, methods {', '.join(parameters.methods)} at ratios "
             f"{', '.join(map(str, parameters.ratios))}, "
-            f"{'all' if asked is None else asked} questions of {parameters.evaluation.benchmark}",
+            f"{'all' if asked is None else asked} questions of {parameters.evaluation.compared}",
             file=sys.stderr,
         )
 

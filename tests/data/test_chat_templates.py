@@ -12,7 +12,12 @@ from PIL import Image
 
 from efficientllava.data.conversations import CONVERSATIONS
 from efficientllava.data.encoding import encode_answered, encode_prompt
-from efficientllava.data.prompts import asks_as_vicuna, chat_prompt, choose_template
+from efficientllava.data.prompts import (
+    asks_as_vicuna,
+    chat_prompt,
+    choose_template,
+    conversation_prompt,
+)
 from efficientllava.errors import UserError
 from efficientllava.models.families import FAMILIES
 from efficientllava.models.processors.text_processor import TextProcessor
@@ -102,6 +107,11 @@ def test_named_templates_and_none() -> None:
         assert chat_prompt(processor, "w1", token) == CONVERSATIONS[name].prompt("<image>\nw1")
         assert chat_prompt(processor, "w1", None) == CONVERSATIONS[name].prompt("w1")
         assert asks_as_vicuna(processor)
+        system = {"role": "system", "content": [{"type": "text", "text": "w2"}]}
+        user = {"role": "user", "content": [{"type": "text", "text": "w1"}]}
+        for turns in ([user, user], [system, user], [system]):  # none is left out without a word
+            with pytest.raises(UserError, match="one message of the user and no other"):
+                conversation_prompt(processor, turns, token)
     processor.chat_template = {"default": template(token), "brief": "w9 {{ messages|length }}"}
     with pytest.raises(UserError, match="no chat template 'long'.*auto, none, brief, default"):
         choose_template(processor, "long", token, "here")

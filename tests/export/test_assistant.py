@@ -9,12 +9,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import AutoProcessor
 
+from efficientllava.data.encoding import encode_prompt
 from efficientllava.errors import UserError
-from efficientllava.export.assistant import Assistant, answer
+from efficientllava.export.assistant import Assistant, answer, graph_inputs, read_image
 from efficientllava.export.decoding import Prompt
 from efficientllava.models.checkpoint import load_model, load_processor
 from tests.export.conftest import NEW_TOKENS, PROMPT_TOKENS, Assistants, each_runtime
@@ -43,6 +46,24 @@ def test_tokens_are_those_of_generate(
     # answers that differ from each other and within themselves would show a wrong cache
     assert len({tuple(tokens) for tokens in ours}) == len(prompts)
     assert all(len(set(tokens)) > 1 for tokens in ours)
+
+
+@pytest.mark.parametrize("size", [(50, 20), (20, 50), (200, 3)])
+def test_pictures_are_prepared_as_for_the_evaluation(
+    exported: Path, checkpoints: dict[str, Path], tmp_path: Path, size: tuple[int, int]
+) -> None:
+    """The checkpoint's own files crop, as the hub's LLaVA-1.5 does; the export's do not."""
+    picture = tmp_path / "picture.png"
+    pixels = np.random.default_rng(0).integers(0, 255, (*size, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(picture)
+    prompt = Prompt("<image> w1", picture)
+    processor: Any = load_processor(checkpoints["pruned"])
+    expected = encode_prompt(processor, prompt.text, read_image(picture)).inputs
+    inputs = graph_inputs(Assistant(exported, "onnxruntime").processor, prompt)
+    assert np.array_equal(inputs.pixel_values, expected["pixel_values"])
+    assert np.array_equal(inputs.input_ids, expected["input_ids"][0])
+    own = AutoProcessor.from_pretrained(checkpoints["pruned"], backend="pil")
+    assert not np.array_equal(graph_inputs(own, prompt).pixel_values, inputs.pixel_values)
 
 
 def test_an_end_token_ends_the_answer(

@@ -12,10 +12,10 @@ from rich.console import Console
 
 from efficientllava.errors import UserError
 from efficientllava.files import read_json, write_json
+from efficientllava.report.comma_separated import comma_separated
 from efficientllava.report.comparison import (
     breakdown_cells,
     cells,
-    comma_separated,
     markdown,
     read_rows,
 )

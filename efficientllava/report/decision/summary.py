@@ -98,6 +98,8 @@ def summary(
         "cost_cpu_seconds": None if cost is None else cost.cpu_seconds,
         "cost_wall_seconds": None if cost is None else cost.wall_seconds,
     }
+    for name, measure in row.measures.items():
+        numbers |= {name: measure.value, f"{name}_se": measure.error}
     return Summary(
         {name: float(value) for name, value in numbers.items() if value is not None}, words
     )

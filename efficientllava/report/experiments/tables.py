@@ -9,8 +9,8 @@ from pathlib import Path
 
 from efficientllava.files import replacing, write_text
 from efficientllava.registry import RUNTIMES
+from efficientllava.report.comma_separated import comma_separated
 from efficientllava.report.comparison import (
-    comma_separated,
     headline_runtime,
     markdown_table,
     number,

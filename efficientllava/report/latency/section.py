@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from efficientllava.files import read_json, replacing, write_text
+from efficientllava.report.comma_separated import comma_separated
 from efficientllava.report.comparison import (
     Row,
-    comma_separated,
     headline_runtime,
     markdown,
     runtime_title,
