@@ -32,7 +32,7 @@ class Predictions:
 
     Attributes:
         texts: a model's answer by id, where the file has texts.
-        indices: the chosen index by id, where it has those (ScienceQA's result files, demo questions).
+        indices: the chosen index by id, where it has those (ScienceQA's results, demo questions).
         rows: the records of a review or grade file, by id; already judged.
         answer_ids: of an answer, by question, where the file has them.
     """
