@@ -11,7 +11,7 @@ import typer
 
 from efficientllava import __version__
 from efficientllava.commands import versions
-from efficientllava.commands.serve import serve
+from efficientllava.commands.serve import Threads, serve
 from efficientllava.errors import UserError, disk_error
 
 commands = typer.Typer(
@@ -117,12 +117,14 @@ def prune(  # noqa: PLR0913 every parameter is an option of the command
 def ask(
     folder: Folder,
     image: Annotated[str, typer.Argument(help="an image file, or - for none")],
-    question: Annotated[str, typer.Argument(help="the question, e.g. 'How many shapes are there?'")],
+    question: Annotated[
+        str, typer.Argument(help="the question, e.g. 'How many shapes are there?'")
+    ],
     choice: Annotated[list[str] | None, typer.Option(help="an option; give it repeatedly")] = None,
     hint: Annotated[str, typer.Option(help="context of the question")] = "",
     raw: Annotated[bool, typer.Option(help="QUESTION is the whole prompt")] = False,
     new_tokens: Annotated[int, typer.Option(min=1, help="tokens generated at most")] = 16,
-    threads: Annotated[int, typer.Option(min=1, help="threads")] = 1,
+    threads: Threads = 1,
 ) -> None:
     """Answer a question about an image: exported graphs by the first runtime that can be used,
     checkpoints, packed ones too, by PyTorch."""
@@ -205,7 +207,7 @@ def score(  # noqa: PLR0913 every parameter is an option of the command
         Path | None, typer.Option(help="folder for the judge's grades or reviews", callback=_home)
     ] = None,
     runs: Annotated[int | None, typer.Option(min=1, help="judgements of each answer")] = None,
-    parallel: Annotated[int, typer.Option(min=1, help="requests at the same time")] = 8,
+    parallel: Annotated[int, typer.Option(min=1, max=1024, help="requests at the same time")] = 8,
     timeout: Annotated[float, typer.Option(min=0.1, help="seconds to wait for a reply")] = 60.0,
     attempts: Annotated[int, typer.Option(min=1, help="tries of a request")] = 6,
 ) -> None:

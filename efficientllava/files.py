@@ -8,9 +8,10 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from safetensors import serialize_file
@@ -61,8 +62,8 @@ def replacing(path: Path) -> Iterator[Path]:
     path = Path(path)
     # a fixed name: the next process clears the leftovers of a killed one
     temporary = path.with_name(f".{path.name}.tmp")
+    _make(path.parent, path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         _remove(temporary)
         yield temporary
         if temporary.is_dir() and path.is_dir():
@@ -81,6 +82,17 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
+def _make(folder: Path, path: Path) -> None:
+    """Make the folder of a path; whatever keeps the system from it, the user can mend."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        problem = f"its folder cannot be made ({os.strerror(error.errno or 0)})"
+        remedy = "name a place that you may write"
+        told = disk_error(error, path) or UserError(problem, f"writing {path}", remedy)
+        raise told from error
+
+
 def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
@@ -89,7 +101,10 @@ def _remove(path: Path) -> None:
 
 
 def require_place(path: Path, where: str) -> None:
-    """Check that a file or folder may be written at a path; nothing is made.
+    """Check that a file or folder may be written at a path.
+
+    The missing folders are made in a temporary folder beside their place, which is removed: file
+    systems such as /proc report only then that they take none.
 
     Args:
         where: the name of the path in messages.
@@ -97,17 +112,17 @@ def require_place(path: Path, where: str) -> None:
     Raises:
         UserError: it lies in a folder that may not be written, or below a file.
     """
-    remedy, there = "name a place that you may write", Path(path).absolute()
+    absolute = Path(path).absolute()
     try:
-        os.lstat(there)
-    except FileNotFoundError:
-        there = next(parent for parent in there.parents if parent.is_dir())
+        with suppress(FileNotFoundError):
+            os.lstat(absolute)
+        there = next(each for each in (absolute, *absolute.parents) if each.is_dir())
+        with TemporaryDirectory(prefix=".place-", dir=there) as temporary:
+            if there != absolute:
+                (Path(temporary) / absolute.relative_to(there)).mkdir(parents=True)
     except OSError as error:
         problem = f"cannot be written ({os.strerror(error.errno or 0)})"
-        raise UserError(problem, where, remedy) from error
-    effective = os.access in os.supports_effective_ids
-    if not os.access(there, os.W_OK, effective_ids=effective):
-        raise UserError("cannot be written (Permission denied)", where, remedy)
+        raise UserError(problem, where, "name a place that you may write") from error
 
 
 def copy_folder(source: Path, target: Path) -> None:

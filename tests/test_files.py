@@ -19,7 +19,13 @@ from safetensors import SafetensorError
 from efficientllava.data.proxy import ProxyData
 from efficientllava.database.build import build_database
 from efficientllava.errors import UserError, disk_error
-from efficientllava.files import bring_file, folder_digest, read_json, write_json
+from efficientllava.files import (
+    bring_file,
+    folder_digest,
+    read_json,
+    require_place,
+    write_json,
+)
 from efficientllava.models.families import Adapter
 from efficientllava.parameters import ObsParameters
 
@@ -102,6 +108,20 @@ def test_a_copy_that_fails_leaves_nothing_and_keeps_the_source(
     with pytest.raises(UserError if number == errno.ENOSPC else OSError):
         bring_file(source, target)
     assert not any((tmp_path / "to").iterdir()) and source.read_text() == "text"
+
+
+def test_a_place_is_tried_before_the_work(tmp_path: Path) -> None:
+    """/proc takes nothing, whatever the permissions say; nothing stays of the trial."""
+    for path in (Path("/proc/a/b"), tmp_path / "a" / ("b" * 300) / "c"):
+        with pytest.raises(UserError, match=r"--output: cannot be written \("):
+            require_place(path, "--output")
+    require_place(tmp_path / "a" / "b", "--output")
+    require_place(tmp_path, "--output")
+    (tmp_path / "file").touch()
+    require_place(tmp_path / "file", "--output")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    with pytest.raises(UserError, match=r"writing /proc/a/b: its folder cannot be made"):
+        write_json(Path("/proc/a/b"), 1)
 
 
 def test_a_missing_file_is_no_reason_to_copy(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@
 | {"v1_<id>": {"model", "content", "score"}} | MM-Vet's grades |
 | JSON lines of {question_id, category, content, tuple, ...} | LLaVA-Bench's reviews |
 | [{"image", "answer"}] | VizWiz's submission |
+| JSON lines of {id, predicted, answer, answer_nll} | our demo questions, answered by likelihood |
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Predictions:
 
     Attributes:
         texts: a model's answer by id, where the file has texts.
-        indices: the chosen index by id, where it has those (ScienceQA's result files).
+        indices: the chosen index by id, where it has those (ScienceQA's results, demo questions).
         rows: the records of a review or grade file, by id; already judged.
         answer_ids: of an answer, by question, where the file has them.
     """
@@ -62,6 +63,8 @@ def read_predictions(path: Path) -> Predictions:
         ]
         if rows and all("tuple" in row.values or "content" in row.values for row in rows):
             return Predictions(path, rows=_by_id(rows, path, lambda row: row, "question_id"))
+        if all("predicted" in row.values and "question_id" not in row.values for row in rows):
+            return Predictions(path, indices=_by_id(rows, path, _chosen, "id"))
         texts = _by_id(rows, path, _answer, "question_id", "image")
         names = {
             key: str(row.values["answer_id"])
@@ -94,6 +97,13 @@ def _record(value: Any, path: Path, number: int) -> Mapping[str, Any]:
 def _answer(row: Row) -> str:
     submitted = "answer" in row.values and "text" not in row.values
     return row.text("answer" if submitted else "text")
+
+
+def _chosen(row: Row) -> int:
+    value = row.value("predicted")
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise UserError(f"predicted must be the index of a choice, not {value!r}", where=row.where)
+    return value
 
 
 def _by_id(rows: Iterable[Row], path: Path, value: Callable[[Row], T], *names: str) -> dict[str, T]:

@@ -38,7 +38,9 @@ class Row:
         for name in names:
             if name in self.values:
                 return self.values[name]
-        raise UserError(f"lacks {' or '.join(names)}", where=self.where)
+        raise UserError(
+            f"lacks {' or '.join(names)}", self.where, "see the formats in docs/evaluate.md"
+        )
 
     def identity(self, *names: str) -> str:
         """A field that identifies: text or a whole number, as text.

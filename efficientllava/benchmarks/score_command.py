@@ -16,7 +16,7 @@ from efficientllava.benchmarks.judge.client import Judge, JudgeSettings, Judging
 from efficientllava.benchmarks.predictions import read_predictions, write_lines
 from efficientllava.benchmarks.scoring import score_files
 from efficientllava.errors import UserError
-from efficientllava.files import write_json
+from efficientllava.files import require_place, write_json
 from efficientllava.registry import BENCHMARKS
 
 
@@ -76,6 +76,7 @@ def run(request: Request, options: JudgeOptions) -> None:
     benchmark: Benchmark[Any] = BENCHMARKS[request.benchmark]
     benchmark.style(request.style)
     judging = options.judging()
+    _require_places(request, options)
     if request.submission is not None and not _submit(benchmark, request, request.submission):
         return
     outcome = score_files(
@@ -93,6 +94,21 @@ def run(request: Request, options: JudgeOptions) -> None:
         print(f"note: {note}")
     if request.output is not None:
         write_json(request.output, outcome.scores)
+
+
+def _require_places(request: Request, options: JudgeOptions) -> None:
+    """Check, before a judge is paid, that everything can be written."""
+    places = {
+        "--output": request.output,
+        "--submission": request.submission,
+        "--judgements": options.judgements,
+        "--judge-cache": options.cache if options.settings else None,
+    }
+    for name, place in places.items():
+        if place is not None:
+            require_place(place, f"{name} {place}")
+            if name in ("--output", "--submission") and place.is_dir():
+                raise UserError("is a folder", f"{name} {place}", "name a file")
 
 
 def _submit(benchmark: Benchmark[Any], request: Request, file: Path) -> bool:

@@ -11,19 +11,22 @@ from efficientllava.errors import UserError
 
 KEY = "EFFICIENTLLAVA_API_KEY"
 MEGABYTE = 10**6
+Threads = Annotated[int, typer.Option(min=1, max=1024, help="threads")]
 
 
 def serve(  # noqa: PLR0913 every parameter is an option of the command
     model: Annotated[
         str, typer.Argument(help="a checkpoint, an exported model, or models:/NAME@champion")
     ],
-    host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help=f"address to listen on; another than this machine's needs {KEY}")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")] = 8000,
     name: Annotated[
         str | None, typer.Option(help="of the model, in requests", show_default="the folder's")
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N")] = "cpu",
-    threads: Annotated[int, typer.Option(min=1, help="threads")] = 1,
+    threads: Threads = 1,
     queue: Annotated[
         int, typer.Option(min=0, help="requests that wait while one is answered")
     ] = 16,
@@ -37,13 +40,18 @@ def serve(  # noqa: PLR0913 every parameter is an option of the command
     tracking_uri: Annotated[
         str | None, typer.Option(help="MLflow, for models:/", show_default="MLFLOW_TRACKING_URI")
     ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="let other machines ask without a key")
+    ] = False,
 ) -> None:
     """Serve a model by the chat-completions protocol, one request at a time (docs/serve.md)."""
-    from efficientllava.serving.server import Settings, serve_checkpoint
+    from efficientllava.serving.server import Settings, require_access, serve_checkpoint
     from efficientllava.serving.source import checkpoint_of, name_of
 
     if (key := os.environ.get(KEY)) is not None and not key.strip():
         raise UserError("the key is empty", where=KEY, remedy="give it a value, or unset it")
+    if key is None and not insecure:
+        require_access(host, port, KEY)
     with checkpoint_of(model, tracking_uri) as folder:
         settings = Settings(
             name=name or name_of(model),

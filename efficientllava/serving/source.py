@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from efficientllava.errors import UserError
-from efficientllava.loopback import reach_loopback
+from efficientllava.loopback import require_mlflow
 from efficientllava.models.folder_kind import checkpoint_in
 from efficientllava.reading import expanded
 
@@ -65,7 +65,7 @@ def _fetched(source: str, tracking_uri: str, folder: Path) -> Path:
     from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
 
-    reach_loopback()
+    require_mlflow(tracking_uri, "--tracking-uri")
     where = f"{source} at {tracking_uri}"
     try:
         downloaded = download_artifacts(

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from efficientllava.errors import UserError
-from efficientllava.files import DIGESTS, read_json, replacing
+from efficientllava.files import DIGESTS, read_json, replacing, require_place
 from efficientllava.models.packed import DAMAGED, SECTION, is_packed, record_of
 from efficientllava.models.weight_files import (
     PICKLES,
@@ -139,6 +139,7 @@ def _require_new(folder: Path, out: Path) -> None:
         raise UserError("it exists already", where, remedy)
     if out.resolve().is_relative_to(folder.resolve()):
         raise UserError(f"it lies in {folder}", where, remedy)
+    require_place(out, where)
 
 
 def _unquantized_config(folder: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from efficientllava.errors import UserError
+from efficientllava.loopback import MLFLOW, require_mlflow
 from efficientllava.parameters import TrackingParameters
 from efficientllava.parsing import parse_parameters
 from efficientllava.reading import read_text, require_plain_yaml
@@ -113,6 +114,7 @@ def connected(uri: str | None = None, name: str | None = None) -> Iterator[Conne
             where=uri,
             remedy="start in the clone, give --uri, or set MLFLOW_TRACKING_URI",
         )
+    require_mlflow(uri)
     # MLflow's own default is some minutes of silent retries
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -128,7 +130,9 @@ def connected(uri: str | None = None, name: str | None = None) -> Iterator[Conne
         yield Connection(client, name or parameters.registered_model, uri)
     except (MlflowException, SQLAlchemyError, OSError) as error:
         said = str(error).splitlines()[0]
-        raise UserError(f"MLflow cannot be used ({said})", where=uri) from error
+        raise UserError(
+            f"MLflow cannot be used ({said})", f"MLflow at {uri}", MLFLOW.format("--uri")
+        ) from error
 
 
 def _tracking() -> TrackingParameters:

@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from efficientllava.errors import UserError, without_users
-from efficientllava.files import replacing
+from efficientllava.files import replacing, require_place
 from efficientllava.reading import expanded
 
 SCHEME = "dvc"
@@ -199,6 +199,7 @@ def fetch_into(address: str, folder: Path, tracking_uri: str | None) -> int:
     """
     if folder.exists():
         raise UserError("is there already", where=str(folder), remedy="name a new folder")
+    require_place(folder, str(folder))
     contents = Contents(Pointer.parse(address), tracking_uri)
     with replacing(folder) as temporary:
         for name in contents.files:

@@ -51,6 +51,24 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_predictions_of_the_demo_questions(folder: Path) -> None:
+    """As the stage `evaluate` writes them: the index of the likeliest choice."""
+    rows = [
+        {"answer": 0, "answer_nll": 0.5, "id": name, "predicted": predicted}
+        for name, predicted in (("1", 0), ("2", 1), ("3", 1))
+    ]
+    file = folder / "predictions.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    scores = score_files(ScienceQA, [file], folder).scores
+    assert scores["correct"] == 2 and scores["n"] == 3
+    file.write_text(json.dumps(rows[0] | {"predicted": "A"}))
+    with pytest.raises(UserError, match=r"line 1: predicted must be the index of a choice"):
+        read_predictions(file)
+    file.write_text('{"text": "A"}')
+    with pytest.raises(UserError, match=r"lacks question_id or image\n  -> see the formats"):
+        read_predictions(file)
+
+
 @pytest.mark.parametrize(
     "text, letter",
     [

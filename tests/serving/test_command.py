@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 from efficientllava.cli import commands
 from efficientllava.commands.ask import checkpoint_reply
 from efficientllava.errors import UserError
+from efficientllava.serving.server import _address, _listening
 from efficientllava.serving.source import checkpoint_of, name_of
 
 
@@ -83,15 +84,32 @@ def test_what_keeps_it_from_starting(
         taken.listen()
         port = str(taken.getsockname()[1])
         assert f"--port {port}: cannot listen there" in error_of(good, "--port", port)
-    assert "cannot listen there" in error_of(good, "--host", "nowhere.invalid")
+    for host in ("nowhere.invalid", "300.1.1.1"):
+        said = error_of(good, "--host", host)
+        assert f"--host {host}: no such address" in said and "port" not in said
+    assert "-> take 127.0.0.1" in error_of(good, "--host", "192.0.2.1", "--insecure")
     assert "--device" in error_of(good, "--device", "gpu")
     with monkeypatch.context() as environment:
         environment.setenv("EFFICIENTLLAVA_API_KEY", " ")
         assert "the key is empty" in error_of(good)
+    monkeypatch.delenv("EFFICIENTLLAVA_API_KEY", raising=False)
+    for host in ("0.0.0.0", "::", "192.0.2.1"):
+        said = error_of(str(tmp_path / "unread"), "--host", host)
+        assert f"--host {host}: whoever reaches" in said and "set EFFICIENTLLAVA_API_KEY" in said
+    for command in (["serve", good], ["ask", good, "-", "w1"]):
+        done = CliRunner().invoke(commands, [*command, "--threads", "20000"])
+        assert done.exit_code == 2 and "1024" in done.output
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert "no MLflow is named" in error_of("models:/efficientllava@champion")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_address_of_all_addresses_is_one_that_others_can_use() -> None:
+    for host, expected in (("127.0.0.1", "http://127.0.0.1:"), ("0.0.0.0", "http://")):
+        with _listening(host, 0) as listener:
+            address = _address(listener)
+        assert address.startswith(expected) and "//0.0.0.0" not in address
 
 
 def test_weights_that_cannot_be_used_are_named(

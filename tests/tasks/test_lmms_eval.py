@@ -289,7 +289,7 @@ def test_pictures_stand_where_a_text_names_them() -> None:
 def test_stage_and_report(ready: Workspace, here: Here, local_tasks: Path) -> None:
     """scores.json, answers, table and summary of a run of the stage."""
     from efficientllava.report.html import html_page
-    from efficientllava.report.summaries import summary
+    from efficientllava.report.decision.summary import summary
 
     changes = {
         "engine": "lmms_eval",
@@ -311,11 +311,11 @@ def test_stage_and_report(ready: Workspace, here: Here, local_tasks: Path) -> No
     acc = record["lmms_eval"]["local_choices"]["acc"]
     assert row.score is not None and row.score.accuracy == acc["value"]
     assert "local_shapes.exact_match" in table and "local_choices.acc" in table
-    numbers = summary(row, "sparse")
+    numbers = summary(row, [row]).numbers
     assert numbers["local_choices.acc"] == pytest.approx(acc["value"], abs=1e-6)
     error = acc["standard_error"]
     assert 0 < error != pytest.approx(acc["value"])
-    assert numbers["local_choices.acc_error"] == pytest.approx(error, abs=1e-6)
+    assert numbers["local_choices.acc_se"] == pytest.approx(error, abs=1e-6)
 
 
 def test_without_the_package_the_first_stage_says_how_to_install_it(
