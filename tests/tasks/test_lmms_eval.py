@@ -27,8 +27,6 @@ from efficientllava.models.families import adapter_for
 from efficientllava.parameters import EvaluationParameters
 from efficientllava.progress import silent
 from efficientllava.registry import ENGINES
-from efficientllava.report.comma_separated import comma_separated
-from efficientllava.report.comparison import markdown, read_rows
 from efficientllava.sparse.checkpoint import pack_checkpoint
 from tests.export.conftest import tiny_model, tiny_processor
 from tests.tasks.conftest import Here, Workspace
@@ -288,9 +286,6 @@ def test_pictures_stand_where_a_text_names_them() -> None:
 @installed
 def test_stage_and_report(ready: Workspace, here: Here, local_tasks: Path) -> None:
     """scores.json, answers, table and summary of a run of the stage."""
-    from efficientllava.report.html import html_page
-    from efficientllava.report.decision.summary import summary
-
     changes = {
         "engine": "lmms_eval",
         "lmms_tasks": ["local_choices", "local_shapes"],
@@ -304,18 +299,19 @@ def test_stage_and_report(ready: Workspace, here: Here, local_tasks: Path) -> No
     record = read_json(folder / "scores.json")
     assert record["n"] == 5 and record["text_loss"] > 0
     assert len((folder / "answers" / "local_shapes.jsonl").read_text().splitlines()) == 5
-    [row] = read_rows(ready.folder / "artifacts", [], [])
-    table = markdown([row])
-    assert "local_shapes.exact_match_error" in comma_separated([row])
-    assert "local_shapes.exact_match" in html_page([row])
     acc = record["lmms_eval"]["local_choices"]["acc"]
-    assert row.score is not None and row.score.accuracy == acc["value"]
-    assert "local_shapes.exact_match" in table and "local_choices.acc" in table
-    numbers = summary(row, [row]).numbers
-    assert numbers["local_choices.acc"] == pytest.approx(acc["value"], abs=1e-6)
-    error = acc["standard_error"]
-    assert 0 < error != pytest.approx(acc["value"])
-    assert numbers["local_choices.acc_se"] == pytest.approx(error, abs=1e-6)
+    assert record["accuracy"] == acc["value"] and 0 < acc["standard_error"] != acc["value"]
+    outcome = here(ready.folder, "tasks.report")
+    assert outcome.status == 0, outcome.error
+    report = ready.folder / "artifacts" / "report"
+    for file in ("table.md", "table.csv", "report.html"):
+        text = (report / file).read_text(encoding="utf-8")
+        assert "local_choices.acc" in text and "local_shapes.exact_match" in text, file
+    numbers = read_json(ready.folder / "artifacts" / "summary" / "dense.json")
+    assert numbers["local_choices.acc"] == pytest.approx(acc["value"], abs=1e-4)
+    error = numbers["local_choices.acc_se"]
+    assert error == pytest.approx(acc["standard_error"], abs=1e-4)
+    assert f"{acc['value']:.4g} ± {acc['standard_error']:.2g}" in (report / "table.md").read_text()
 
 
 def test_without_the_package_the_first_stage_says_how_to_install_it(

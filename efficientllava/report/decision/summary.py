@@ -125,7 +125,7 @@ def write_summaries(folder: Path, rows: Sequence[Row], target: float) -> None:
             numbers = {
                 key: round(value, 4)
                 for key, value in summary(row, rows).numbers.items()
-                if key in IN_DVC
+                if key in IN_DVC or key.removesuffix("_se") in row.measures
             }
             if numbers:
                 write_json(temporary / f"{name}.json", numbers)
