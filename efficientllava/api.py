@@ -17,27 +17,25 @@ from pathlib import Path
 from typing import Any
 
 from efficientllava.allocation.context import Context
-from efficientllava.allocation.search.policy import check_band
 from efficientllava.allocation.unfinished import code_digest
 from efficientllava.calibration.data import calibration_data
 from efficientllava.data.proxy import ProxyData, save_proxy
-from efficientllava.errors import UserError, hint, renaming
+from efficientllava.errors import UserError, renaming
 from efficientllava.files import copy_folder, read_json, require_place, value_digest, write_json
 from efficientllava.models.checkpoint import check_tokenizer, skeleton
+from efficientllava.models.families import adapter_for
 from efficientllava.models.loading import VisionLanguageModel
-from efficientllava.offload.devices import enough_memory, require_device
+from efficientllava.offload.devices import enough_memory
 from efficientllava.parameters import Parameters
-from efficientllava.parsing import parse_parameters
 from efficientllava.progress import Event, Progress, silent
 from efficientllava.pruning.finalize import finalize
+from efficientllava.pruning.settings import SECTIONS, require_kind, settings
+from efficientllava.pruning.structured.block_removal import removed_count
 from efficientllava.reading import expanded
 from efficientllava.registry import METHODS
 from efficientllava.work_folder import locked
 
-SECTIONS = ("obs", "allocation", "finalize", "search", "sensitivity", "machine")
-"""The sections of params.yaml that pruning one model reads."""
 ARGUMENTS = {
-    "params.yaml, machine.device:": "device:",
     "params.yaml, ratios": "sparsity",
     "params.yaml, ": "parameters, ",
 }
@@ -173,7 +171,7 @@ def _prune(
     progress: Progress,
 ) -> Result:
     sparsity = chosen.ratios[0]
-    _require(vlm, VisionLanguageModel, "vlm", "give what `load` returns")
+    require_kind(vlm, VisionLanguageModel, "vlm", "give what `load` returns")
     data = calibration_data(vlm) if data is None else data
     require_data(vlm, data, method, chosen)
     if not vlm.family.takes_images:  # no projector
@@ -224,70 +222,15 @@ class _Named:
         self.progress(replace(event, name=self.work) if event.name == "block" else event)
 
 
-def _require(value: object, kind: type, name: str, remedy: str) -> None:
-    if not isinstance(value, kind):
-        raise UserError(f"{type(value).__name__} is not what is needed here", name, remedy)
-
-
-def settings(
-    method: str,
-    sparsity: float,
-    parameters: Mapping[str, Any] | None = None,
-    device: str | None = None,
-) -> Parameters:
-    """All parameters of a call, checked against each other, before anything is read.
-
-    Raises:
-        UserError: naming what is unknown, out of bounds, or does not go together; the device is
-            not there.
-    """
-    METHODS[str(method)]
-    try:
-        share = float(sparsity)
-    except (TypeError, ValueError):
-        share = -1.0
-    if not 0.0 < share < 1.0:
-        raise UserError(
-            f"{sparsity} is not between 0 and 1",
-            where="sparsity",
-            remedy="0.5 makes half of the decoder's weights zero",
-        )
-    values = _sections(parameters or {})
-    machine = values.setdefault("machine", {})
-    if device is not None and machine.setdefault("device", device) != device:
-        raise UserError(
-            f"two devices are named, {device} and {machine['device']}",
-            where="device and machine.device",
-            remedy="name one of them",
-        )
-    chosen = parse_parameters(
-        {**values, "methods": [method], "ratios": [share]}, where="parameters"
-    )
-    require_device(chosen.machine.device)
-    if "database" in METHODS[method].needs:
-        check_band(METHODS[method].levels(chosen, share), share, chosen.search.band)
-    return chosen
-
-
-def _sections(parameters: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    _require(parameters, Mapping, "parameters", 'write {"section": {"name": value}}')
-    for name, section in parameters.items():
-        if name not in SECTIONS:
-            suggestion = hint(str(name), SECTIONS, "known here")
-            raise UserError(f"unknown section {name} ({suggestion})", where="parameters")
-        _require(section, Mapping, f"parameters, {name}", "write {name: value}")
-    return {name: dict(section) for name, section in parameters.items()}
-
-
 def require_data(
     vlm: VisionLanguageModel, data: ProxyData, method: str, parameters: Parameters
 ) -> None:
     """Check, without reading weights, that a model, its tokenizer and the data go together.
 
     Raises:
-        UserError: they do not, or the method lacks image-text pairs.
+        UserError: they do not, the method lacks image-text pairs, or would remove too many blocks.
     """
-    _require(data, ProxyData, "data", "give what `calibration_data` returns")
+    require_kind(data, ProxyData, "data", "give what `calibration_data` returns")
     images = vlm.family.takes_images
     if data.pairs is not None and not images:
         raise UserError(
@@ -303,6 +246,9 @@ def require_data(
         )
     model = skeleton(vlm.folder)
     check_tokenizer(vlm.processor, model, vlm.description)
+    if getattr(METHODS[method], "removal", "").startswith("blocks_"):
+        keep_last = parameters.finalize.keep_last_block
+        removed_count(parameters.ratios[0], len(adapter_for(model).blocks), keep_last)
     rows = model.get_input_embeddings().num_embeddings
     inputs = [data.segments, *([] if data.pairs is None else [data.pairs.inputs["input_ids"]])]
     largest = max(int(tokens.max()) for tokens in inputs)

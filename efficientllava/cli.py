@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -35,16 +35,16 @@ def main(
     """Prune vision-language models, ask them, verify checkpoints, score predictions."""
 
 
-def _home(value: Any) -> Any:
-    """A path, or paths, with ~ as the home folder: shells leave it after an equals sign."""
+def path(value: str | Path) -> Path:
+    """A path with ~ as the home folder: shells leave it after an equals sign."""
     from efficientllava.reading import expanded
 
-    if isinstance(value, list):
-        return [expanded(path) for path in value]
-    return None if value is None else expanded(value)
+    if not str(value).strip():
+        raise typer.BadParameter("it is empty; the current folder is .")
+    return expanded(value)
 
 
-Folder = Annotated[Path, typer.Argument(help="a checkpoint or an exported model", callback=_home)]
+Folder = Annotated[Path, typer.Argument(help="a checkpoint or an exported model", parser=path)]
 
 
 @commands.command()
@@ -64,10 +64,10 @@ def prune(  # noqa: PLR0913 every parameter is an option of the command
         typer.Option(help="image-text pairs in ScienceQA's layout; packaged if left out"),
     ] = None,
     output: Annotated[
-        Path, typer.Option(help="where the pruned checkpoint goes", callback=_home)
+        Path, typer.Option(help="where the pruned checkpoint goes", parser=path)
     ] = Path("pruned"),
     work: Annotated[
-        Path, typer.Option(help="unfinished work, databases, finished checkpoints", callback=_home)
+        Path, typer.Option(help="unfinished work, databases, finished checkpoints", parser=path)
     ] = Path("work"),
     revision: Annotated[str | None, typer.Option(help="commit; needed with a hub id")] = None,
     family: Annotated[
@@ -132,7 +132,7 @@ def ask(
     from efficientllava.export.assistant import answer
 
     text = question if raw else format_prompt(question, choice or [], hint)
-    picture = None if image == "-" else _home(image)
+    picture = None if image == "-" else path(image)
     if (folder / "prefill.onnx").is_file():
         typer.echo(answer(folder, picture, text, None, threads, new_tokens, raw))
         return
@@ -144,7 +144,7 @@ def ask(
 @commands.command()
 def verify(
     folder: Annotated[
-        Path, typer.Argument(help="a checkpoint, a database or proxy data", callback=_home)
+        Path, typer.Argument(help="a checkpoint, a database or proxy data", parser=path)
     ],
 ) -> None:
     """Check that a folder is as it was written: its digests, and a pruned checkpoint's zeros."""
@@ -155,8 +155,8 @@ def verify(
 
 @commands.command()
 def pack(
-    folder: Annotated[Path, typer.Argument(help="a pruned checkpoint", callback=_home)],
-    out: Annotated[Path, typer.Argument(help="output folder; it must not exist", callback=_home)],
+    folder: Annotated[Path, typer.Argument(help="a pruned checkpoint", parser=path)],
+    out: Annotated[Path, typer.Argument(help="output folder; it must not exist", parser=path)],
     dtype: Annotated[
         str | None, typer.Option(help="int8 rounds packed weights; lossless if left out")
     ] = None,
@@ -169,8 +169,8 @@ def pack(
 
 @commands.command()
 def unpack(
-    folder: Annotated[Path, typer.Argument(help="a packed checkpoint", callback=_home)],
-    out: Annotated[Path, typer.Argument(help="output folder; it must not exist", callback=_home)],
+    folder: Annotated[Path, typer.Argument(help="a packed checkpoint", parser=path)],
+    out: Annotated[Path, typer.Argument(help="output folder; it must not exist", parser=path)],
 ) -> None:
     """Write the checkpoint that a packed one was made from, bit by bit."""
     from efficientllava.commands.pack import unpack as run
@@ -187,24 +187,24 @@ Style = Annotated[str | None, typer.Option(help="ScienceQA: llava_v1_5 or llava_
 def score(  # noqa: PLR0913 every parameter is an option of the command
     benchmark: Annotated[str, typer.Argument(help="docs/evaluate.md names them")],
     predictions: Annotated[
-        list[Path], typer.Argument(help="official prediction file", callback=_home)
+        list[Path], typer.Argument(help="official prediction file", parser=path)
     ],
     data: Data,
     split: Split = None,
     style: Style = None,
     output: Annotated[
-        Path | None, typer.Option(help="write the scores as JSON", callback=_home)
+        Path | None, typer.Option(help="write the scores as JSON", parser=path)
     ] = None,
     submission: Annotated[
-        Path | None, typer.Option(help="VizWiz: write the evaluation server's file", callback=_home)
+        Path | None, typer.Option(help="VizWiz: write the evaluation server's file", parser=path)
     ] = None,
     judge: Annotated[str | None, typer.Option(help="the judge's model")] = None,
     judge_url: Annotated[str | None, typer.Option(help="OpenAI-compatible endpoint")] = None,
-    judge_cache: Annotated[
-        Path, typer.Option(help="where replies are kept", callback=_home)
-    ] = Path(".work/judge"),
+    judge_cache: Annotated[Path, typer.Option(help="where replies are kept", parser=path)] = Path(
+        ".work/judge"
+    ),
     judgements: Annotated[
-        Path | None, typer.Option(help="folder for the judge's grades or reviews", callback=_home)
+        Path | None, typer.Option(help="folder for the judge's grades or reviews", parser=path)
     ] = None,
     runs: Annotated[int | None, typer.Option(min=1, help="judgements of each answer")] = None,
     parallel: Annotated[int, typer.Option(min=1, max=1024, help="requests at the same time")] = 8,

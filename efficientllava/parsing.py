@@ -46,13 +46,26 @@ def _describe(problem: Any) -> str:
         suggestion = hint(str(problem["loc"][-1]), known, "known here")
         return f"unknown parameter {name} ({suggestion})"
     message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "string_pattern_mismatch":  # pydantic shows the regular expression
+        message = f"is not of its form: {_meaning(problem['loc'])}"
     return f"{name or 'parameters'}: {message} (given: {problem['input']!r})"[:500]
 
 
+def _meaning(location: tuple[Any, ...]) -> str:
+    """What the page of the parameters says of one, to the first semicolon."""
+    names = [part for part in location if isinstance(part, str)]
+    section = _section_at(tuple(names[:-1]))
+    return str(section.model_fields[names[-1]].description).partition(";")[0]
+
+
 def _fields_at(location: tuple[Any, ...]) -> set[str]:
+    return set(_section_at(location).model_fields)
+
+
+def _section_at(location: tuple[Any, ...]) -> type[BaseModel]:
     section: type[BaseModel] = Parameters
     for part in location:
         annotation = section.model_fields[part].annotation
         assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
         section = annotation
-    return set(section.model_fields)
+    return section

@@ -52,7 +52,8 @@ class Registry(Mapping[str, Any]):
             return ours[name]
         others = self._others
         if name not in others:
-            raise UserError(f"unknown {self._kind} {name!r} ({hint(name, list(self))})")
+            problem = f"unknown {self._kind} {name!r} ({hint(name, list(self))})"
+            raise UserError(problem, self._kind, f"known: {', '.join(self)}")
         try:
             return others[name].load()
         except (ImportError, AttributeError) as error:

@@ -247,7 +247,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "sparsity in words": ({"sparsity": "half"}, "half is not between"),
     "method": ({"method": "efficientlava"}, "did you mean efficientllava?"),
     "no method": ({"method": None}, "unknown method 'None'"),
-    "device": ({"device": "tpu"}, "machine.device"),
+    "device": ({"device": "tpu"}, "device: tpu: is no device"),
     "two devices": (
         {"device": "cpu", "parameters": {"machine": {"device": "cuda"}}},
         "two devices",

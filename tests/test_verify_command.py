@@ -11,11 +11,13 @@ import torch
 
 from efficientllava.allocation.search.evolution import Candidate
 from efficientllava.allocation.search.state import SearchState
+from efficientllava.commands.pack import unpack
 from efficientllava.commands.verify import verify
 from efficientllava.data.proxy import load_proxy, save_proxy
 from efficientllava.database.build import build_database
 from efficientllava.database.solutions import open_database
 from efficientllava.errors import UserError
+from efficientllava.export.assistant import read_image
 from efficientllava.files import DIGESTS, require_sealed, seal, write_json, write_sealed
 from efficientllava.models.checkpoint import load_model, save_checkpoint
 from efficientllava.models.families import adapter_for
@@ -120,6 +122,30 @@ def test_a_folder_without_records(tmp_path: Path) -> None:
     save_checkpoint(random_llava(), tiny_processor(), tmp_path / "own")
     with pytest.raises(UserError, match="holds no record"):
         verify(tmp_path / "own")
+
+
+def test_an_export_is_its_packed_checkpoint_and_a_missing_shard_is_named(tmp_path: Path) -> None:
+    KINDS["model"][0](tmp_path / "export" / "packed")
+    assert "packed: " in verify(tmp_path / "export")
+    save_checkpoint(random_llava(), tiny_processor(), tmp_path / "own", shard=10_000)
+    shard = sorted((tmp_path / "own").glob("*.safetensors"))[0]
+    shard.unlink()
+    with pytest.raises(UserError, match=shard.name):
+        verify(tmp_path / "own")
+
+
+def test_messages_name_a_remedy_and_no_object(tmp_path: Path) -> None:
+    """A text file in the place of a picture, of a checkpoint, of a folder."""
+    text = tmp_path / "text.txt"
+    text.write_text("no picture")
+    for path, said in ((text, "not a readable image"), (tmp_path / "none.png", "no such image")):
+        with pytest.raises(UserError, match=f"{said}.*\n  -> ") as told:
+            read_image(path)
+        assert " at 0x" not in str(told.value)
+    with pytest.raises(UserError, match=r"text.txt: is a file, no model folder\n  -> "):
+        unpack(text, tmp_path / "out")
+    with pytest.raises(UserError, match=r"there is no such folder\n  -> "):
+        verify(text)
 
 
 def test_a_recorded_file_is_gone_and_others_may_come(tmp_path: Path) -> None:

@@ -89,7 +89,8 @@ def is_local(source: str | Path) -> bool:
     if folder.is_dir():
         return True
     if text.startswith((".", "/", "~")) or text.count("/") != 1:
-        raise UserError("no such folder of benchmark data", where=text)
+        remedy = "name the folder of the official files, or a hub id (OWNER/NAME)"
+        raise UserError("no such folder of benchmark data", where=text, remedy=remedy)
     return False
 
 

@@ -125,7 +125,7 @@ def _text(source: Any) -> tuple[str, str]:
             raise UserError(
                 "no such text file or folder",
                 where=f"{IN_TEXT}: {str(source)[:80]}",
-                remedy="give a path, a list of strings or a datasets.Dataset",
+                remedy="name a text file, or a folder with ptb.train.txt",
             )
         return read_text(str(path.absolute())), str(path)
     if (columns := _columns(source)) is not None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from efficientllava.api import context_of, holds, prune, require_data, settings
+from efficientllava.api import context_of, holds, prune, require_data
 from efficientllava.calibration.data import IN_PAIRS, IN_TEXT, calibration_data
 from efficientllava.commands.estimate import estimate
 from efficientllava.data.proxy import ProxyData
@@ -21,6 +21,7 @@ from efficientllava.offload.devices import enough_memory
 from efficientllava.parameters import Parameters
 from efficientllava.parsing import parse_parameters
 from efficientllava.progress import silent
+from efficientllava.pruning.settings import settings
 from efficientllava.reading import require_plain_yaml
 from efficientllava.terminal import print_rows, shown
 from efficientllava.work_folder import require_work
@@ -28,11 +29,12 @@ from efficientllava.work_folder import require_work
 DATA = {"segments": "segments", "segment_length": "length", "pairs": "count", "seed": "seed"}
 """The parameters of section `proxy` that the command takes, as `calibration_data` names them."""
 OPTIONS = {
-    "params.yaml, machine.device:": "--device:",
     "params.yaml, ratios": "--sparsity",
     "params.yaml, ": "--set ",
     "parameters, ": "--set ",
     "parameters": "--set",
+    "method": "--method",
+    "load": "MODEL",
     "device and machine.device": "--device and --set machine.device",
     "device:": "--device:",
     "sparsity": "--sparsity",
@@ -40,6 +42,10 @@ OPTIONS = {
     IN_PAIRS: "--pairs",
 }
 """How errors name the options: see `errors.renaming`."""
+
+
+LONGEST = 10**9
+"""Seconds, as of search.max_seconds."""
 
 
 class _Values(yaml.SafeLoader):
@@ -89,6 +95,9 @@ class Request:
             with library_reads(f"{assignment!r} is not valid YAML", "--set"):
                 values.setdefault(section, {})[key] = _Values(value).get_single_data()
         if self.max_seconds is not None:
+            if not 0 < self.max_seconds <= LONGEST:
+                problem = f"{self.max_seconds:g} is no number of seconds above 0"
+                raise UserError(problem, "--max-seconds", "3600 is an hour")
             values.setdefault("search", {})["max_seconds"] = self.max_seconds
         return values
 
@@ -164,6 +173,8 @@ def _require_output(request: Request, output: Path) -> None:
     if not output.exists():
         return
     if not (output / "pruning.json").is_file():
+        if not output.is_dir():
+            raise UserError("is a file", where, "name a folder, which need not exist")
         raise UserError("the folder exists already and holds something else", where, remedy)
     record = read_json(output / "pruning.json")
     setting = [record.get(name) for name in ("method", "ratio")] if isinstance(record, dict) else []

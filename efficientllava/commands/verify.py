@@ -11,6 +11,8 @@ from efficientllava.errors import UserError
 from efficientllava.files import DIGESTS, read_sealed, require_sealed
 from efficientllava.models.checkpoint import load_model
 from efficientllava.models.families import adapter_for
+from efficientllava.models.folder_kind import checkpoint_in
+from efficientllava.models.weight_files import weight_files
 from efficientllava.pruning import sequential
 from efficientllava.pruning.structured import structured
 from efficientllava.reading import checked, read_json
@@ -50,7 +52,8 @@ class _Record(BaseModel):
 def verify(folder: Path) -> str:
     """Check a pruned or a dense checkpoint, an OBS database, or proxy data.
 
-    Of a pruned checkpoint zeros and sizes are counted, too.
+    Of an export its packed checkpoint is meant. Of a pruned checkpoint zeros and sizes are
+    counted, too.
 
     Returns:
         What was found, in words.
@@ -58,15 +61,22 @@ def verify(folder: Path) -> str:
     Raises:
         UserError: a file is not as it was written, or not as its record says; nothing is recorded.
     """
+    remedy = "name a checkpoint, a database or proxy data that this program has written"
+    if not folder.is_dir():
+        raise UserError("there is no such folder", where=str(folder), remedy=remedy)
+    if not any((folder / name).is_file() for name in (RECORD, MANIFEST, DIGESTS)):
+        folder = checkpoint_in(folder)
     if (folder / RECORD).is_file():
         return _verify_pruned(folder)
     if (folder / MANIFEST).is_file():
         return _verify_manifest(folder)
     if not (folder / DIGESTS).is_file():
+        if (folder / "config.json").is_file():
+            weight_files(folder)
         raise UserError(
             "holds no record to compare with: no pruning.json, digests.json or manifest.json",
             where=str(folder),
-            remedy="name a checkpoint, a database or proxy data that this program has written",
+            remedy=remedy,
         )
     return f"{folder}: {require_sealed(folder)} files as they were written"
 

@@ -68,7 +68,8 @@ def read_questions(folder: Path, split: str) -> list[Question]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError("no such folder of questions", where=str(folder))
+        remedy = f"name a folder in ScienceQA's layout, with {PROBLEMS} in it"
+        raise UserError("no such folder of questions", where=str(folder), remedy=remedy)
     problems, splits = read_json(folder / PROBLEMS), read_json(folder / SPLITS)
     if not isinstance(problems, dict):
         raise UserError("is no mapping from id to question", where=str(folder / PROBLEMS))

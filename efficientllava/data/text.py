@@ -193,7 +193,7 @@ def _docstrings(path: Path) -> Iterator[str]:
 def _read_file(path: Path) -> str:
     text = reading.read_text(path)
     if not text.strip():
-        raise UserError("the text is empty", where=str(path))
+        raise UserError("the text is empty", str(path), "give a file with text in it")
     return text
 
 
@@ -246,7 +246,7 @@ def _tokenise(tokenizer: Any, text: str) -> array[int]:
     tokens that begin inside the piece are kept. A tokenizer without offsets takes the whole text.
     """
     if not text.strip():
-        raise UserError("the text is empty", where="proxy text")
+        raise UserError("the text is empty", "proxy text", "give a text with words in it")
     if not getattr(tokenizer, "is_fast", False) or len(text) <= PIECE:
         # verbose=False: the text is longer than the model's context on purpose
         return array("i", tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])

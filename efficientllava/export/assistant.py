@@ -27,7 +27,10 @@ def read_image(path: Path) -> Image.Image:
     Raises:
         UserError: the file is missing or no image, or as `read_rgb`.
     """
-    return read_rgb(path, str(path), "no such image", "not a readable image")
+    return read_rgb(path, str(path), "no such image", "not a readable image", NO_IMAGE)
+
+
+NO_IMAGE = "name an image file, e.g. a PNG or JPEG, or - for none"
 
 
 @contextmanager

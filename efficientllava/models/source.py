@@ -39,6 +39,8 @@ def require_source(source: str | Path, revision: str | None, where: str, pin: st
     Raises:
         UserError: the folder is not there, or a hub id comes without its commit.
     """
+    if not str(source).strip():
+        raise UserError("is empty", where, "name a model's folder (. is this one) or a hub id")
     folder = local_folder(source)
     if folder is None and revision is None:
         raise UserError(
@@ -48,7 +50,7 @@ def require_source(source: str | Path, revision: str | None, where: str, pin: st
         )
     if folder is not None and not folder.is_dir():
         raise UserError(
-            "no such model folder",
+            "is a file, no model folder" if folder.is_file() else "no such model folder",
             where=f"{where}: {source}",
             remedy="correct the path, or give a hub id (OWNER/NAME) with its commit",
         )

@@ -36,7 +36,8 @@ def weights_entry(folder: Path) -> Path:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError("no such model folder", where=str(folder))
+        problem = "is a file, no model folder" if folder.is_file() else "no such model folder"
+        raise UserError(problem, str(folder), "name the folder of a checkpoint")
     if not (folder / "config.json").exists():
         raise UserError(
             "the model folder has no config.json",

@@ -3,35 +3,40 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
 from efficientllava.errors import UserError
+from efficientllava.parameters.machine import DEVICE
 
 
-def require_device(name: str) -> torch.device:
+def require_device(name: str, where: str = "params.yaml, machine.device") -> torch.device:
     """The device of a name that `machine.device` allows.
 
     Args:
         name: "cpu", "cuda" (the first GPU this process sees) or "cuda:N".
+        where: the setting's name in messages.
 
     Raises:
-        UserError: torch has no CUDA, sees no GPU, or none of that number.
+        UserError: it is none of these; torch has no CUDA, sees no GPU, or none of that number.
     """
+    where = f"{where}: {name}"
+    if not re.fullmatch(DEVICE, name):
+        raise UserError("is no device", where=where, remedy="give cpu, cuda or cuda:N")
     device = torch.device(name)
     if device.type == "cpu":
         return device
-    where = f"params.yaml, machine.device: {name}"
     if not torch.cuda.is_available():
         built = torch.version.cuda
         raise UserError(
             "this torch was built for the CPU alone" if built is None else "torch sees no GPU",
             where=where,
-            remedy="install torch's CUDA build (https://pytorch.org), or set machine.device: cpu"
+            remedy="install torch's CUDA build (https://pytorch.org), or compute on the cpu"
             if built is None
-            else "look at `nvidia-smi` and CUDA_VISIBLE_DEVICES, or set machine.device: cpu",
+            else "look at `nvidia-smi` and CUDA_VISIBLE_DEVICES, or compute on the cpu",
         )
     count = torch.cuda.device_count()
     if (index := device.index or 0) >= count:

@@ -83,7 +83,7 @@ def choose_placement(needs: Needs, budget: int, host: int) -> Placement:
         f"{budget / GIB:.1f} may be used: {(least - budget) / GIB:.1f} GiB are missing",
         where="params.yaml, machine.device_memory",
         remedy="lower search.projector_batch, proxy.segments, proxy.pairs or "
-        "evaluation.batch_size, set search.kl_tokens, free the GPU, or set machine.device: cpu",
+        "evaluation.batch_size, set search.kl_tokens, free the GPU, or compute on the cpu",
     )
 
 

@@ -8,6 +8,8 @@ from pydantic import Field
 
 from efficientllava.parameters.section import Section
 
+DEVICE = r"^(cpu|cuda(:[0-9]+)?)$"
+
 
 class MachineParameters(Section):
     """What the machine gives to every stage; results depend on `threads` and `device` alone."""
@@ -18,7 +20,7 @@ class MachineParameters(Section):
         description="threads of one process; results are bit-for-bit the same only at the same number",
     )
     device: str = Field(
-        "cpu", pattern=r"^(cpu|cuda(:[0-9]+)?)$", description="what search (with its database), prune and evaluate compute on: cpu, cuda or cuda:N; another device gives the same results only to a tolerance"
+        "cpu", pattern=DEVICE, description="what search (with its database), prune and evaluate compute on: cpu, cuda or cuda:N; another device gives the same results only to a tolerance"
     )
     device_memory: float | None = Field(
         None, gt=0.0, le=1_000_000.0, description="GiB of the GPU that may be used; null takes what is free. What does not fit is streamed; changes no result"

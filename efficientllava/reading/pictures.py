@@ -8,7 +8,7 @@ from functools import cache
 from io import BytesIO
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from efficientllava.errors import UserError
 from efficientllava.reading.regular import read_bytes
@@ -59,5 +59,8 @@ def open_picture(
         raise
     except (Image.DecompressionBombError, MemoryError) as error:
         raise UserError(f"image too large ({error})", where=where) from error
+    except UnidentifiedImageError as error:  # its own words name an object in memory
+        remedy = f"give one of {', '.join(_formats())}"
+        raise UserError(f"{broken} (in no known format)", where, remedy) from error
     except Exception as error:  # every decoder of Pillow raises kinds of its own
         raise UserError(f"{broken} ({error})", where=where) from error

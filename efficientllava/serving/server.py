@@ -13,10 +13,9 @@ from typing import Any
 
 import uvicorn
 
-from efficientllava.errors import UserError, renaming
+from efficientllava.errors import UserError
 from efficientllava.models.checkpoint import check_checkpoint
 from efficientllava.offload.devices import require_device
-from efficientllava.parsing import parse_parameters
 from efficientllava.serving.application import application
 from efficientllava.serving.engine import Engine
 
@@ -62,9 +61,7 @@ def serve_checkpoint(folder: Path, settings: Settings, say: Callable[[str], None
         UserError: the checkpoint or the device cannot be used, or the port is taken.
     """
     check_checkpoint(folder)
-    with renaming({"params.yaml, machine.device": "--device"}):
-        parse_parameters({"machine": {"device": settings.device}}, "--device")
-        require_device(settings.device)
+    require_device(settings.device, "--device")
     with _listening(settings.host, settings.port) as listener:
         address = _address(listener)
         ended: list[uvicorn.Server] = []

@@ -30,9 +30,9 @@ def checkpoint_of(source: str, tracking_uri: str | None = None) -> Iterator[Path
     """
     if not source.startswith(VERSION):
         folder = expanded(source)
-        if not folder.is_dir():
+        if not source.strip() or not folder.is_dir():
             raise UserError(
-                "no such folder",
+                "is a file, no folder" if folder.is_file() else "no such folder",
                 where=source,
                 remedy=f"name a checkpoint's folder, or a version: {VERSION}NAME@champion",
             )

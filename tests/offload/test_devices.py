@@ -208,7 +208,7 @@ def test_database_search_and_final_model(
 @pytest.mark.parametrize(
     ("built", "name", "count", "message"),
     [
-        (None, "cuda", 0, "built for the CPU alone.*\n.*CUDA build.*machine.device: cpu"),
+        (None, "cuda", 0, "built for the CPU alone.*\n.*CUDA build.*compute on the cpu"),
         ("13.0", "cuda", 0, "sees no GPU.*\n.*nvidia-smi"),
         ("13.0", "cuda:2", 2, "sees 2 GPUs, numbered from 0.*\n.*cuda:0 to cuda:1"),
     ],

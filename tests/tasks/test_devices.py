@@ -25,7 +25,7 @@ def test_a_missing_gpu_is_told_before_anything_is_done(
     workspace.set_parameters({"machine": {"device": "cuda"}})
     outcome = here(workspace.folder, *stage)
     assert outcome.status == 2
-    assert "machine.device: cuda" in outcome.error and "machine.device: cpu" in outcome.error
+    assert "machine.device: cuda" in outcome.error and "compute on the cpu" in outcome.error
     assert not (workspace.folder / "artifacts").exists()
 
 

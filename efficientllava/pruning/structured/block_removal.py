@@ -42,7 +42,7 @@ def removed_count(ratio: float, total: int, keep_last: bool) -> int:
             f"ratio {ratio:g} removes {count} of {total} decoder blocks; at most {most} can go, "
             f"since {kept} always stay",
             where="params.yaml, ratios",
-            remedy=f"use ratios up to {most / total:g} with methods that remove blocks",
+            remedy=f"methods that remove blocks reach {most / total:g} here",
         )
     return count
 
