@@ -65,7 +65,7 @@ def _facts(root: Path, parameters: Parameters, decision: Decision) -> Iterator[t
         yield "champion", f"models:/{name}@champion, version {decision.version}"
     yield "decided", time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
     yield "commit", _commit(root)
-    yield "pages", f"`{SHOW}` opens MLflow's and Prefect's where no server of yours shows them"
+    yield "pages", f"{SHOW} opens MLflow's and Prefect's where no server of yours shows them"
     found = machine()
     threads, device = parameters.machine.threads, parameters.machine.device
     yield (

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ from efficientllava.report.speedup import PHASES
 from efficientllava.report.theme import DARK, LIGHT, Theme
 
 _MARKDOWN = MarkdownIt("commonmark", {"html": False}).enable("table")
+
+_NUMBER = re.compile(r"[-+−]?\d|–?$")
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,16 @@ class Table:
     headings: Sequence[str]
     lines: Sequence[Sequence[str]]
     marked: Sequence[int] = ()
+
+    @property
+    def words(self) -> set[int]:
+        """The columns that hold words: they are set to the left, and may wrap."""
+        columns = [[line[index] for line in self.lines] for index in range(len(self.headings))]
+        return {
+            index
+            for index, column in enumerate(columns)
+            if not all(_NUMBER.match(cell) for cell in column)
+        }
 
 
 @dataclass(frozen=True)
@@ -208,6 +221,6 @@ def _speed_cards(rows: Sequence[Row]) -> list[_Card]:
         ]
         if gains:
             gain, fastest = max(gains, key=lambda pair: pair[0].factor or 1.0)
-            text = f"{phase} speed-up: {fastest.name} {gain.interval}"
-            shown.append(_Card(gain.formatted, f"best {runtime_title(runtime)} {text}"))
+            text = f"{phase} in {runtime_title(runtime)}: {fastest.name} {gain.interval}"
+            shown.append(_Card(gain.formatted, f"fastest pruned model, {text}"))
     return shown

@@ -22,11 +22,12 @@ def champion_rule(ratio: str, rule: TrackingParameters) -> str:
     """The rule, in words."""
     words = {"verified": ", verified", "parity": ", with parity"}
     needs = "".join(words[name] for name in rule.promote_requires)
+    errors = f"{rule.promote_errors:g} standard error" + ("" if rule.promote_errors == 1 else "s")
     return (
         f"the most accurate pruned model at {ratio} of the last pipeline run{needs}; of equals the "
         "one with the lower answer loss; it takes the place of a champion only at the same ratio, "
         "evaluated on the same questions, not below it by more than "
-        f"{rule.promote_errors:g} standard errors in accuracy and answer loss, and not at all "
+        f"{errors} in accuracy and answer loss, and not at all "
         "below one whose method the run left out; never after a rollback"
     )
 

@@ -64,11 +64,15 @@ class DecisionPage:
 
 def write_decision(page: DecisionPage, folder: Path) -> Path:
     """Write the script that puts the section into its place on the page."""
+    said, _, rule = page.said.partition(" (")
     section = (
         templates()
         .get_template("decision.html")
         .render(
             page=page,
+            said=said,
+            rule=rule.removesuffix(")"),
+            passed=sum(result == "pass" for _, _, result, _ in page.checks),
             checks=Table(["model", "check", "result", "reason"], page.checks),
             deploy=_deploy(page.deploy),
             differences=differences(page.answers),
