@@ -234,10 +234,9 @@ def test_a_trial_leaves_the_better_champion_and_a_rollback_restores_it(
             ("accuracy", "fail"),
             ("complete run", "fail"),
         }
-        # a better one takes its place, and is taken back
-        (clone / "stage.py").write_text(
-            stage.replace('"magnitude-0.5": 0.80', '"magnitude-0.5": 0.95')
-        )
+        # a better one takes its place, and is taken back; other weights let its evaluation run
+        better = stage.replace('"magnitude-0.5": 0.80', '"magnitude-0.5": 0.95')
+        (clone / "stage.py").write_text(better.replace("bytes(4)", "bytes([0, 0, 0, 63])"))
         run_pipeline(team, clone)
         assert champion_of(team) == "magnitude"
         assert recorded(team, "verdict") == "pass, champion"
