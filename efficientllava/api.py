@@ -42,7 +42,7 @@ ARGUMENTS = {
 """How errors name the arguments of `prune`: see `errors.renaming`."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
     """A pruned model.
 
@@ -57,6 +57,9 @@ class Result:
     record: Mapping[str, Any]
     history: tuple[Mapping[str, Any], ...]
     data: str
+
+    def __repr__(self) -> str:
+        return f"<Result: {self.record['method']} at {self.record['ratio']} in {self.folder}>"
 
     @property
     def policy(self) -> dict[str, float]:
@@ -91,8 +94,9 @@ class Result:
         gained = [("gained over uniform", _gained(record["gain"]))] if "gain" in record else []
         gone = "removed from the decoder" if "structure" in record else "zeros in the decoder"
         return [
-            ("method", f"{record['method']} at {record['ratio']:g}"),
+            ("method", f"{record['method']} at {record['ratio']}"),
             (gone, f"{record['achieved_sparsity']:.4%} of the weights"),
+            *_notes(record),
             ("proxy loss (nll), dense", f"{record['dense_nll']:.4f}"),
             ("proxy loss (nll), pruned", f"{record['proxy_nll']:.4f}"),
             ("KL to the dense model", f"{record['proxy_kl']:.4f}"),
@@ -109,6 +113,23 @@ class Result:
             *(f"| {name} | {value} |" for name, value in self.rows()),
         ]
         return "\n".join(lines) + "\n"
+
+
+def _notes(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """A surprise about the zeros: many were there before, or the ratio rounds to none or to all."""
+    if "structure" in record:
+        return []
+    weights, zeros, before = (
+        sum(row[name] for row in record["matrices"]) for name in ("size", "zeros", "already_zero")
+    )
+    notes = []
+    if before >= weights / 100:
+        share = f"{before / weights:.2%} of the weights, which count as zeros"
+        notes.append(("zeros before", share))
+    if zeros in (0, weights):
+        how = "no weight of any matrix" if zeros == 0 else "all weights of every matrix"
+        notes.append(("note", f"{record['ratio']} rounds to {how}"))
+    return notes
 
 
 def _gained(gain: Mapping[str, float]) -> str:

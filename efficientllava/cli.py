@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -44,6 +45,14 @@ def path(value: str | Path) -> Path:
     return expanded(value)
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends work as Ctrl-C does."""
+
+
+def _terminate(*_: object) -> None:
+    raise _Terminated
+
+
 Folder = Annotated[Path, typer.Argument(help="a checkpoint or an exported model", parser=path)]
 
 
@@ -77,7 +86,7 @@ def prune(  # noqa: PLR0913 every parameter is an option of the command
         str | None, typer.Option(help="cpu, cuda or cuda:N", show_default="cpu")
     ] = None,
     max_seconds: Annotated[
-        float | None, typer.Option(help="end the search after the round in which this passes")
+        float | None, typer.Option(help="begin no round or correction that would end later")
     ] = None,
     set_: Annotated[
         list[str] | None,
@@ -103,14 +112,17 @@ def prune(  # noqa: PLR0913 every parameter is an option of the command
         tuple(set_ or ()),
         family,
     )
+    before = signal.signal(signal.SIGTERM, _terminate)
     try:
         if dry_run:
             dry(request)
         else:
             run(request, output)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as end:
         typer.echo("interrupted: the same command resumes", err=True)
-        raise typer.Exit(130) from None
+        raise typer.Exit(143 if isinstance(end, _Terminated) else 130) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @commands.command()
@@ -172,7 +184,8 @@ def unpack(
     folder: Annotated[Path, typer.Argument(help="a packed checkpoint", parser=path)],
     out: Annotated[Path, typer.Argument(help="output folder; it must not exist", parser=path)],
 ) -> None:
-    """Write the checkpoint that a packed one was made from, bit by bit."""
+    """Write the checkpoint that a packed one was made from: the tensors bit by bit, but those that
+    int8 rounded; without digests.json."""
     from efficientllava.commands.pack import unpack as run
 
     typer.echo(run(folder, out))

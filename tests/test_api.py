@@ -117,6 +117,10 @@ def test_five_lines(
     assert all(row["zeros"] >= int(row["level"] * row["size"]) for row in rows)
     assert result.history[0]["origin"] == "uniform" and len(result.history) > 2
     assert result.save(saved) == saved, "saved once more, it is there"
+    assert (
+        repr(result).startswith("<Result: efficientllava_plus at 0.5 in ")
+        and len(repr(result)) < 300
+    )
     report = result.report()
     assert "| method | efficientllava_plus at 0.5 |" in report
     assert "| gained over uniform | KL lower by " in report and "3 segments of 8 tokens" in report

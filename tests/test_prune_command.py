@@ -101,6 +101,8 @@ MOMENTS: list[list[Any]] = [
 OF_THE_PAPER: list[list[Any]] = [["candidate", 1, 2], ["candidate", 2, 1], ["round", 2, 2]]
 
 
+TWO_BLOCKS = ["--set", "finalize.keep_last_block=false"]
+"""Of two blocks one can go then."""
 LITTLE = "scored positions"
 """In the warnings that the data is little."""
 ENDS = ["final", "measuring", "saving", "checking"]
@@ -351,16 +353,21 @@ def test_output_is_never_overwritten(
     assert folder_digest(tmp_path / "out") == before
 
 
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interrupted(
-    command: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    command: Callable[..., tuple[int, str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    number: int,
+    expected: int,
 ) -> None:
-    """Ctrl-C: exit status 130 and one line."""
+    """Ctrl-C or SIGTERM: exit status 130 or 143, and one line."""
 
     @contextmanager
     def interrupting(*_: Any) -> Iterator[Callable[[Event], None]]:
         def see(event: Event) -> None:
             if event.name == "policy":
-                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), number)
 
         yield see
 
@@ -371,17 +378,45 @@ def test_interrupted(
         status, out, error = command()
     finally:
         signal.signal(signal.SIGINT, before)
-    assert (status, out) == (130, "")
+    assert (status, out) == (expected, "")
     lines = [line for line in error.splitlines() if LITTLE not in line]
     assert lines == ["interrupted: the same command resumes"]
     assert not (tmp_path / "out").exists()
+
+
+def test_surprises_are_in_the_table(
+    command: Callable[..., tuple[int, str, str]],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A ratio that rounds to nothing, and to everything; zeros that were there; a vain revision."""
+
+    def of(ratio: str, model: object = "llama", *given: str) -> str:
+        name = f"{ratio}-{len(given)}"
+        where = ["--work", str(tmp_path / f"work-{name}"), "--output", str(tmp_path / name)]
+        status, out, error = command(
+            "--method", "magnitude", "--sparsity", ratio, *where, *given, model=str(model)
+        )
+        assert status == 0, error
+        return out
+
+    out = of("1e-9")
+    assert "magnitude at 1e-09\n" in out and "1e-09 rounds to no weight of any matrix" in out
+    out = of("0.9999999")
+    assert "magnitude at 0.9999999\n" in out and "rounds to all weights of every matrix" in out
+    out = of("0.5")
+    assert "zeros before" not in out and "rounds to" not in out
+    assert "revision" not in caplog.text
+    out = of("0.5", tmp_path / "0.5-0", "--revision", "abc")
+    assert "50.00% of the weights, which count as zeros" in out
+    assert "is a folder: revision abc is not looked at" in caplog.text
 
 
 @pytest.mark.parametrize("model", ["llava", "llama"])
 def test_dry_run(command: Callable[..., tuple[int, str, str]], tmp_path: Path, model: str) -> None:
     """It says everything for every method, and writes nothing."""
     for method in METHODS:
-        status, out, error = command("--method", method, "--dry-run", model=model)
+        status, out, error = command("--method", method, "--dry-run", *TWO_BLOCKS, model=model)
         assert (status, error) == (0, ""), method
         for part in ("model", "step 1", "final pruning", "memory", "disk", "time", "of 8 tokens"):
             assert part in out, (method, part)

@@ -7,6 +7,9 @@ from pathlib import Path
 from efficientllava.models.weight_files import weight_files
 from efficientllava.offload.devices import enough_memory
 from efficientllava.sparse.checkpoint import pack_checkpoint, unpack_checkpoint
+from efficientllava.sparse.pruned import module_of
+from efficientllava.sparse.record import Settings
+from efficientllava.sparse.tensor_file import entries_of
 
 MB = 10**6
 REMEDY = "free some, or use fewer threads (OMP_NUM_THREADS): each takes a matrix or two"
@@ -21,9 +24,11 @@ def pack(folder: Path, out: Path, dtype: str | None) -> str:
     with enough_memory("cpu", REMEDY):
         settings = pack_checkpoint(folder, out, dtype)
     before, after = _megabytes(folder), _megabytes(out)
+    packed = _bytes_of(settings, out) / _bytes_of(settings, folder)
     lines = [
         f"{out}: {len(settings.modules)} matrices packed in {settings.dtype}, "
-        f"{after:,.1f} MB of weights for {before:,.1f} MB ({after / before:.3f})"
+        f"to {packed:.3f} of their bytes; {after:,.1f} MB of weights for {before:,.1f} MB in all "
+        f"({after / before:.3f})"
     ]
     if settings.errors:
         lines.append(
@@ -41,7 +46,17 @@ def unpack(folder: Path, out: Path) -> str:
     """
     with enough_memory("cpu", REMEDY):
         unpack_checkpoint(folder, out)
-    return f"{out}: {_megabytes(out):,.1f} MB of weights"
+    return f"{out}: {_megabytes(out):,.1f} MB of weights; digests.json is not written"
+
+
+def _bytes_of(settings: Settings, folder: Path) -> int:
+    """Bytes of the matrices that were packed, in either folder."""
+    return sum(
+        entry.nbytes
+        for file in weight_files(folder)
+        for name, entry in entries_of(file).items()
+        if module_of(name) in settings.modules and not name.endswith(".bias")
+    )
 
 
 def _megabytes(folder: Path) -> float:

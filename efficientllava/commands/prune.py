@@ -199,5 +199,5 @@ def dry(request: Request) -> None:
     ):
         context = context_of(vlm, data, request.sparsity, parameters, Path(temporary), silent)
         rows = estimate(request.method, context, work).rows()
-    chosen = [("model", vlm.description), ("method", f"{request.method} at {request.sparsity:g}")]
+    chosen = [("model", vlm.description), ("method", f"{request.method} at {request.sparsity}")]
     print_rows([*chosen, *rows, ("pruned with", data.description)], sys.stdout)

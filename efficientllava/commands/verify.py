@@ -109,7 +109,7 @@ def _verify_pruned(folder: Path) -> str:
         if sizes.get(row.name) != row.size:
             problem = f"{row.name} has {row.size} weights in its row, {sizes.get(row.name)} here"
             raise UserError(problem, str(file))
-    name = f"{record.method} at {record.ratio:g}"
+    name = f"{record.method} at {record.ratio}"
     if (parts := content.get("structure")) is not None:
         structured.verify_structure(adapter, rows, parts)
         share = structured.removed_share(rows, parts)

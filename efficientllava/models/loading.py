@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,6 +28,7 @@ from efficientllava.models.processors.one_image import check_images
 from efficientllava.models.source import CHECKPOINT_FILES, hub_snapshot, require_source
 
 WHERE = "load"
+logger = logging.getLogger(__name__)
 
 
 class VisionLanguageModel:
@@ -127,6 +129,8 @@ def load(
         if folder is None:
             folder, described = hub_snapshot(str(model), revision, WHERE), f"{model} at {revision}"
         else:
+            if revision is not None:
+                logger.warning("%s is a folder: revision %s is not looked at", folder, revision)
             folder, described = folder.resolve(), str(folder)
         if family == "generic":
             return _Generic(folder, described)

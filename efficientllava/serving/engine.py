@@ -22,6 +22,7 @@ from efficientllava.models.families import family_of
 from efficientllava.serving.refusal import Refusal, refusal_of
 from efficientllava.serving.request import Message, conversation_of
 
+TOO_LONG = "sequence-length-is-longer-than-the-specified-maximum"
 LOG = logging.getLogger("uvicorn.error")
 
 
@@ -158,6 +159,8 @@ class Engine:
             torch.set_num_threads(self._threads)
             self._model: Any = load_model(self._folder, device=self._device)
             self._processor: Any = load_processor(self._folder)
+            # its warning of a long message; ours is the answer to the request
+            self._processor.tokenizer.deprecation_warnings[TOO_LONG] = True
         except Exception as error:
             self.failure = error
             self._ended()

@@ -42,7 +42,9 @@ def removed_count(ratio: float, total: int, keep_last: bool) -> int:
             f"ratio {ratio:g} removes {count} of {total} decoder blocks; at most {most} can go, "
             f"since {kept} always stay",
             where="params.yaml, ratios",
-            remedy=f"methods that remove blocks reach {most / total:g} here",
+            remedy=f"methods that remove blocks reach {most / total:g} here"
+            if most
+            else "take a method that removes no blocks, or set finalize.keep_last_block: false",
         )
     return count
 
