@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from prefect import tags
 from prefect.exceptions import TerminationSignal
 from prefect.states import State
 
@@ -18,7 +17,6 @@ from efficientllava.parameters import Parameters
 from efficientllava.versions.connection import tracking_uri
 from flows.runner.recording import RECORDING
 from flows.runner.stages import USER_ERROR, PipelineFailure
-from flows.server.runs import workspace_tag
 from flows.server.server import prefect_server
 from flows.tracking.servers import warn_of_remote
 from flows.tracking.tracking import check_server
@@ -60,9 +58,7 @@ def run_to_end(
                 return 0
             warn_of_remote(Path.cwd())
             threading.Thread(target=_warm_up, daemon=True).start()
-            # tagged from its first moment, for the next run to find it if it is killed
-            mine = tags(workspace_tag(Path.cwd()))
-            with recorded(Path.cwd()), prefect_server(), mine:
+            with recorded(Path.cwd()), prefect_server():
                 state = RECORDING.run(start)
             if RECORDING.stopped is not None:
                 raise RECORDING.stopped

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from prefect import allow_failure, flow, get_run_logger, task
+from prefect import allow_failure, flow, get_run_logger, tags, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.context import FlowRunContext
+from prefect.context import FlowRunContext, TagsContext
 from prefect.states import Completed, Failed, State
 from prefect.utilities.urls import url_for
 
@@ -52,7 +52,7 @@ from flows.runner.stages import (
     run_stage,
 )
 from flows.server.cluster import SearchCluster
-from flows.server.runs import begin_run, drop_missed
+from flows.server.runs import begin_run, drop_missed, workspace_tag
 from flows.tracking.champion import target_ratio
 from flows.tracking.record import ModelRecord, cell_of, read_record
 from flows.tracking.tracking import AGAIN, Tracking, usable
@@ -241,24 +241,25 @@ def _in_workspace(root: Path, form: Form, until: Sequence[str]) -> State[Any]:
     parameters = read_parameters(folder / "params.yaml")
     named = getattr(context.flow, "flow_run_name", None)
     name = summary(parameters) if named is None else context.flow_run.name
-    tags = tags_of(parameters, form)
-    if crashed := RECORDING.tell(begin_run, root, context.flow_run.id, name, tags):
+    labels = tags_of(parameters, form)
+    if crashed := RECORDING.tell(begin_run, root, context.flow_run.id, name, labels):
         get_run_logger().warning(
             "marked %d earlier run(s) as Crashed: their process was killed", crashed
         )
     if dropped := RECORDING.tell(drop_missed, context.flow_run):
         get_run_logger().warning("dropped %d earlier run(s) that were missed", dropped)
-    with chdir(folder):
+    # without the flow's tags: each tag of a task takes a slot of the server's
+    with chdir(folder), TagsContext(current_tags=set()):
         return _pipeline(folder, parameters, until, context.flow_run.id, record_of(form))
 
 
 def _pipeline(
-    root: Path, parameters: Parameters, until: Sequence[str], flow_run: UUID, tags: dict[str, str]
+    root: Path, parameters: Parameters, until: Sequence[str], flow_run: UUID, record: dict[str, str]
 ) -> State[Any]:
     logger = get_run_logger()
     page = url_for("flow-run", obj_id=flow_run) or ""
-    tags = {**tags, "prefect.flow_run_id": str(flow_run), "prefect.flow_run_url": page}
-    tracking = Tracking(parameters.tracking, root, tags)
+    record = {**record, "prefect.flow_run_id": str(flow_run), "prefect.flow_run_url": page}
+    tracking = Tracking(parameters.tracking, root, record)
     if tracking.unfinished:
         logger.warning(
             "MLflow's database was half made by a killed process: it is %s now", tracking.unfinished
@@ -323,7 +324,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def idle(parameters: Parameters) -> bool:  # the workspace of a form is made by the flow
         return not (given.form.fields or given.until) and is_unchanged(parameters)
 
-    return run_to_end("the pipeline", lambda: pipeline(**fields, return_state=True), show, idle)
+    def start() -> State[Any]:
+        # tagged from its first moment: if it is killed, the next run finds it
+        with tags(workspace_tag(root)):
+            return pipeline(**fields, return_state=True)
+
+    return run_to_end("the pipeline", start, show, idle)
 
 
 if __name__ == "__main__":

@@ -125,8 +125,8 @@ def test_a_difference_is_a_factor_with_its_interval(artifacts: Path, tmp_path: P
     rows = write_report(artifacts, tmp_path / "report", METHODS, RATIOS)
     page = shown_times(tmp_path / "report")
     assert (
-        "<b>faster ×1.25</b><span>fastest pruned model, prefill in DeepSparse: sparsegpt 0.5 (1.20–1.30)"
-        in page
+        "<b>faster ×1.25</b><span>fastest pruned model, prefill in DeepSparse: "
+        "sparsegpt 0.5 (1.20–1.30)" in page
     )
     table = list(csv.DictReader(io.StringIO(comma_separated(rows))))
     assert table[0]["deepsparse_prefill_speedup"] == "", "dense is not held against itself"
