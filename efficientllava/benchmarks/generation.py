@@ -14,7 +14,7 @@ from efficientllava.data.conversations import IMAGE_TOKEN
 from efficientllava.data.encoding import Encoded, Pictures, encode_prompt
 from efficientllava.errors import UserError
 from efficientllava.files import value_digest
-from efficientllava.models.batches import batch_inputs, reads_token_types
+from efficientllava.models.batches import batch_inputs, plain_generation, reads_token_types
 from efficientllava.models.families import family_of
 from efficientllava.models.processors.llava_images import crops_images
 from efficientllava.progress import Event, Progress, announce_if_long
@@ -57,7 +57,7 @@ def generate_answers(
 ) -> list[str]:
     """The model's answers, stripped, without special tokens, in the order of the questions.
 
-    Decoding is greedy (do_sample=False, num_beams=1), padding on the left. An answer that the
+    Decoding is greedy whatever generation_config.json says, padding on the left. An answer that the
     journal holds for the same model, prompt, prepared image and length is not asked for again.
 
     Args:
@@ -92,8 +92,9 @@ def generate_answers(
 
 def _key(model: Any, processor: Any, question: Asked, model_key: str, new_tokens: int) -> str:
     digest = question.record.image_digest()
-    # answers that such models gave without their token types depended on the batch: asked anew
-    read = ["token types"] if reads_token_types(model) else []
+    # asked anew: answers under the settings of generation_config.json, and those of models that
+    # read token types and did not get them
+    read = ["plain", *(["token types"] if reads_token_types(model) else [])]
     # a LLaVA that pads keeps the keys of its earlier answers
     read += ["cropped"] if digest and crops_images(processor) else []
     return value_digest([model_key, _prompt(model, question), digest, new_tokens, *read])
@@ -130,7 +131,8 @@ def generated_tokens(
     """
     samples = [_encoded(model, processor, question) for question in batch]
     inputs = batch_inputs(model, processor, samples, side="left")
-    sequences = model.generate(**inputs, do_sample=False, num_beams=1, max_new_tokens=new_tokens)
+    with plain_generation(model):
+        sequences = model.generate(**inputs, do_sample=False, max_new_tokens=new_tokens)
     new: torch.Tensor = sequences[:, inputs["input_ids"].shape[1] :]
     return new
 

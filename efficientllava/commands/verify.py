@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from efficientllava.database.solutions import MANIFEST, open_database
 from efficientllava.errors import UserError
@@ -25,6 +25,7 @@ MOST = 2**48
 class _Row(BaseModel):
     """What is recorded of a matrix."""
 
+    model_config = ConfigDict(strict=True)
     name: str
     level: float = Field(ge=0.0, le=1.0)
     size: int = Field(ge=1, le=MOST)
@@ -35,6 +36,7 @@ class _Row(BaseModel):
 class _Structure(BaseModel):
     """What is recorded of removed parts."""
 
+    model_config = ConfigDict(strict=True)
     dense_weights: int = Field(ge=1, le=MOST)
     kept_blocks: list[int] | None = None
 
@@ -42,6 +44,7 @@ class _Structure(BaseModel):
 class _Record(BaseModel):
     """What is read of pruning.json."""
 
+    model_config = ConfigDict(strict=True)
     method: str
     ratio: float = Field(ge=0.0, le=1.0)
     matrices: list[_Row] = Field(min_length=1)

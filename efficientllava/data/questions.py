@@ -116,9 +116,11 @@ def parse_question(identifier: str, record: Any, folder: Path, split: str, where
         raise UserError("image must be a file name or null", where=where)
     if not re.fullmatch(r"grade([1-9]|1[0-2])", str(record["grade"])):
         raise UserError(f"grade {record['grade']!r} is none of grade1, ..., grade12", where=where)
-    texts = {name: record.get(name) or "" for name in _TEXTS}
+    texts = {name: "" if record.get(name) is None else record[name] for name in _TEXTS}
     if wrong := [name for name, text in texts.items() if not isinstance(text, str)]:
         raise UserError(f"{', '.join(wrong)} must be text", where=where)
+    if not texts["subject"]:
+        raise UserError("subject is empty", where=where)
     return Question(
         id=identifier,
         question=record["question"],

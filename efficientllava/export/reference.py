@@ -15,7 +15,7 @@ from efficientllava.data.encoding import encode_prompt
 from efficientllava.errors import library_reads
 from efficientllava.export.assistant import graph_inputs, read_image, refusals
 from efficientllava.export.decoding import Prompt, Reference, require_length
-from efficientllava.models.batches import batch_inputs
+from efficientllava.models.batches import batch_inputs, plain_generation
 
 
 @torch.no_grad()
@@ -83,7 +83,7 @@ def checkpoint_answer(
     """
     inputs = encoded(model, processor, prompt)
     where = str(getattr(model, "name_or_path", "") or "model")
-    # generation_config.json and the processor's settings are checked by their use alone
+    # special tokens and the processor's settings are checked by their use alone
     with library_reads("the model cannot answer with its settings", where):
         tokens, _ = _generated(model, inputs, new_tokens)
     return str(processor.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
@@ -119,14 +119,14 @@ def _generated(
     processors: Sequence[Callable[..., torch.Tensor]] = (),
 ) -> tuple[list[int], np.ndarray]:
     """Greedy tokens after a prompt, and the logits [new tokens, vocabulary] before `processors`."""
-    generated = model.generate(
-        **inputs,
-        do_sample=False,
-        num_beams=1,
-        max_new_tokens=new_tokens,
-        output_logits=True,
-        logits_processor=LogitsProcessorList(processors),
-        return_dict_in_generate=True,
-    )
+    with plain_generation(model):
+        generated = model.generate(
+            **inputs,
+            do_sample=False,
+            max_new_tokens=new_tokens,
+            output_logits=True,
+            logits_processor=LogitsProcessorList(processors),
+            return_dict_in_generate=True,
+        )
     tokens: list[int] = generated.sequences[0, inputs["input_ids"].shape[1] :].tolist()
     return tokens, torch.cat(generated.logits).float().cpu().numpy()

@@ -1,12 +1,14 @@
-"""Encoded questions as one batch, so that no question's answer depends on the others."""
+"""Encoded questions as one batch, of which no answer depends on the others, nor on settings."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 from torch import Tensor, nn
+from transformers import GenerationConfig
 
 from efficientllava.data.encoding import Encoded, join
 from efficientllava.models.families import device_of
@@ -35,3 +37,22 @@ def reads_token_types(model: nn.Module) -> bool:
     Other families' tokenizers may give them too; `generate` refuses them there.
     """
     return "token_type_ids" in inspect.signature(model.forward).parameters
+
+
+@contextmanager
+def plain_generation(model: Any) -> Iterator[None]:
+    """Let `generate` know of generation_config.json the special tokens alone during the block.
+
+    Penalties, sampling and lengths there would make the answers of a checkpoint others than those
+    of the graphs exported from it, and those of batches depend on their padding.
+    """
+    own = model.generation_config
+    model.generation_config = GenerationConfig(
+        bos_token_id=own.bos_token_id,
+        eos_token_id=own.eos_token_id,
+        pad_token_id=own.pad_token_id,
+    )
+    try:
+        yield
+    finally:
+        model.generation_config = own

@@ -17,6 +17,7 @@ from transformers.generation.streamers import BaseStreamer
 from efficientllava.data.prompts import conversation_prompt
 from efficientllava.errors import UserError
 from efficientllava.export.reference import model_inputs
+from efficientllava.models.batches import plain_generation
 from efficientllava.models.checkpoint import load_model, load_processor
 from efficientllava.models.families import family_of
 from efficientllava.serving.refusal import Refusal, refusal_of
@@ -45,10 +46,9 @@ class Sampling:
     def settings(self) -> dict[str, Any]:
         """For `generate`."""
         if self.temperature == 0:
-            return {"do_sample": False, "num_beams": 1}
+            return {"do_sample": False}
         return {
             "do_sample": True,
-            "num_beams": 1,
             "temperature": self.temperature,
             "top_p": self.top_p,
             "top_k": 0,
@@ -194,7 +194,7 @@ class Engine:
         writer = _Writer(processor.tokenizer, job, self._closing)
         if sampling.seed is not None:
             torch.manual_seed(sampling.seed)
-        with torch.no_grad():
+        with torch.no_grad(), plain_generation(model):
             sequences = model.generate(
                 **inputs,
                 **sampling.settings,

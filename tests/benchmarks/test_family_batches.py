@@ -160,11 +160,17 @@ def test_answers_of_a_batch_are_those_of_single_questions(case: Case) -> None:
     assert_answers(case, alone)
 
 
-def test_penalties_do_not_count_padding(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A checkpoint's own settings (Qwen2.5-VL: a repetition penalty) fall on its prompt alone."""
-    monkeypatch.setattr(case.model.generation_config, "repetition_penalty", 3.0)
-    monkeypatch.setattr(case.model.generation_config, "no_repeat_ngram_size", 2)
-    assert_answers(case, [transformers_answer(case, each) for each in case.asked()])
+def test_answers_are_greedy_whatever_the_checkpoint_asks_for(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Qwen2.5-VL asks for a repetition penalty."""
+    alone = [transformers_answer(case, each) for each in case.asked()]
+    asked_for = {"repetition_penalty": 3.0, "no_repeat_ngram_size": 2, "use_cache": False}
+    asked_for |= {"return_dict_in_generate": True, "num_beams": 2, "min_new_tokens": NEW}
+    for name, value in asked_for.items():
+        monkeypatch.setattr(case.model.generation_config, name, value)
+    assert_answers(case, alone)
+    assert case.model.generation_config.repetition_penalty == 3.0
 
 
 def test_likelihoods_of_a_batch_are_those_of_single_questions(case: Case) -> None:

@@ -103,4 +103,6 @@ def _category(row: Row) -> str:
 
 def _caption(row: Row) -> str:
     caption = row.value("caption")
-    return "\n".join(caption) if isinstance(caption, list) else row.text("caption")
+    if isinstance(caption, list) and all(isinstance(line, str) for line in caption):
+        return "\n".join(caption)
+    return row.text("caption")

@@ -47,7 +47,9 @@ def pair_of(row: Row) -> list[float]:
         not isinstance(pair, list)
         or len(pair) != 2
         or not all(isinstance(score, int | float) for score in pair)
-        or any(isinstance(score, bool) or abs(score) > HIGHEST for score in pair)
+        or any(isinstance(score, bool) for score in pair)
+        # the official script's mark of a reply without scores is a pair of -1
+        or not (pair == [-1, -1] or all(0 <= score <= HIGHEST for score in pair))
     ):
         raise UserError(f"tuple {pair!r} is no pair of scores", where=row.where)
     return [float(score) for score in pair]

@@ -54,7 +54,7 @@ def read_samples(source: str | Path, split: str = "test") -> list[Sample]:
 def _sample(identifier: str, row: Row, images: Path | None) -> Sample:
     listed = row.value("capability")
     names = [name.strip() for name in listed.split(",")] if isinstance(listed, str) else listed
-    if not isinstance(names, list) or not names or set(names) - set(CAPABILITIES):
+    if not isinstance(names, list) or not names or any(name not in CAPABILITIES for name in names):
         raise UserError(
             f"capability {listed!r} names others than {', '.join(CAPABILITIES)}", where=row.where
         )
