@@ -45,6 +45,12 @@ def path(value: str | Path) -> Path:
     return expanded(value)
 
 
+def _number(value: float) -> float:
+    if value != value:  # NaN is within all bounds
+        raise typer.BadParameter("nan is no number")
+    return value
+
+
 class _Terminated(KeyboardInterrupt):
     """SIGTERM, which ends work as Ctrl-C does."""
 
@@ -99,19 +105,8 @@ def prune(  # noqa: PLR0913 every parameter is an option of the command
     """Prune a model. After an interruption, run the same command again: it resumes."""
     from efficientllava.commands.prune import Request, dry, run
 
-    request = Request(
-        model,
-        revision,
-        method,
-        sparsity,
-        text,
-        pairs,
-        work,
-        device,
-        max_seconds,
-        tuple(set_ or ()),
-        family,
-    )
+    options = (method, sparsity, text, pairs, work, device, max_seconds, tuple(set_ or ()), family)
+    request = Request(model, revision, *options)
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
         if dry_run:
@@ -221,7 +216,9 @@ def score(  # noqa: PLR0913 every parameter is an option of the command
     ] = None,
     runs: Annotated[int | None, typer.Option(min=1, help="judgements of each answer")] = None,
     parallel: Annotated[int, typer.Option(min=1, max=1024, help="requests at the same time")] = 8,
-    timeout: Annotated[float, typer.Option(min=0.1, help="seconds to wait for a reply")] = 60.0,
+    timeout: Annotated[
+        float, typer.Option(min=0.1, max=86400, callback=_number, help="seconds of a request")
+    ] = 60.0,
     attempts: Annotated[int, typer.Option(min=1, help="tries of a request")] = 6,
 ) -> None:
     """Score predictions without a model, as the benchmark's official script does.

@@ -52,8 +52,11 @@ class Registry(Mapping[str, Any]):
             return ours[name]
         others = self._others
         if name not in others:
-            problem = f"unknown {self._kind} {name!r} ({hint(name, list(self))})"
-            raise UserError(problem, self._kind, f"known: {', '.join(self)}")
+            guess = hint(name, list(self))
+            remedy = (
+                "take one of these" if guess.startswith("known") else f"known: {', '.join(self)}"
+            )
+            raise UserError(f"unknown {self._kind} {name!r} ({guess})", self._kind, remedy)
         try:
             return others[name].load()
         except (ImportError, AttributeError) as error:

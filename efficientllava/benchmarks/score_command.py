@@ -102,7 +102,7 @@ def _require_places(request: Request, options: JudgeOptions) -> None:
         "--output": request.output,
         "--submission": request.submission,
         "--judgements": options.judgements,
-        "--judge-cache": options.cache if options.settings else None,
+        "--judge-cache": None if options.settings is None else options.cache,
     }
     for name, place in places.items():
         if place is not None:

@@ -7,7 +7,6 @@ from pathlib import Path
 from efficientllava.models.weight_files import weight_files
 from efficientllava.offload.devices import enough_memory
 from efficientllava.sparse.checkpoint import pack_checkpoint, unpack_checkpoint
-from efficientllava.sparse.pruned import module_of
 from efficientllava.sparse.record import Settings
 from efficientllava.sparse.tensor_file import entries_of
 
@@ -55,7 +54,7 @@ def _bytes_of(settings: Settings, folder: Path) -> int:
         entry.nbytes
         for file in weight_files(folder)
         for name, entry in entries_of(file).items()
-        if module_of(name) in settings.modules and not name.endswith(".bias")
+        if name.rpartition(".")[0] in settings.modules and not name.endswith(".bias")
     )
 
 

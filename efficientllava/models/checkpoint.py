@@ -222,6 +222,7 @@ def _prepared(
         raise UserError(problem, str(folder), remedy)
     # its settings are of any type: transformers takes them as they are
     with library_reads("no usable processor", str(folder), remedy):
+        require_sizes(processor, str(folder))
         if config.model_type == "llava":
             use_original_images(processor, pads_images(config, style))
         fit_image_tokens(processor, config, str(folder))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from efficientllava.benchmarks.base import full_prompt, read_records
 from efficientllava.benchmarks.predictions import read_predictions
@@ -14,6 +15,7 @@ from efficientllava.benchmarks.scienceqa.prompts import qcm_lea
 from efficientllava.benchmarks.scienceqa.reading import read_problems
 from efficientllava.benchmarks.scienceqa.scores import chosen_index, stated_letter
 from efficientllava.benchmarks.scoring import score_files
+from efficientllava.cli import commands
 from efficientllava.data.questions import parse_question
 from efficientllava.errors import UserError
 from efficientllava.registry import BENCHMARKS
@@ -67,6 +69,19 @@ def test_predictions_of_the_demo_questions(folder: Path) -> None:
     file.write_text('{"text": "A"}')
     with pytest.raises(UserError, match=r"lacks question_id or image\n  -> see the formats"):
         read_predictions(file)
+
+
+def test_the_command_looks_at_its_outputs_first(folder: Path) -> None:
+    run = ["score", "scienceqa", str(folder / "unread.json"), "--data", str(folder)]
+    for option, place, problem in (
+        ("--output", "/proc/a/b.json", "cannot be written"),
+        ("--output", str(folder), "is a folder"),
+        ("--judgements", str(folder / "problems.json" / "a"), "cannot be written"),
+    ):
+        told = CliRunner().invoke(commands, [*run, option, place]).exception
+        assert isinstance(told, UserError), told
+        assert f"{option} {place}: {problem}" in str(told) and "-> name a" in str(told)
+    assert CliRunner().invoke(commands, [*run, "--timeout", "nan"]).exit_code == 2
 
 
 @pytest.mark.parametrize(

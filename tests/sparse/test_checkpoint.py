@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -128,7 +129,8 @@ def test_the_command_packs_refuses_and_unpacks(tmp_path: Path) -> None:
     assert "prune it first" in refused("pack", tmp_path / "dense", tmp_path / "out")
     pruned = tiny_pruned("llama", tmp_path / "pruned")
     done = run(commands, ["pack", str(pruned), str(tmp_path / "packed")])
-    assert done.exit_code == 0 and "14 matrices packed in bfloat16, to 0." in done.output
+    assert done.exit_code == 0
+    assert re.search(r"14 matrices packed in bfloat16, to 0\.[1-9]\d\d of their", done.output)
     assert "is packed already" in refused("pack", tmp_path / "packed", tmp_path / "out")
     assert "exists already" in refused("pack", pruned, tmp_path / "packed")
     assert "it lies in" in refused("pack", pruned, pruned / "out")

@@ -58,3 +58,15 @@ def _has_clip_tower(config: Any) -> bool:
         config.model_type in ("llava", "llava_next")
         and config.vision_config.model_type == "clip_vision_model"
     )
+
+
+def require_sizes(processor: ProcessorMixin, where: str) -> None:
+    """Check that images are brought to a number of pixels: transformers takes `true` for 1.
+
+    Raises:
+        UserError: a size is true or false.
+    """
+    for name in ("size", "crop_size"):
+        size = getattr(processor.image_processor, name, None) or {}
+        if any(isinstance(value, bool) for _, value in dict(size).items()):
+            raise UserError(f"{name} of its images is no number", where)
