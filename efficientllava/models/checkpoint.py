@@ -29,7 +29,11 @@ from efficientllava.models.families import (
 )
 from efficientllava.models.folder_kind import require_plain_checkpoint
 from efficientllava.models.packed import check_config, has_record, is_packed
-from efficientllava.models.processors.image_tokens import check_image_size, fit_image_tokens
+from efficientllava.models.processors.image_tokens import (
+    check_image_size,
+    fit_image_tokens,
+    require_sizes,
+)
 from efficientllava.models.processors.llava_images import pads_images, use_original_images
 from efficientllava.models.processors.still_images import needs_torchvision, processor_class
 from efficientllava.models.processors.text_processor import TextProcessor
