@@ -8,6 +8,10 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from prefect import get_run_logger
+from prefect.artifacts import create_markdown_artifact
+
+from efficientllava.errors import UserError
 from efficientllava.parameters import Parameters
 from efficientllava.report.decision.page import (
     DecisionPage,
@@ -18,6 +22,7 @@ from efficientllava.report.decision.page import (
 from efficientllava.report.decision.paired import Answers
 from efficientllava.versions.aliases import CHAMPION
 from flows.runner.graph import Node
+from flows.runner.recording import RECORDING
 from flows.server.pages import SHOW, pages
 from flows.tracking.champion import candidates, target_ratio
 from flows.tracking.record import ModelRecord, cell_of
@@ -149,3 +154,16 @@ def _costs(root: Path, nodes: Iterable[Node], cell: str) -> StageCosts:
             seconds = None if cost is None else (cost.wall_seconds, cost.cpu_seconds)
             stages[node.base.removesuffix(f"_{cell}")] = seconds
     return StageCosts(cell, stages)
+
+
+def keep_comparison(parameters: Parameters) -> None:
+    """The comparison as an artifact of the flow run."""
+    from efficientllava.report.comparison import markdown, read_rows
+
+    try:
+        rows = read_rows(ARTIFACTS, parameters.methods, parameters.ratios)
+    except UserError as error:
+        get_run_logger().warning("no comparison: %s", error)
+        return
+    title = "All models, measured"
+    RECORDING.tell(create_markdown_artifact, markdown(rows), key="comparison", description=title)

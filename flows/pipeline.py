@@ -14,7 +14,7 @@ from typing import Any
 from uuid import UUID
 
 from prefect import allow_failure, flow, get_run_logger, tags, task
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.context import FlowRunContext, TagsContext
 from prefect.states import Completed, Failed, State
@@ -23,7 +23,7 @@ from prefect.utilities.urls import url_for
 from efficientllava.errors import UserError
 from efficientllava.parameters import Parameters
 from flows.command import run_to_end
-from flows.decision import keep_decision
+from flows.decision import keep_comparison, keep_decision
 from flows.ending import show_comparison
 from flows.form import (
     Form,
@@ -57,7 +57,7 @@ from flows.tracking.champion import target_ratio
 from flows.tracking.record import ModelRecord, cell_of, read_record
 from flows.tracking.tracking import AGAIN, Tracking, usable
 from flows.unchanged import is_unchanged
-from tasks.runtime.stage import ARTIFACTS, read_parameters, told
+from tasks.runtime.stage import read_parameters, told
 from tasks.runtime.workspace import workspace_lock
 
 NOTHING: Any = ()
@@ -287,21 +287,8 @@ def _pipeline(
     if run.failures:
         failure = PipelineFailure(run.failures, run.not_run)
         return Failed(message=str(failure), data=failure)
-    _keep_comparison(parameters)
+    keep_comparison(parameters)
     return Completed(message="every stage is up to date")
-
-
-def _keep_comparison(parameters: Parameters) -> None:
-    """The comparison as an artifact of the flow run."""
-    from efficientllava.report.comparison import markdown, read_rows
-
-    try:
-        rows = read_rows(ARTIFACTS, parameters.methods, parameters.ratios)
-    except UserError as error:
-        get_run_logger().warning("no comparison: %s", error)
-        return
-    title = "All models, measured"
-    RECORDING.tell(create_markdown_artifact, markdown(rows), key="comparison", description=title)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
