@@ -16,6 +16,7 @@ export UV_LINK_MODE ?= copy
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 BIN := .venv/bin
+PIP = $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python,$(BIN)/python -m pip install --quiet)
 # a stage is started as `python`: let it be the one in .venv
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DO_NOT_TRACK := true
@@ -42,13 +43,8 @@ moved:
 .venv/installed: pyproject.toml constraints.txt $(MOVED)
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed (make PYTHON=...)" >&2; exit 2; }
 	@echo "== installing into .venv with $(if $(UV),uv,pip) and $$($(PYTHON) --version): some minutes the first time"
-ifneq ($(UV),)
-	@test -x $(BIN)/python || $(UV) venv --quiet --python "$$(command -v $(PYTHON))" .venv
-	@$(UV) pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[pipeline,dask,deepsparse,gguf,dev]'
-else
-	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[pipeline,dask,deepsparse,gguf,dev]'
-endif
+	@test -x $(BIN)/python || $(if $(UV),$(UV) venv --quiet --python "$$(command -v $(PYTHON))",$(PYTHON) -m venv) .venv
+	@$(PIP) -c constraints.txt -e '.[pipeline,dask,deepsparse,gguf,dev]'
 	@cp tools/python_of_stages.pth "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 	@pwd -P > $@
 
@@ -76,14 +72,8 @@ repro: .venv/installed  ## the same work as `make demo` by DVC alone, without Pr
 # lmms-eval without what it asks for: torchvision would bring another torch (docs/evaluate.md)
 .venv/lmms: .venv/installed
 	@echo "== installing lmms-eval for its tests"
-ifneq ($(UV),)
-	@$(UV) pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[lmms]'
-	@$(UV) pip install --quiet --python $(BIN)/python --no-deps lmms-eval==0.7.3
-else
-	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[lmms]'
-	@$(BIN)/python -m pip install --quiet --no-deps lmms-eval==0.7.3
-endif
-	@touch $@
+	@$(PIP) -c constraints.txt -e '.[lmms]' && $(PIP) --no-deps lmms-eval==0.7.3 && touch $@ \
+	|| echo "   an index without lmms-eval: its tests are skipped"
 
 test: lint .venv/lmms  ## lint, types, then the tests (`make test PYTEST='-m slow'` for the long ones)
 	@echo "== tests"
