@@ -38,4 +38,4 @@ def test_a_family_without_graphs_reaches_the_report(ready: Workspace, here: Here
     assert "Sparse decode ms" in page and "models of type" in page
     assert told in (artifacts / "report_timings" / "table.md").read_text(encoding="utf-8")
     summary = read_json(artifacts / "summary" / "magnitude.json")
-    assert summary["ratio"] == 0.5 and summary["decode_ms"] > 0
+    assert 49 < summary["zeros_percent"] < 51 and summary["decode_ms"] > 0
