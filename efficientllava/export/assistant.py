@@ -20,6 +20,8 @@ from efficientllava.export.runtimes import takes_graphs, unavailable
 from efficientllava.reading import checked, read_json, require_readable
 from efficientllava.registry import RUNTIMES
 
+NO_IMAGE = "name an image file, e.g. a PNG or JPEG, or - for none"
+
 
 def read_image(path: Path) -> Image.Image:
     """An image file as RGB.
@@ -28,9 +30,6 @@ def read_image(path: Path) -> Image.Image:
         UserError: the file is missing or no image, or as `read_rgb`.
     """
     return read_rgb(path, str(path), "no such image", "not a readable image", NO_IMAGE)
-
-
-NO_IMAGE = "name an image file, e.g. a PNG or JPEG, or - for none"
 
 
 @contextmanager

@@ -36,6 +36,7 @@ from efficientllava.export.speed import (
     wide_intervals,
 )
 from efficientllava.files import replacing, write_json
+from efficientllava.models.batches import special_tokens
 from efficientllava.models.checkpoint import load_model, load_processor
 from efficientllava.parameters import ExportParameters
 from efficientllava.progress import Event, Progress, silent
@@ -266,11 +267,6 @@ def _save_settings(model: PreTrainedModel, processor: Any, folder: Path, new_tok
     """Everything beside the graphs that answering needs."""
     processor.save_pretrained(folder)
     model.config.save_pretrained(folder)
-    ours = model.generation_config
     GenerationConfig(
-        do_sample=False,
-        max_new_tokens=new_tokens,
-        bos_token_id=ours.bos_token_id,
-        eos_token_id=ours.eos_token_id,
-        pad_token_id=ours.pad_token_id,
+        do_sample=False, max_new_tokens=new_tokens, **special_tokens(model)
     ).save_pretrained(folder)

@@ -39,6 +39,12 @@ def reads_token_types(model: nn.Module) -> bool:
     return "token_type_ids" in inspect.signature(model.forward).parameters
 
 
+def special_tokens(model: Any) -> dict[str, Any]:
+    """What of a model's generation_config.json every answer needs, by its names there."""
+    own = model.generation_config
+    return {name: getattr(own, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+
+
 @contextmanager
 def plain_generation(model: Any) -> Iterator[None]:
     """Let `generate` know of generation_config.json the special tokens alone during the block.
@@ -47,11 +53,7 @@ def plain_generation(model: Any) -> Iterator[None]:
     of the graphs exported from it, and those of batches depend on their padding.
     """
     own = model.generation_config
-    model.generation_config = GenerationConfig(
-        bos_token_id=own.bos_token_id,
-        eos_token_id=own.eos_token_id,
-        pad_token_id=own.pad_token_id,
-    )
+    model.generation_config = GenerationConfig(**special_tokens(model))
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""An MLflow that is not there is reported at once."""
+"""Commands report at once that MLflow does not answer, or that an address is none."""
 
 from __future__ import annotations
 

@@ -68,5 +68,5 @@ def require_sizes(processor: ProcessorMixin, where: str) -> None:
     """
     for name in ("size", "crop_size"):
         size = getattr(processor.image_processor, name, None) or {}
-        if any(isinstance(value, bool) for _, value in dict(size).items()):
+        if any(isinstance(value, bool) for value in dict(size).values()):
             raise UserError(f"{name} of its images is no number", where)
