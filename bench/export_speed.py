@@ -66,7 +66,7 @@ def main() -> None:
         for ratio in [0.0, *arguments.ratios]:
             model = random_llava(size_of(arguments), arguments.context)
             for matrix in adapter_for(model).matrices:
-                matrix.weight.mul_(torch.rand(matrix.weight.shape) >= ratio)
+                matrix.weight.masked_fill_(torch.rand(matrix.weight.shape) < ratio, 0.0)
             folders[ratio] = Path(temporary) / f"{ratio:g}"
             folders[ratio].mkdir()
             export_graphs(model, folders[ratio], arguments.prompt_tokens, arguments.context)

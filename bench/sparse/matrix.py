@@ -97,7 +97,7 @@ def measure_matrix(wanted: argparse.Namespace, dtype: torch.dtype, threads: int)
         contenders["own dense"] = partial(product.dense_linear, x, dense, None)
         against = {"own dense": [rivals]}
         for sparsity in wanted.sparsities:
-            weight = dense * (kept >= sparsity)
+            weight = dense.masked_fill(kept < sparsity, 0.0)  # a product would give -0.0, which is kept
             packed = pack(weight)
             tensors = map(memory.place, (packed.masks, packed.values, packed.offsets))
             sparse = partial(product.sparse_linear, x, *tensors, None, None, rows, columns)
@@ -118,9 +118,8 @@ def measure_threads(wanted: argparse.Namespace) -> None:
     """Wall time of one thread over that of two; the machine must be idle to show it."""
     for shape in wanted.shapes:
         rows, columns = map(int, shape.split("x"))
-        weight = torch.randn(rows, columns) * (torch.rand(rows, columns) >= 0.5)
         x, layer = torch.randn(1, columns), torch.nn.Linear(columns, rows, bias=False)
-        layer.weight.data = weight
+        layer.weight.data.masked_fill_(torch.rand(rows, columns) < 0.5, 0.0)
         sparse = for_inference(SparseLinear.from_dense(layer.bfloat16()))
         x = x.bfloat16()
 

@@ -38,7 +38,7 @@ def random_models(name: str) -> tuple[Any, Any]:
     torch.set_default_dtype(torch.float32)
     for path, module in dense.named_modules():
         if isinstance(module, torch.nn.Linear) and path != "lm_head":
-            module.weight.mul_(torch.rand(module.weight.shape) >= 0.5)
+            module.weight.masked_fill_(torch.rand(module.weight.shape) < 0.5, 0.0)
     sparse.load_state_dict(dense.state_dict())
     for path, module in list(sparse.named_modules()):
         if isinstance(module, torch.nn.Linear) and path != "lm_head":

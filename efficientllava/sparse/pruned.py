@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -19,6 +21,8 @@ from efficientllava.sparse.layout import LAYOUTS, ROWS, dtype_name, layout_of, p
 from efficientllava.sparse.names import names_in_model, packable_layers
 from efficientllava.sparse.record import PIECES, Settings, Stack, member_of
 from efficientllava.sparse.tensor_file import NAMES, Entry, entries_of, in_threads
+
+logger = logging.getLogger(__name__)
 
 WEIGHT = ".weight"
 
@@ -69,6 +73,20 @@ class Packing:
         packed = pack(weight, scales, threads=1)
         pieces = {f"{self.module}.{piece}": each for piece, each in packed.tensors.items()}
         return pieces | {f"{self.module}{WEIGHT}": torch.empty(0, dtype=packed.dtype)}
+
+
+class _Looked(NamedTuple):
+    """What was seen of a tensor.
+
+    Attributes:
+        share: of zeros.
+        negative: weights that are -0.0.
+        packing: None where the tensor stays as it is.
+    """
+
+    share: float = 0.0
+    negative: int = 0
+    packing: Packing | None = None
 
 
 @dataclass(frozen=True)
@@ -140,6 +158,8 @@ def find_pruned(
 ) -> tuple[dict[str, Packing], dict[str, Stack]]:
     """The matrices that are smaller packed, by module; every tensor is read once.
 
+    A warning names the weights that are -0.0: bit by bit they are no zeros, and are kept.
+
     Args:
         dtype: as in `pack_checkpoint`. int8 codes are made of the same matrices.
 
@@ -164,7 +184,7 @@ def find_pruned(
         if module_of(name) and module_of(known) in layers
     }
 
-    def look(piece: Piece) -> tuple[float, Packing | None]:
+    def look(piece: Piece) -> _Looked:
         tensor = piece.read(reader, file_of[piece.name])
         if tensor.dtype in FLOATS and not all_finite(tensor):
             raise UserError(
@@ -173,15 +193,22 @@ def find_pruned(
                 "the checkpoint is damaged: get it again",
             )
         if piece.module not in packable or tensor.dtype not in LAYOUTS or tensor.numel() == 0:
-            return 0.0, None
-        return _packing_of(piece.module, tensor, dtype)
+            return _Looked()
+        return _look_at(piece.module, tensor, dtype)
 
     pieces = pieces_of(file_of, stacks)
     found = list(zip(pieces, in_threads(look, pieces), strict=True))
-    packings = {each.module: each for _, (_, each) in found if each is not None}
+    if negative := sum(looked.negative for _, looked in found):
+        logger.warning(
+            "%s: %d weights are -0.0; they are kept, for unpacking gives back every bit. "
+            "weight[weight == 0] = 0 makes them zeros that take no space",
+            folder,
+            negative,
+        )
+    packings = {each.module: each for _, (*_, each) in found if each is not None}
     if not packings:
-        piece, (share, _) = max(found, key=lambda each: each[1][0])
-        told = f"; most zeros has {piece.module}, {share:.1%}" if share else ""
+        piece, looked = max(found, key=lambda each: each[1].share)
+        told = f"; most zeros has {piece.module}, {looked.share:.1%}" if looked.share else ""
         raise NothingToPack(
             f"no matrix has enough zeros to become smaller{told}",
             str(folder),
@@ -205,21 +232,21 @@ def places_of(files: Sequence[Path]) -> dict[str, Path]:
     return places
 
 
-def _packing_of(
-    module: str, weight: torch.Tensor, dtype: str | None
-) -> tuple[float, Packing | None]:
-    """The share of zeros, and how the matrix is packed if that makes it smaller."""
+def _look_at(module: str, weight: torch.Tensor, dtype: str | None) -> _Looked:
+    """The zeros of a matrix, and how it is packed if that makes it smaller."""
     rows, columns = weight.shape
     # by bits: -0.0 is kept
     kept = int(torch.count_nonzero(weight.view(LAYOUTS[weight.dtype].bits)))
-    share = 1 - kept / weight.numel()
+    share, negative = 1 - kept / weight.numel(), kept - int(torch.count_nonzero(weight))
     if packed_bytes(rows, columns, kept, weight.dtype) >= weight.nbytes:
-        return share, None
+        return _Looked(share, negative)
     if dtype is None:
-        return share, Packing(module, rows, columns, weight.dtype, weight.dtype, kept)
+        packing = Packing(module, rows, columns, weight.dtype, weight.dtype, kept)
+        return _Looked(share, negative, packing)
     codes, _, error = quantize(weight)
     kept = int(torch.count_nonzero(codes))
-    return share, Packing(module, rows, columns, weight.dtype, torch.int8, kept, error)
+    packing = Packing(module, rows, columns, weight.dtype, torch.int8, kept, error)
+    return _Looked(share, packing=packing)
 
 
 def settings_for(packings: dict[str, Packing], stacks: dict[str, Stack]) -> Settings:

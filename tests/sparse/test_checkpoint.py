@@ -116,6 +116,27 @@ def test_weights_that_are_no_numbers_are_refused(
     assert not (tmp_path / "out").exists()
 
 
+def test_negative_zeros_are_kept_and_told(
+    dense: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tensors = load_file(dense / "model.safetensors")
+    negative = sum(
+        int(((each == 0) & each.signbit()).sum())
+        for name, each in tensors.items()
+        if name.endswith("proj.weight")
+    )
+    pack_checkpoint(dense, tmp_path / "packed")
+    assert negative and f"{negative} weights are -0.0" in caplog.text
+    caplog.clear()
+
+    def positive(tensors: dict[str, torch.Tensor]) -> None:
+        for weight in tensors.values():
+            weight[weight == 0] = 0.0
+
+    pack_checkpoint(changed(dense, tmp_path / "positive", positive), tmp_path / "out")
+    assert "-0.0" not in caplog.text
+
+
 def test_the_command_packs_refuses_and_unpacks(tmp_path: Path) -> None:
     model, processor = TINY["llama"].build()
     save_checkpoint(model, processor, tmp_path / "dense")

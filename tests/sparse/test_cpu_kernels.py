@@ -38,7 +38,7 @@ def matrix(
 ) -> PackedMatrix:
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(rows, columns, generator=generator)
-    weight *= torch.rand(rows, columns, generator=generator) >= sparsity
+    weight.masked_fill_(torch.rand(rows, columns, generator=generator) < sparsity, 0.0)
     if dtype == torch.int8:
         codes, scales, _ = quantize(weight)
         return pack(codes, scales)

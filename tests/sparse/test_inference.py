@@ -33,7 +33,7 @@ def small_llama(tied: bool = False) -> Any:
     model = LlamaForCausalLM(config).bfloat16().eval().requires_grad_(False)
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.Linear) and name != "lm_head":
-            module.weight.mul_(torch.rand(module.weight.shape) >= 0.5)
+            module.weight.masked_fill_(torch.rand(module.weight.shape) < 0.5, 0.0)
             model.set_submodule(name, SparseLinear.from_dense(module))
     return model
 
