@@ -97,7 +97,8 @@ def measure_matrix(wanted: argparse.Namespace, dtype: torch.dtype, threads: int)
         contenders["own dense"] = partial(product.dense_linear, x, dense, None)
         against = {"own dense": [rivals]}
         for sparsity in wanted.sparsities:
-            weight = dense.masked_fill(kept < sparsity, 0.0)  # a product would give -0.0, which is kept
+            # a product would give -0.0, which packing keeps
+            weight = dense.masked_fill(kept < sparsity, 0.0)
             packed = pack(weight)
             tensors = map(memory.place, (packed.masks, packed.values, packed.offsets))
             sparse = partial(product.sparse_linear, x, *tensors, None, None, rows, columns)
