@@ -20,6 +20,8 @@ DATA = "EFFICIENTLLAVA_DATA"
 METHODS = (
     "uniform",
     "efficientllava_plus",
+    "fisher_rows",
+    "plus_without_fisher_rows",
     "owl 0.04",
     "owl 0.08",
     "sensitivity",

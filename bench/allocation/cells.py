@@ -36,6 +36,14 @@ from efficientllava.registry import METHODS
 GRID = {"owl": "outlier_spread", "slope": "slope"}
 """The parameter that a number behind a method's name sets."""
 CRITERIA = {"magnitude": "magnitude", "wanda": "wanda"}
+LEVELS_OF_ALL = (
+    "sensitivity",
+    "output_error",
+    "evopress",
+    "efficientllava_plus",
+    "plus_without_fisher_rows",
+)
+"""Methods over wide levels: one database serves all ratios of a draw."""
 
 
 def measure(wanted: argparse.Namespace) -> None:
@@ -143,11 +151,16 @@ def _cell(
     name, row = method.partition(" ")[0], {}
     adapter = adapter_for(load_model(context.model))
     if method != "dense":
-        if name in ("sensitivity", "output_error", "evopress", "efficientllava_plus"):
+        by_importance = name in ("fisher_rows", "efficientllava_plus")
+        if name in LEVELS_OF_ALL:
             levels = _all_levels(context.parameters)
-            context.database_folders(levels, levels)  # shared by the cells: no cost of one method
+            # shared by the cells: no cost of one method
+            context.database_folders(levels, levels, by_importance)
+        # the importance of rows is a cost of each method that uses it
+        shutil.rmtree(wanted.work / "work" / "rows", ignore_errors=True)
         with counted() as passed:
             began = time.process_time()
+            importance = context.row_importance() if by_importance else None
             policy = _policy(wanted, name, context, adapter, row)
             row["seconds_allocation"] = time.process_time() - began
         head = cast("Any", adapter.model).get_output_embeddings().weight.numel()
@@ -155,7 +168,15 @@ def _cell(
         began, calls = time.process_time(), context.parameters.obs
         criterion = CRITERIA.get(name, "obs")
         adapter = adapter_for(load_model(context.model))
-        done = prune_model(adapter, context.proxy, criterion, policy, calls, context.progress)
+        done = prune_model(
+            adapter,
+            context.proxy,
+            criterion,
+            policy,
+            calls,
+            context.progress,
+            importance=importance,
+        )
         row["seconds_pruning"] = time.process_time() - began
         row["sparsity"], row["policy"] = achieved_sparsity(done), list(policy.values())
     reference = DenseReference(adapter, ProxyData(test, None), "text").dense

@@ -59,14 +59,62 @@ class Context:
         model = folder_digest(self.model, CHECKPOINT_FILES)
         return {"model": model, "proxy": self.proxy.digest}
 
-    def database(self, levels: Sequence[float]) -> Database:
+    def row_importance(self) -> Mapping[str, torch.Tensor]:
+        """How much every row of every matrix counts, [out] by name; measured once, resumable.
+
+        The samples are those that give the costs of `sensitivity`.
+
+        Raises:
+            UserError: see `measure_rows`; the model does not fit on the device.
+        """
+        from efficientllava.allocation.gradients.row_importance import measure_rows, measured_rows
+        from efficientllava.allocation.gradients.samples import split
+        from efficientllava.database.offloaded import Machine, offloaded
+        from efficientllava.database.solutions import Database
+        from efficientllava.offload.devices import open_device
+
+        machine, sensitivity = self.parameters.machine, self.parameters.sensitivity
+        key = value_digest({**self._row_samples, **self.digests})[:16]
+        folder = unfinished(self.work, "rows", machine) / key
+        if (found := measured_rows(folder)) is not None:
+            return found
+        uses_pairs = self.parameters.search.fitness_data == "text_and_pairs"
+        with offloaded(
+            self.model,
+            Database({}, {}),
+            self.proxy,
+            Machine(open_device(machine.device), machine.device_memory),
+            self.work,
+            gradient_checkpointing=True,
+            gradient_tokens=sensitivity.tokens,
+        ) as opened:
+            measure_rows(
+                opened.adapter,
+                split(self.proxy, sensitivity, uses_pairs).gradients,
+                sensitivity.seed,
+                folder,
+                opened.blocks is not None,
+                self.progress,
+            )
+        return self.row_importance()
+
+    @property
+    def _row_samples(self) -> dict[str, Any]:
+        """What `row_importance` depends on beside the model and the proxy data."""
+        chosen = self.parameters.sensitivity.model_dump(include={"tokens", "pairs", "seed"})
+        return {"data": self.parameters.search.fitness_data, **chosen}
+
+    def database(self, levels: Sequence[float], by_importance: bool = False) -> Database:
         """The OBS database with these levels, opened; what it lacks is built."""
         from efficientllava.database.solutions import open_database
 
-        return open_database(self.database_folders(levels), levels)
+        return open_database(self.database_folders(levels, (), by_importance), levels)
 
     def database_folders(
-        self, levels: Sequence[float], others: Collection[float] = ()
+        self,
+        levels: Sequence[float],
+        others: Collection[float] = (),
+        by_importance: bool = False,
     ) -> list[Path]:
         """The folders that together hold the OBS solutions at these levels.
 
@@ -75,18 +123,21 @@ class Context:
 
         Args:
             others: levels that further ratios will need.
+            by_importance: whether the rows of a matrix count by `row_importance`, or all alike.
 
         Raises:
-            UserError: see `build_database`; the model does not fit on the device.
+            UserError: see `build_database` and `row_importance`; the model does not fit on the
+                device.
         """
         from efficientllava.calibration.opened import block_by_block
         from efficientllava.database.build import build_database
 
-        parameters, root = self.parameters, self._databases
-        at = self.built_levels()
+        parameters, root = self.parameters, self._databases(by_importance)
+        at = self.built_levels(by_importance)
         if any(round(level, 4) not in at for level in levels):
             missing = sorted({round(level, 4) for level in {*others, *levels}} - at.keys())
             folder = root / value_digest(missing)[:16]
+            importance = self.row_importance() if by_importance else None
             with block_by_block(
                 self.model,
                 self.work,
@@ -104,29 +155,31 @@ class Context:
                     root / "unfinished",
                     self.digests,
                     self.progress,
+                    importance,
                 )
             at |= dict.fromkeys(missing, folder)
         return sorted({at[round(level, 4)] for level in levels})
 
-    @property
-    def _databases(self) -> Path:
-        return unfinished(self.work, "database", self.parameters.machine) / self.database_key
+    def _databases(self, by_importance: bool) -> Path:
+        folder = unfinished(self.work, "database", self.parameters.machine)
+        return folder / self.database_key(by_importance)
 
-    def built_levels(self) -> dict[float, Path]:
+    def built_levels(self, by_importance: bool = False) -> dict[float, Path]:
         """The folder of every level whose OBS solutions are there already."""
         from efficientllava.database.solutions import MANIFEST
 
         return {
             level: manifest.parent
-            for manifest in sorted(self._databases.glob(f"*/{MANIFEST}"))
+            for manifest in sorted(self._databases(by_importance).glob(f"*/{MANIFEST}"))
             for level in read_sealed(manifest)["levels"]
         }
 
-    @property
-    def database_key(self) -> str:
+    def database_key(self, by_importance: bool = False) -> str:
         """What decides the solutions: the model, the proxy data and how matrices are pruned."""
-        obs = self.parameters.obs.model_dump(mode="json")
-        return value_digest({"obs": obs, **self.digests})[:16]
+        decides: dict[str, Any] = {"obs": self.parameters.obs.model_dump(mode="json")}
+        if by_importance:
+            decides["rows"] = self._row_samples
+        return value_digest({**decides, **self.digests})[:16]
 
 
 @dataclass(frozen=True)

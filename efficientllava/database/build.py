@@ -6,7 +6,7 @@ A candidate policy is then stitched from it and costs a forward pass (method.md 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -35,21 +35,34 @@ from efficientllava.progress import Event, Progress, silent
 
 
 def solve_group(
-    group: GroupHessian, levels: Sequence[float], parameters: ObsParameters
+    group: GroupHessian,
+    levels: Sequence[float],
+    parameters: ObsParameters,
+    importance: Mapping[str, torch.Tensor] | None = None,
 ) -> tuple[list[list[torch.Tensor]], InverseFactor]:
-    """The solutions [matrix][level] of matrices that share an input, and the factor used."""
+    """The solutions [matrix][level] of matrices that share an input, and the factor used.
+
+    Args:
+        importance: of each matrix's rows [out], by name; None counts all rows alike.
+    """
     dtype = getattr(torch, parameters.precision)
     factor = inverse_factor(
         group.hessian, parameters.damping, group.name, group.tokens, dtype=dtype
     )
     weights = [matrix.weight for matrix in group.matrices]
     solutions = prune_levels(
-        weights, factor, levels, parameters.block_size, parameters.group_size, parameters.kernel
+        weights,
+        factor,
+        levels,
+        parameters.block_size,
+        parameters.group_size,
+        parameters.kernel,
+        None if importance is None else [importance[each.name] for each in group.matrices],
     )
     return solutions, factor
 
 
-def build_database(
+def build_database(  # noqa: PLR0913 what decides the solutions, and where they go
     adapter: Adapter,
     proxy: ProxyData,
     levels: Sequence[float],
@@ -58,6 +71,7 @@ def build_database(
     work: Path,
     identity: dict[str, Any],
     progress: Progress = silent,
+    importance: Mapping[str, torch.Tensor] | None = None,
 ) -> dict[str, Any]:
     """Build the database of a dense model.
 
@@ -70,6 +84,7 @@ def build_database(
         folder: where the finished database goes, whole or not at all.
         work: where unfinished databases are kept.
         identity: digests (model, proxy, code) that decide whether unfinished work still counts.
+        importance: see `solve_group`; what it depends on is part of the identity.
 
     Returns:
         The manifest: levels, digests of the files and of their tensors, and per matrix and level
@@ -86,7 +101,11 @@ def build_database(
     }
     unfinished = Path(work) / value_digest(header)[:16]
     walk = block_walk(adapter, proxy, parameters)
-    written = _solve_blocks(walk, levels, parameters, unfinished, progress)
+
+    def solve(block: int) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+        return _solve_block(walk, block, levels, parameters, importance)
+
+    written = _solve_blocks(walk, solve, unfinished, progress)
     files = {block_file(block): written[block]["file"] for block in sorted(written)}
     manifest = {**header, "matrices": {}, "files": files, "tensors": {}}
     for block in sorted(written):
@@ -103,12 +122,15 @@ def build_database(
 
 def _solve_blocks(
     walk: BlockWalk,
-    levels: Sequence[float],
-    parameters: ObsParameters,
+    solve: Callable[[int], tuple[dict[str, Any], dict[str, torch.Tensor]]],
     unfinished: Path,
     progress: Progress,
 ) -> dict[int, dict[str, Any]]:
-    """Solve every block into the unfinished folder: see `_write_block`, by block."""
+    """Solve every block into the unfinished folder: see `_write_block`, by block.
+
+    Args:
+        solve: gives the records and tensors of a block that the walk has come to.
+    """
     records: dict[int, dict[str, Any]] = {}
     written: Future[dict[str, Any]] | None = None
     total = len(walk.adapter.blocks)
@@ -124,7 +146,7 @@ def _solve_blocks(
             path = unfinished / block_file(block)
             solved: tuple[dict[str, Any], dict[str, torch.Tensor]] | None = None
             if not (record_file.exists() and path.exists()):
-                solved = _solve_block(walk, block, levels, parameters)
+                solved = solve(block)
             finish(block - 1)
             if solved is None:
                 written = writer.submit(_read_block, path, record_file)
@@ -161,13 +183,17 @@ def _read_block(path: Path, record_file: Path) -> dict[str, Any]:
 
 
 def _solve_block(
-    walk: BlockWalk, block: int, levels: Sequence[float], parameters: ObsParameters
+    walk: BlockWalk,
+    block: int,
+    levels: Sequence[float],
+    parameters: ObsParameters,
+    importance: Mapping[str, torch.Tensor] | None,
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     records: dict[str, Any] = {}
     tensors: dict[str, torch.Tensor] = {}
     form: storage.Storage = "compact" if parameters.stores_compact(len(levels)) else "dense"
     for group in walk.hessians(block, getattr(torch, parameters.precision), keep_outputs=True):
-        solutions, factor = solve_group(group, levels, parameters)
+        solutions, factor = solve_group(group, levels, parameters, importance)
         for matrix, per_level in zip(group.matrices, solutions, strict=True):
             dense = matrix.weight
             errors = relative_errors(per_level, dense, group.hessian)

@@ -31,6 +31,8 @@ from efficientllava.kernels.precision import full_float32
 
 Kernel = Literal["auto", "eager", "compiled", "triton"]
 
+LEAST_SCALE = 0.05
+"""Of a row, beside a mean of 1: no row is given up for a gradient that happened to be small."""
 EAGER_UP_TO = 2**14
 """Weights of a matrix up to which "auto" on a CPU takes the eager path: compiling takes seconds."""
 
@@ -42,9 +44,11 @@ def prune(
     block_size: int = 128,
     group_size: int | None = None,
     kernel: Kernel = "auto",
+    importance: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Prune one matrix [out, in] to one ratio; see `prune_levels`."""
-    return prune_levels([weight], factor, [ratio], block_size, group_size, kernel)[0][0]
+    rows = None if importance is None else [importance]
+    return prune_levels([weight], factor, [ratio], block_size, group_size, kernel, rows)[0][0]
 
 
 @full_float32()
@@ -55,6 +59,7 @@ def prune_levels(
     block_size: int = 128,
     group_size: int | None = None,
     kernel: Kernel = "auto",
+    importance: Sequence[torch.Tensor] | None = None,
 ) -> list[list[torch.Tensor]]:
     """Prune matrices that share an input to several ratios in one pass (method.md section 2).
 
@@ -71,6 +76,8 @@ def prune_levels(
             a CPU in float32 by torch.get_num_threads() threads; "triton" is for CUDA in float32
             and group sizes 2, 4, 8, 16, 32; "auto" takes the fastest that can; for
             matrices of up to `EAGER_UP_TO` weights on a CPU that is "eager".
+        importance: r [out_i] of each matrix's rows: masks then take the smallest r w^2 / U_jj^2.
+            What minimises tr(R dW H dW^T) for R = diag(r) is OBS of R^(1/2) W, scaled back.
 
     Returns:
         [matrix][level] -> [out_i, in] in the matrix's dtype, with exactly round(ratio * numel)
@@ -81,6 +88,12 @@ def prune_levels(
         UserError: the block size or the columns are not a multiple of `group_size`, or a ratio is
             no whole number of zeros per group; a kernel is asked for where it cannot run.
     """
+    dtypes = [weight.dtype for weight in weights]
+    scales = None if importance is None else [_row_scale(each, factor) for each in importance]
+    if scales is not None:
+        weights = [
+            weight.to(scale.dtype) * scale for weight, scale in zip(weights, scales, strict=True)
+        ]
     plan = _plan(weights, levels, factor.dead.cpu(), block_size, group_size)
     largest = max(weight.numel() for weight in weights)
     chosen = _kernel_for(kernel, factor.upper, group_size, largest)
@@ -93,13 +106,24 @@ def prune_levels(
         solutions = prune_stack(Blocks(weights, len(levels), factor.upper, factor.dead, plan))
     else:
         solutions = _prune_stack(weights, len(levels), factor, plan)
+    if scales is not None:
+        rows = [scale for scale in scales for _ in levels]
+        solutions = [solution / scale for solution, scale in zip(solutions, rows, strict=True)]
     return [
         [
-            in_dtype(solutions[index * len(levels) + position], weight.dtype).contiguous()
+            in_dtype(solutions[index * len(levels) + position], dtype).contiguous()
             for position in range(len(levels))
         ]
-        for index, weight in enumerate(weights)
+        for index, dtype in enumerate(dtypes)
     ]
+
+
+def _row_scale(importance: torch.Tensor, factor: InverseFactor) -> torch.Tensor:
+    """r^(1/2) [out, 1], 1 in the mean of squares; all 1 where no row has any importance."""
+    rows = importance.to(factor.upper.device, torch.float64)
+    mean = rows.mean()
+    rows = rows / mean if mean > 0 else torch.ones_like(rows)
+    return rows.sqrt().clamp_(min=LEAST_SCALE).to(factor.upper.dtype)[:, None]
 
 
 def _plan(

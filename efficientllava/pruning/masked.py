@@ -39,6 +39,7 @@ def prune_masked(
     parameters: Parameters,
     database: Database | None = None,
     progress: Progress = silent,
+    importance: Mapping[str, torch.Tensor] | None = None,
 ) -> dict[str, Any]:
     """Prune a dense model in place with its ratios and its evolved projector, and verify it.
 
@@ -50,6 +51,7 @@ def prune_masked(
         criterion: "magnitude", "wanda" or "obs".
         allocation: with a database also its `risk`, which decides.
         database: of the dense model at the policy's levels, or None for sequential alone.
+        importance: see `prune_model`.
 
     Returns:
         The record: losses, `chosen`, `pattern` (of a set: a list, and each matrix has its own),
@@ -62,15 +64,25 @@ def prune_masked(
     dense = _weights(opened) if database is not None else []
     measures = ProxyMeasures(adapter, proxy, parameters.search, progress)
     measures.move_projector(adapter, allocation.projector)
-    finished = () if opened.blocks is None else (opened.blocks.release,)
+    released = {} if opened.blocks is None else {"finished": opened.blocks.release}
     settings, refine = parameters.obs, parameters.finalize.refine
-    rows = prune_model(adapter, proxy, criterion, policy, settings, progress, refine, *finished)
+    rows = prune_model(
+        adapter,
+        proxy,
+        criterion,
+        policy,
+        settings,
+        progress,
+        refine,
+        importance=importance,
+        **released,
+    )
     scores, losses = measures(adapter.language_model)
     record = {**scores, **_risks(rows, scores, allocation, "sequential"), "chosen": "sequential"}
     if database is not None:
         sequential = _weights(opened)
         _replace(adapter, dense)
-        stitched_rows = stitch_model(adapter, database, policy, *finished)
+        stitched_rows = stitch_model(adapter, database, policy, **released)
         record = _chosen(measures, adapter, allocation, stitched_rows, record, losses)
         if record["chosen"] == "stitched":
             rows = stitched_rows

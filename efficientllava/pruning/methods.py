@@ -79,6 +79,8 @@ class MaskingMethod:
             all of these compared and corrected ("plus").
         criterion: which weights go: the smallest |w|, the smallest |w| * ||x||, or by OBS, which
             also updates the weights that stay.
+        by_importance: with OBS, whether the rows of a matrix count by the Fisher information of
+            their outputs, or all alike as SparseGPT's do.
         changes: search parameters that the method fixes, for the ablations.
         upper_bound: weight candidates by equation (7); False sets every c_m to 1.
     """
@@ -90,6 +92,7 @@ class MaskingMethod:
     criterion: Literal["magnitude", "wanda", "obs"]
     changes: Mapping[str, Any] = field(default_factory=dict)
     upper_bound: bool = True
+    by_importance: bool = False
     structured = False
 
     @property
@@ -98,7 +101,7 @@ class MaskingMethod:
         needs: set[Need] = set()
         if self.allocation in ("search", *BY_COSTS):
             needs.add("database")
-        if self.allocation in ("sensitivity", "plus"):
+        if self.allocation in ("sensitivity", "plus") or self.by_importance:
             needs.add("gradients")
         if self.allocation not in ("uniform", "slope") or self.criterion != "magnitude":
             needs.add("calibration")
@@ -147,7 +150,8 @@ class MaskingMethod:
             from efficientllava.allocation.sensitivity.allocate import allocated
 
             search = self.search_parameters(context.parameters.search)
-            return allocated(context, search, cast("Costs", self.allocation))
+            costs, rows = cast("Costs", self.allocation), self._weighs_rows(context)
+            return allocated(context, search, costs, rows)
         from efficientllava.allocation.search.searched import searched
 
         parameters = self.search_parameters(context.parameters.search)
@@ -157,8 +161,8 @@ class MaskingMethod:
         """See `Method`."""
         from efficientllava.pruning.masked import prune_masked
 
-        levels = sorted(set(allocation.policy.values()))
-        database = context.database(levels) if "database" in self.needs else None
+        levels, weighs_rows = sorted(set(allocation.policy.values())), self._weighs_rows(context)
+        database = context.database(levels, weighs_rows) if "database" in self.needs else None
         search = self.search_parameters(context.parameters.search)
         parameters = context.parameters.model_copy(update={"search": search})
         return prune_masked(
@@ -169,7 +173,12 @@ class MaskingMethod:
             parameters,
             database,
             context.progress,
+            context.row_importance() if weighs_rows else None,
         )
+
+    def _weighs_rows(self, context: Context) -> bool:
+        """An n:m pattern leaves every row the same number of zeros, whatever it counts."""
+        return self.by_importance and not context.parameters.obs.groups
 
 
 @dataclass(frozen=True)
@@ -236,7 +245,9 @@ OURS: dict[str, Method] = {
         StructuredMethod("short_lvlm", "blocks_by_important_tokens"),
         StructuredMethod("shortgpt", "blocks_by_influence"),
         StructuredMethod("sleb", "blocks_by_loss"),
-        MaskingMethod("efficientllava_plus", "plus", "obs"),
+        MaskingMethod("fisher_rows", "uniform", "obs", by_importance=True),
+        MaskingMethod("efficientllava_plus", "plus", "obs", by_importance=True),
+        MaskingMethod("plus_without_fisher_rows", "plus", "obs"),
         MaskingMethod("efficientllava", "search", "obs"),
         MaskingMethod("auto_without_generalization", "search", "obs", {"eta": 0.0}),
         MaskingMethod("no_evolution", "search", "obs", {"evolve_projector": False}),

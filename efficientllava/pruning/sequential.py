@@ -27,7 +27,7 @@ Policy = Mapping[str, float]
 """The share of zeros of each prunable matrix, by name."""
 
 
-def prune_model(
+def prune_model(  # noqa: PLR0913 what decides the weights, and who is told
     adapter: Adapter,
     proxy: ProxyData,
     criterion: str,
@@ -36,6 +36,7 @@ def prune_model(
     progress: Progress = silent,
     refinement: str = "none",
     finished: Callable[[int], None] = lambda block: None,
+    importance: Mapping[str, torch.Tensor] | None = None,
 ) -> list[dict[str, Any]]:
     """Prune a model in place, each block calibrated on the outputs of the pruned blocks before it.
 
@@ -46,6 +47,7 @@ def prune_model(
         refinement: with "obs", how kept weights are solved again: "none", "least_squares" or
             "admm".
         finished: called with a block when it is pruned and no walk will take it off the memory.
+        importance: with "obs", of each matrix's rows [out], by name; None counts all rows alike.
 
     Returns:
         One row per matrix: name, block, level, size, zeros, already_zero (zero before, or fed by
@@ -69,7 +71,10 @@ def prune_model(
             factor = _factor(group, parameters) if criterion == "obs" else None
             for matrix in group.matrices:
                 level, dense = policy[matrix.name], matrix.weight
-                new = _pruned(matrix, group, factor, criterion, level, parameters, refinement)
+                important = None if importance is None else importance[matrix.name]
+                new = _pruned(
+                    matrix, group, factor, criterion, level, parameters, refinement, important
+                )
                 error = relative_error(new, dense, group.hessian)
                 already = dense == 0
                 if factor is not None:
@@ -100,6 +105,7 @@ def _pruned(
     level: float,
     parameters: ObsParameters,
     refinement: str,
+    importance: torch.Tensor | None,
 ) -> torch.Tensor:
     """The new weight [out, in] of one matrix."""
     dense = matrix.weight
@@ -111,6 +117,7 @@ def _pruned(
             parameters.block_size,
             parameters.group_size,
             parameters.kernel,
+            importance,
         )
         if refinement != "none":
             new = refine(dense, new, group.hessian, refinement)

@@ -51,7 +51,7 @@ def searched(context: Context, parameters: SearchParameters, upper_bound: bool) 
             SearchGoal(levels, context.ratio, parameters, upper_bound),
             machine,
             unfinished(context.work, "search", machine),
-            {"database": context.database_key},
+            {"database": context.database_key()},
             context.progress,
             _evaluator_maker(context, folders, opened.adapter.sizes, parameters, workers, sharing),
         ).run(started)

@@ -13,13 +13,13 @@ from typing import Any, Literal
 import torch
 
 from efficientllava.allocation.context import Allocation, Context, Risk
+from efficientllava.allocation.gradients.samples import Samples, split, warn_of_few
 from efficientllava.allocation.scoring.evaluation import stitched_models
 from efficientllava.allocation.search.algorithm import require_pairs
 from efficientllava.allocation.sensitivity.choice import Choice, Policy, Scored
 from efficientllava.allocation.sensitivity.costs import Gradients
 from efficientllava.allocation.sensitivity.evolved import evolve_projector
 from efficientllava.allocation.sensitivity.plan import Plan
-from efficientllava.allocation.sensitivity.samples import Samples, split, warn_of_few
 from efficientllava.allocation.sensitivity.seeds import Budget, simple_policies
 from efficientllava.allocation.unfinished import unfinished
 from efficientllava.calibration.sample_losses import DenseReference
@@ -40,7 +40,9 @@ UNDECISIVE = {"corrections", "generations", "patience", "projector_rounds"}
 """Parameters that say how far a search goes and not what its steps do: finished steps stay."""
 
 
-def allocated(context: Context, search: SearchParameters, kind: Costs) -> Allocation:
+def allocated(
+    context: Context, search: SearchParameters, kind: Costs, by_importance: bool = False
+) -> Allocation:
     """Ratios of every matrix by its sensitivity.
 
     Args:
@@ -49,6 +51,7 @@ def allocated(context: Context, search: SearchParameters, kind: Costs) -> Alloca
         kind: "sensitivity" and "output_error": one exact knapsack, of Fisher costs or of relative
             output errors. "plus": seeds, costs, corrections and swaps, chosen by the KL divergence
             on other tokens; then the projector moves for the best.
+        by_importance: see `Context.database_folders`.
 
     Raises:
         UserError: no policy meets the budget; the model does not fit on the device; gradients
@@ -57,7 +60,8 @@ def allocated(context: Context, search: SearchParameters, kind: Costs) -> Alloca
     started, parameters = time.monotonic(), context.parameters
     levels = parameters.wide_levels(context.ratio)
     every = (parameters.wide_levels(ratio) for ratio in parameters.ratios)
-    folders = context.database_folders(levels, {level for each in every for level in each})
+    others = {level for each in every for level in each}
+    folders = context.database_folders(levels, others, by_importance)
     machine, sensitivity = parameters.machine, parameters.sensitivity
     with offloaded(
         context.model,
@@ -73,7 +77,7 @@ def allocated(context: Context, search: SearchParameters, kind: Costs) -> Alloca
             require_pairs(0 if context.proxy.pairs is None else len(context.proxy.pairs))
         torch.set_num_threads(machine.threads)
         key = {
-            "database": context.database_key,
+            "database": context.database_key(by_importance),
             "levels": levels,
             "ratio": context.ratio,
             "data": search.fitness_data,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from efficientllava.allocation.gradients.samples import warn_of_few
 from efficientllava.allocation.sensitivity.choice import Choice, Policy, Scored
 from efficientllava.allocation.sensitivity.costs import (
     Gradients,
@@ -17,7 +18,6 @@ from efficientllava.allocation.sensitivity.costs import (
     output_errors,
     scalar_costs,
 )
-from efficientllava.allocation.sensitivity.samples import warn_of_few
 from efficientllava.allocation.sensitivity.seeds import Budget
 from efficientllava.allocation.sensitivity.swaps import Swaps
 from efficientllava.calibration.sample_losses import DenseReference, difference

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from efficientllava.allocation.context import Allocation, Context
-from efficientllava.allocation.sensitivity.samples import split
+from efficientllava.allocation.gradients.samples import split
 from efficientllava.calibration.sample_losses import DenseReference, difference
 from efficientllava.data.proxy import ProxyData, save_proxy
 from efficientllava.database.offloaded import Offloaded

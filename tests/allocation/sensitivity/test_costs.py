@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from efficientllava.allocation.gradients.backward import _without_label
 from efficientllava.allocation.sensitivity.costs import (
     Gradients,
     corrected_costs,
@@ -18,7 +19,6 @@ from efficientllava.allocation.sensitivity.costs import (
     interpolated,
     scalar_costs,
 )
-from efficientllava.allocation.sensitivity.gradients import _without_label
 from efficientllava.calibration.sample_losses import DenseReference
 from efficientllava.data.proxy import ProxyData
 from efficientllava.database.build import build_database

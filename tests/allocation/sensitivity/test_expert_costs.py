@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch.nn import functional
 
+from efficientllava.allocation.gradients.experts import one_by_one
 from efficientllava.allocation.sensitivity.costs import Gradients, fisher_costs, scalar_costs
-from efficientllava.allocation.sensitivity.experts import one_by_one
 from efficientllava.calibration.sample_losses import DenseReference
 from efficientllava.data.proxy import ProxyData
 from efficientllava.database.build import build_database

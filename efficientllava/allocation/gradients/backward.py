@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional
 
 from efficientllava.allocation.gradient_checkpointing import checkpointed
-from efficientllava.allocation.sensitivity.experts import one_by_one
+from efficientllava.allocation.gradients.experts import one_by_one
 from efficientllava.calibration.proxy_loss import LossBatch, chunks, hidden_states
 from efficientllava.errors import UserError
 from efficientllava.models.families import Adapter, Matrix
@@ -77,24 +77,60 @@ def gathered(
     dense: torch.Tensor | None = None,
     streamed: bool = False,
 ) -> Sums:
-    """One forward and one backward pass of a batch, and what it says of every matrix.
+    """What changes of every matrix cost, from one forward and one backward pass of a batch.
+
+    Args:
+        changes: asked once for every matrix, when its block is on the device.
+        uniforms, dense, streamed: see `_pass_back`.
+
+    Raises:
+        UserError: a gradient is NaN or inf, naming the matrix.
+    """
+    prices = _Prices(adapter, changes)
+    _pass_back(adapter, batch, prices, uniforms, dense, streamed)
+    return prices.sums(int(batch.inputs.tokens.sum()), int(batch.positions.sum()))
+
+
+def row_squares(
+    adapter: Adapter, batch: LossBatch, uniforms: torch.Tensor, streamed: bool = False
+) -> dict[str, torch.Tensor]:
+    """Sums over a batch's tokens of g_r^2 for every row r of every matrix, by its name.
+
+    Args:
+        uniforms, streamed: see `_pass_back`.
+
+    Returns:
+        [out] float64 each, on the CPU; zeros for an expert that no token reaches.
+
+    Raises:
+        UserError: a gradient is NaN or inf, naming the matrix.
+    """
+    rows = _RowSquares(adapter)
+    _pass_back(adapter, batch, rows, uniforms, streamed=streamed)
+    return {matrix.name: rows.squares[matrix.name].cpu() for matrix in adapter.matrices}
+
+
+def _pass_back(
+    adapter: Adapter,
+    batch: LossBatch,
+    observer: _Observer,
+    uniforms: torch.Tensor | None = None,
+    dense: torch.Tensor | None = None,
+    streamed: bool = False,
+) -> None:
+    """One forward and one backward pass of a batch, seen by an observer.
 
     Of the forward pass only the inputs of the blocks are kept; a block is computed again when its
     gradient is, and the inputs of its matrices live only until then. Products and sums are float32
     and float64 in models of 16 bits, too.
 
     Args:
-        changes: asked once for every matrix, when its block is on the device.
         uniforms: numbers in [0, 1) [n], one for each scored position: the loss is -log p of labels
             that they draw from the model.
         dense: the dense model's hidden states [n, width] at the scored positions: the loss is
             KL(dense || model). One of both is given.
         streamed: the blocks are streamed, and so computed again in any case.
-
-    Raises:
-        UserError: a gradient is NaN or inf, naming the matrix.
     """
-    observer = _Observer(adapter, changes)
     inputs = dict(batch.inputs.arguments)
     embeddings = inputs["inputs_embeds"].detach().clone().requires_grad_(True)
     inputs["inputs_embeds"] = embeddings
@@ -114,7 +150,6 @@ def gathered(
         ).to(hidden.dtype)
         observer.backward = True
         (hidden * upstream).sum().backward()
-    return observer.sums(int(batch.inputs.tokens.sum()), int(batch.positions.sum()))
 
 
 def _at_hidden(
@@ -157,18 +192,13 @@ def _without_label(probabilities: torch.Tensor, uniforms: torch.Tensor) -> torch
 
 
 class _Observer:
-    """Prices the changes of every matrix when its output's gradient arrives."""
+    """Brings the input and the output's gradient of every matrix together: see `see`."""
 
-    def __init__(self, adapter: Adapter, changes: Changes) -> None:
+    def __init__(self, adapter: Adapter) -> None:
         self.backward = False
-        self._adapter, self._changes = adapter, changes
+        self._adapter = adapter
         self._inputs: dict[str, torch.Tensor] = {}
         self._waiting: dict[str, torch.Tensor] = {}
-        self._squares: dict[str, list[float]] = {}
-        self._linear: dict[str, list[float]] = {}
-        self._gradient: dict[str, float] = {}
-        self._output: dict[str, float] = {}
-        self._routed: dict[str, int] = {}
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -199,7 +229,7 @@ class _Observer:
             self._inputs[matrix.name] = given.detach()
             # a block's last gradient arrives before the block is computed again
             if (waiting := self._waiting.pop(matrix.name, None)) is not None:
-                self._price(matrix, waiting)
+                self._join(matrix, waiting)
 
     def ask(self, matrix: Matrix, output: torch.Tensor) -> None:
         """After a product, whose gradient [..., out] is asked for."""
@@ -208,31 +238,76 @@ class _Observer:
 
     @torch.no_grad()
     def pass_over(self, matrix: Matrix) -> None:
-        """No token of the batch reaches an expert: its changes cost nothing."""
+        """No token of the batch reaches an expert."""
         if self.backward:
-            nothing = [0.0 for _ in self._changes(matrix)]
-            self._squares[matrix.name], self._linear[matrix.name] = nothing, list(nothing)
-            self._gradient[matrix.name] = self._output[matrix.name] = 0.0
-            self._routed[matrix.name] = 0
+            self.miss(matrix)
 
     def _arrived(self, matrix: Matrix, gradient: torch.Tensor) -> None:
         if matrix.name in self._inputs:
-            self._price(matrix, gradient)
+            self._join(matrix, gradient)
         else:
             self._waiting[matrix.name] = gradient
 
     @torch.no_grad()
-    def _price(self, matrix: Matrix, gradient: torch.Tensor) -> None:
-        name = matrix.name
-        given, gradient = self._inputs.pop(name).float(), gradient.float()
-        if matrix.expert is not None:
-            self._routed[name] = len(given)
+    def _join(self, matrix: Matrix, gradient: torch.Tensor) -> None:
+        given, gradient = self._inputs.pop(matrix.name).float(), gradient.float()
         if not bool(torch.isfinite(gradient).all()):
             raise UserError(
                 "the gradient of its output is NaN or inf",
-                where=name,
+                where=matrix.name,
                 remedy="16 bits overflow here: convert the model to bfloat16 or float32 first",
             )
+        self.see(matrix, given, gradient)
+
+    def see(self, matrix: Matrix, given: torch.Tensor, gradient: torch.Tensor) -> None:
+        """The inputs [..., in] of a matrix and the gradients of its outputs [..., out], float32."""
+        raise NotImplementedError
+
+    def miss(self, matrix: Matrix) -> None:
+        """An expert that no token of the batch reaches."""
+        raise NotImplementedError
+
+
+class _RowSquares(_Observer):
+    """Adds up the squared gradients of every row's outputs."""
+
+    def __init__(self, adapter: Adapter) -> None:
+        super().__init__(adapter)
+        self.squares: dict[str, torch.Tensor] = {}
+
+    def see(self, matrix: Matrix, given: torch.Tensor, gradient: torch.Tensor) -> None:
+        """See `_Observer`."""
+        self.squares[matrix.name] = gradient.flatten(0, -2).square().sum(0, dtype=torch.float64)
+
+    def miss(self, matrix: Matrix) -> None:
+        """See `_Observer`."""
+        self.squares[matrix.name] = torch.zeros(len(matrix.weight), dtype=torch.float64)
+
+
+class _Prices(_Observer):
+    """Prices the changes of every matrix."""
+
+    def __init__(self, adapter: Adapter, changes: Changes) -> None:
+        super().__init__(adapter)
+        self._changes = changes
+        self._squares: dict[str, list[float]] = {}
+        self._linear: dict[str, list[float]] = {}
+        self._gradient: dict[str, float] = {}
+        self._output: dict[str, float] = {}
+        self._routed: dict[str, int] = {}
+
+    def miss(self, matrix: Matrix) -> None:
+        """See `_Observer`: its changes cost nothing."""
+        nothing = [0.0 for _ in self._changes(matrix)]
+        self._squares[matrix.name], self._linear[matrix.name] = nothing, list(nothing)
+        self._gradient[matrix.name] = self._output[matrix.name] = 0.0
+        self._routed[matrix.name] = 0
+
+    def see(self, matrix: Matrix, given: torch.Tensor, gradient: torch.Tensor) -> None:
+        """See `_Observer`."""
+        name = matrix.name
+        if matrix.expert is not None:
+            self._routed[name] = len(given)
         squares, linear = [], []
         for change in self._changes(matrix):
             moved = torch.linalg.vecdot(functional.linear(given, change), gradient).double()

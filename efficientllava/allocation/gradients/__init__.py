@@ -1,0 +1,1 @@
+"""What gradients of the whole model say of its matrices, and the samples that they come from."""

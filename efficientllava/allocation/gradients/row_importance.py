@@ -1,0 +1,84 @@
+"""How much every row of a matrix counts in OBS: the Fisher information of its output.
+
+OBS makes the output error of a layer small, the outputs weighed alike. Their gradients say how much
+each matters to the loss: K-FAC's Fisher information of a layer is G (x) H with G = E[g g^T]
+(Martens & Grosse 2015), and r, the diagonal of G, is one number for a row.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from efficientllava.allocation.gradients.backward import row_squares
+from efficientllava.allocation.gradients.samples import warn_of_few
+from efficientllava.calibration.proxy_loss import pair_loss_batches, text_loss_batches
+from efficientllava.data.proxy import ProxyData
+from efficientllava.files import (
+    DamagedFile,
+    file_digest,
+    load_tensors,
+    read_sealed,
+    save_tensors,
+    write_sealed,
+)
+from efficientllava.models.families import Adapter
+from efficientllava.progress import Event, Progress, silent
+
+TENSORS, RECORD = "rows.safetensors", "rows.json"
+
+
+def measure_rows(
+    adapter: Adapter,
+    samples: ProxyData,
+    seed: int,
+    folder: Path,
+    streamed: bool = False,
+    progress: Progress = silent,
+) -> None:
+    """Write r = sum_t g_tr^2 of every matrix's rows: g of the loss of labels drawn from the model.
+
+    Batch by batch: those found in the folder are not computed again.
+
+    Args:
+        adapter: of the dense model.
+        samples: text scored at every next token, pairs at their answers.
+        streamed: whether its blocks are streamed.
+
+    Raises:
+        UserError: a gradient is NaN or inf, naming the matrix.
+    """
+    batches = text_loss_batches(adapter, samples.segments) + pair_loss_batches(adapter, samples)
+    warn_of_few(
+        sum(int(batch.positions.sum()) for batch in batches), "the importance of rows rests"
+    )
+    sums: dict[str, torch.Tensor] = {}
+    for index, batch in enumerate(batches):
+        path = folder / "batches" / f"{index:03d}.safetensors"
+        if not path.exists():
+            draw = random.Random(f"{seed}/rows/{index}")
+            uniforms = torch.tensor([draw.random() for _ in range(int(batch.positions.sum()))])
+            save_tensors(path, row_squares(adapter, batch, uniforms, streamed))
+        for name, rows in load_tensors(path).items():
+            sums[name] = sums[name] + rows if name in sums else rows
+        progress(Event("importance of rows", index + 1, len(batches)))
+    save_tensors(folder / TENSORS, sums)
+    write_sealed(folder / RECORD, {"file": file_digest(folder / TENSORS)})
+    shutil.rmtree(folder / "batches")
+
+
+def measured_rows(folder: Path) -> Mapping[str, torch.Tensor] | None:
+    """What `measure_rows` has finished, [out] float64 by name; None where it has not.
+
+    Raises:
+        UserError: it is not as it was written.
+    """
+    if not (folder / RECORD).exists():
+        return None
+    if read_sealed(folder / RECORD)["file"] != file_digest(folder / TENSORS):
+        raise DamagedFile(folder / TENSORS)
+    return load_tensors(folder / TENSORS)
