@@ -164,6 +164,50 @@ def test_pattern_has_exactly_n_zeros_per_group(zeros: int, group: int) -> None:
     assert (counts == zeros).all()
 
 
+@pytest.mark.parametrize("kernel", ["eager", "compiled"])
+def test_masks_follow_the_importance_of_rows(kernel: obs.Kernel) -> None:
+    weight, matrix = problem(rows=16, columns=32, tokens=200)
+    factor = hessian.inverse_factor(matrix)
+    importance = torch.logspace(-1, 1, 16)
+    plain = obs.prune(weight, factor, 0.5, 32, kernel=kernel)
+    weighed = obs.prune(weight, factor, 0.5, 32, kernel=kernel, importance=importance)
+    # one block of columns: its mask is taken at once, from the dense weights
+    score = (weight / factor.upper.diagonal()).square() * importance[:, None]
+    limit = score.flatten().kthvalue(256).values
+    assert torch.equal(weighed == 0, score <= limit)
+    expected = naive(weight, matrix, weighed == 0)
+    torch.testing.assert_close(weighed.double(), expected, rtol=1e-5, atol=1e-5)
+
+    def error(pruned: torch.Tensor) -> float:
+        scaled = (pruned - weight) * importance.sqrt()[:, None]
+        return hessian.output_error(scaled, matrix)
+
+    assert error(weighed) < 0.8 * error(plain)
+    assert hessian.output_error(weighed - weight, matrix) > hessian.output_error(
+        plain - weight, matrix
+    )
+
+
+@pytest.mark.parametrize("importance", [torch.full((6,), 3.0), torch.zeros(6)])
+def test_rows_of_the_same_importance_count_alike(importance: torch.Tensor) -> None:
+    weight, matrix = problem()
+    factor = hessian.inverse_factor(matrix)
+    weighed = obs.prune(weight.half(), factor, 0.5, 8, importance=importance)
+    assert torch.equal(weighed, obs.prune(weight.half(), factor, 0.5, 8))
+
+
+def test_no_row_is_given_up() -> None:
+    weight, matrix = problem(rows=8, columns=64, tokens=300)
+    importance = torch.ones(8)
+    importance[0] = 0.0
+    factor = hessian.inverse_factor(matrix)
+    pruned = obs.prune(weight, factor, 0.1, 64, importance=importance)
+    assert int((pruned == 0).sum()) == round(0.1 * weight.numel())
+    assert 0 < int((pruned[0] == 0).sum())
+    scale = obs._row_scale(importance, factor)
+    assert scale[0] == pytest.approx(obs.LEAST_SCALE) and torch.isfinite(pruned).all()
+
+
 def test_levels_and_matrices_in_one_pass_equal_separate_runs() -> None:
     first, matrix = problem(rows=24, columns=48, tokens=300)
     second, _ = problem(rows=40, columns=48, seed=9)

@@ -17,7 +17,6 @@ from efficientllava.allocation.gradients.samples import split
 from efficientllava.calibration.sample_losses import DenseReference, difference
 from efficientllava.data.proxy import ProxyData, save_proxy
 from efficientllava.database.offloaded import Offloaded
-from efficientllava.database.solutions import open_database
 from efficientllava.errors import UserError
 from efficientllava.models.checkpoint import load_model
 from efficientllava.models.families import adapter_for
@@ -41,12 +40,13 @@ class Killed(Exception):
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model, its proxy data, and a work folder with the database alone."""
+    """A model, its proxy data, and a work folder with the databases alone."""
     folder = tmp_path_factory.mktemp("inputs")
     random_llava().save_pretrained(folder / "model")
     save_proxy(folder / "proxy", random_proxy(12, 24), {})
     context = context_in(folder, folder / "work")
-    context.database_folders(context.parameters.wide_levels(0.5))
+    for by_importance in (False, True):
+        context.database_folders(context.parameters.wide_levels(0.5), (), by_importance)
     return folder
 
 
@@ -97,7 +97,7 @@ def test_gain_is_the_paired_difference_of_stitched_models(whole: Allocation, inp
     other = split(proxy, SensitivityParameters(**SETTINGS), True).choice
     reference = DenseReference(adapter, other, "text_and_pairs")
     context = context_in(inputs, inputs / "work")
-    database = open_database(context.database_folders(whole.levels), whole.levels)
+    database = context.database(whole.levels, by_importance=True)
     losses = []
     for policy in (dict(whole.policy), dict.fromkeys(whole.policy, 0.5)):
         stitch_model(adapter, database, policy)
@@ -118,6 +118,26 @@ def test_costs_and_choice_share_no_sample() -> None:
     assert found.gradients.pairs is not None and found.choice.pairs is not None
     assert (len(found.gradients.pairs), len(found.choice.pairs)) == (4, 6)
     assert split(proxy, SensitivityParameters(**SETTINGS), False).choice.pairs is None
+
+
+def test_what_rows_count_is_measured_anew_when_its_samples_change(
+    inputs: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(inputs / "work", tmp_path / "work")
+    context = context_in(inputs, tmp_path / "work")
+    rows = context.row_importance()
+    assert {name: len(each) for name, each in rows.items()} == {
+        matrix.name: len(matrix.weight) for matrix in adapter_for(random_llava()).matrices
+    }
+    plain, weighed = context.database([0.5]), context.database([0.5], by_importance=True)
+    name = next(iter(rows))
+    zeros = [(each.solution(name, 0.5) == 0).sum() for each in (plain, weighed)]
+    assert zeros[0] == zeros[1]
+    assert not torch.equal(plain.solution(name, 0.5), weighed.solution(name, 0.5))
+    other = context_in(inputs, tmp_path / "work", sensitivity={"seed": 1})
+    assert other.database_key() == context.database_key()
+    assert other.database_key(True) != context.database_key(True)
+    assert not torch.equal(other.row_importance()[name], rows[name])
 
 
 @pytest.mark.parametrize("moment", ["gradients", "policy", "correction", "generation", "projector"])
@@ -155,9 +175,10 @@ def test_streamed_it_is_the_same(
     assert essence(allocated(inputs, tmp_path / "work")) == essence(whole)
 
 
-def test_single_knapsacks_are_methods(inputs: Path, whole: Allocation, tmp_path: Path) -> None:
+def test_single_knapsacks_are_methods(inputs: Path, tmp_path: Path) -> None:
     fisher = allocated(inputs, tmp_path / "work", "sensitivity")
-    row = next(row for row in whole.history if row["origin"] == "fisher")
+    compared = allocated(inputs, tmp_path / "work", "plus_without_fisher_rows")
+    row = next(row for row in compared.history if row["origin"] == "fisher")
     assert list(fisher.policy.values()) == row["policy"]
     errors = allocated(inputs, tmp_path / "work", "output_error")
     assert errors.policy != fisher.policy
@@ -171,11 +192,15 @@ def test_the_projector_is_kept_only_where_held_out_pairs_gain(
     inputs: Path, whole: Allocation, tmp_path: Path
 ) -> None:
     original = random_llava().model.multi_modal_projector.state_dict()
-    assert whole.summary["projector_rounds_kept"] > 0
-    assert any(not torch.equal(whole.projector[n], original[n]) for n in original)
-    still = allocated(inputs, tmp_path / "work", search={"evolve_projector": False})
-    assert all(torch.equal(still.projector[n], original[n]) for n in original)
-    assert still.policy == whole.policy
+    work, method = tmp_path / "work", "plus_without_fisher_rows"
+    moved = allocated(inputs, work, method)
+    assert moved.summary["projector_rounds_kept"] > 0
+    assert any(not torch.equal(moved.projector[n], original[n]) for n in original)
+    still = allocated(inputs, work, method, search={"evolve_projector": False})
+    assert still.policy == moved.policy
+    assert whole.summary["projector_rounds_kept"] == 0
+    for unmoved in (still, whole):
+        assert all(torch.equal(unmoved.projector[n], original[n]) for n in original)
 
 
 def test_few_tokens_are_warned_of_with_their_number(

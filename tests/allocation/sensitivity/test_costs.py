@@ -12,6 +12,11 @@ import torch
 from torch.nn import functional
 
 from efficientllava.allocation.gradients.backward import _without_label
+from efficientllava.allocation.gradients.row_importance import (
+    TENSORS,
+    measure_rows,
+    measured_rows,
+)
 from efficientllava.allocation.sensitivity.costs import (
     Gradients,
     corrected_costs,
@@ -29,7 +34,7 @@ from efficientllava.models.families import Adapter, adapter_for
 from efficientllava.offload.blocks_on_disk import blocks_on_disk
 from efficientllava.offload.devices import open_device
 from efficientllava.parameters import ObsParameters
-from efficientllava.progress import silent
+from efficientllava.progress import Event, silent
 from efficientllava.pruning.sequential import stitch_model
 from tests.conftest import random_llava, random_proxy
 from tests.pretend_gpu import pretend_gpu
@@ -211,7 +216,7 @@ def test_scalar_costs_need_one_number_of_gradients(database: Database, tmp_path:
             )
 
 
-@pytest.mark.parametrize("kind", ["fisher", "corrected"])
+@pytest.mark.parametrize("kind", ["fisher", "corrected", "rows"])
 def test_streamed_and_on_a_pretended_gpu_they_are_the_same(
     kind: str, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -221,6 +226,9 @@ def test_streamed_and_on_a_pretended_gpu_they_are_the_same(
     def costs(gradients: Gradients, folder: str) -> np.ndarray:
         if kind == "fisher":
             return fisher_costs(gradients, LEVELS, tmp_path / folder)
+        if kind == "rows":
+            measure_rows(gradients.adapter, PROXY, 3, tmp_path / folder, gradients.streamed)
+            return np.concatenate([rows.numpy() for rows in rows_in(tmp_path / folder).values()])
         return corrected_costs(gradients, policy, LEVELS, 0.1, 0.5, tmp_path / folder)
 
     plain = costs(gradients_of(adapter_for(load_model(tmp_path / "model")), database), "plain")
@@ -234,6 +242,48 @@ def test_streamed_and_on_a_pretended_gpu_they_are_the_same(
         with blocks_on_disk(adapter, tmp_path / "model", tmp_path / "g", device):
             there = costs(gradients_of(adapter, database, True), "there")
     np.testing.assert_allclose(plain, there, rtol=1e-5)
+
+
+def rows_in(folder: Path) -> dict[str, torch.Tensor]:
+    found = measured_rows(folder)
+    assert found is not None
+    return dict(found)
+
+
+def test_row_importance_is_autograds(tmp_path: Path) -> None:
+    measure_rows(adapter_for(random_llava()), PROXY, 3, tmp_path)
+    told, found = by_autograd("rows", False, random_llava().double(), None), rows_in(tmp_path)
+    assert found.keys() == told.keys()
+    for name, (_, g) in told.items():
+        torch.testing.assert_close(found[name], g.square().sum(0), rtol=2e-3, atol=1e-12)
+
+
+def test_row_importance_resumes_and_is_checked(tmp_path: Path) -> None:
+    adapter = adapter_for(random_llava())
+    measure_rows(adapter, PROXY, 3, tmp_path / "whole")
+
+    class Killed(Exception):
+        pass
+
+    def kill(event: Event) -> None:
+        raise Killed
+
+    with pytest.raises(Killed):
+        measure_rows(adapter, PROXY, 3, tmp_path / "killed", progress=kill)
+    assert measured_rows(tmp_path / "killed") is None
+    (first,) = (tmp_path / "killed" / "batches").iterdir()
+    kept = first.stat().st_mtime_ns
+    with pytest.raises(Killed):
+        measure_rows(adapter, PROXY, 3, tmp_path / "killed", progress=kill)
+    assert first.stat().st_mtime_ns == kept
+    measure_rows(adapter, PROXY, 3, tmp_path / "killed")
+    files = [tmp_path / folder / TENSORS for folder in ("whole", "killed")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    content = bytearray(files[0].read_bytes())
+    content[-1] ^= 1
+    files[0].write_bytes(content)
+    with pytest.raises(UserError, match="is not the file that was written"):
+        measured_rows(tmp_path / "whole")
 
 
 def test_sixteen_bits_accumulate_in_thirty_two(database: Database, tmp_path: Path) -> None:
