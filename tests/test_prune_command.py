@@ -91,6 +91,7 @@ assert command(arguments, None, log + "-again") == 0
 """
 MOMENTS: list[list[Any]] = [
     ["policy", 2, None],
+    ["importance of rows", 1, None],
     ["database", 1, None],
     ["gradients", 1, None],
     ["correction", 1, None],
@@ -107,7 +108,7 @@ LITTLE = "scored positions"
 """In the warnings that the data is little."""
 ENDS = ["final", "measuring", "saving", "checking"]
 PAPER = ["database", "round", "dense", *ENDS]
-PLUS = ["database", "dense", "gradients", "policy", "projector", *ENDS]
+PLUS = ["importance", "database", "dense", "gradients", "policy", "correction", "projector", *ENDS]
 
 
 @pytest.fixture(scope="module")
@@ -443,7 +444,7 @@ def test_estimate_fits_a_real_run(
     before = folder_digest(work)
     assert command("--dry-run")[0] == 0
     assert folder_digest(work) == before, "the work folder stays as it was"
-    assert "all 13 levels are in the work folder" in made[1].steps[0]
+    assert "all 13 levels are in the work folder" in made[1].steps[1]
     assert made[1].disk < made[0].disk and made[1].weights == made[0].weights == 9216
 
 

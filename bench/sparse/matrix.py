@@ -116,8 +116,12 @@ def measure_matrix(wanted: argparse.Namespace, dtype: torch.dtype, threads: int)
 
 
 def measure_threads(wanted: argparse.Namespace) -> None:
-    """Wall time of one thread over that of two; the machine must be idle to show it."""
-    for shape in wanted.shapes:
+    """Wall time of one thread over that of two; the machine must be idle to show it.
+
+    From memory, and from the caches that all cores share where the matrix fits: there two threads
+    are not bound by what memory gives both of them together.
+    """
+    for shape, cold in ((shape, cold) for shape in wanted.shapes for cold in (True, False)):
         rows, columns = map(int, shape.split("x"))
         x, layer = torch.randn(1, columns), torch.nn.Linear(columns, rows, bias=False)
         layer.weight.data.masked_fill_(torch.rand(rows, columns) < 0.5, 0.0)
@@ -129,9 +133,10 @@ def measure_threads(wanted: argparse.Namespace) -> None:
             sparse(x)
 
         work = {f"{threads} threads": partial(run, threads) for threads in (1, 2)}
-        used, wall = in_turns(work, wanted.repetitions)
+        used, wall = in_turns(work, wanted.repetitions, cold)
         ratio = statistics.median(wall["1 threads"]) / statistics.median(wall["2 threads"])
         fastest = min(wall["1 threads"]) / min(wall["2 threads"])
-        print(f"\ntwo threads, {shape}: {ratio:.2f} times one by medians, {fastest:.2f} by fastest")
-        table(f"{shape}, bfloat16, 50 %", (used, wall), {})
+        where = f"{shape}, bfloat16, 50 %, {'from memory' if cold else 'warm'}"
+        print(f"\ntwo threads, {where}: {ratio:.2f} times one by medians, {fastest:.2f} by fastest")
+        table(where, (used, wall), {})
     torch.set_num_threads(wanted.threads)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -89,7 +89,9 @@ def estimate(method: str, context: Context, work: Path | None = None) -> Estimat
     """
     parameters, chosen = context.parameters, METHODS[method]
     searches = "database" in chosen.needs
-    there = replace(context, work=work).built_levels() if searches and work is not None else {}
+    there: Mapping[float, Path] = {}
+    if searches and work is not None:
+        there = replace(context, work=work).built_levels("importance" in chosen.needs)
     levels = chosen.levels(parameters, context.ratio) if searches else []
     missing = [level for level in levels if level not in there]
     times = 3 if "gradients" in chosen.needs else 1
@@ -122,17 +124,20 @@ def _candidates(method: Any, context: Context) -> float:
 
     By gradients: six policies and two for each correction on the tokens of the choice; one backward
     pass at the dense model and two for each correction, which with the products of five changes
-    take as long as nine forward passes.
+    take as long as nine forward passes; the importance of rows takes three.
     """
     parameters = context.parameters
+    rows = 0.0
+    if "importance" in method.needs:
+        rows = 3 * parameters.sensitivity.tokens / max(Tokens.of(context.proxy).text, 1)
     if "database" not in method.needs:
-        return 0
+        return rows
     if "gradients" not in method.needs:
         return parameters.search.candidates * parameters.search.rounds
     chosen = parameters.sensitivity
     scored = (6 + 2 * chosen.corrections) * chosen.choice_tokens
     scored += 9 * (1 + 2 * chosen.corrections) * chosen.tokens
-    return scored / max(Tokens.of(context.proxy).text, 1)
+    return rows + scored / max(Tokens.of(context.proxy).text, 1)
 
 
 def _opened(context: Context, times: int | None, levels: int) -> AbstractContextManager[OpenModel]:
@@ -147,6 +152,9 @@ def _opened(context: Context, times: int | None, levels: int) -> AbstractContext
 
 def _steps(method: Any, context: Context, missing: Sequence[float]) -> tuple[str, ...]:
     search, steps = context.parameters.search, []
+    if "importance" in method.needs:
+        tokens = context.parameters.sensitivity.tokens
+        steps.append(f"importance of rows: gradients of {tokens} tokens")
     if "database" in method.needs:
         levels = method.levels(context.parameters, context.ratio)
         there = len(levels) - len(missing)

@@ -95,17 +95,7 @@ def prune_levels(
             weight.to(scale.dtype) * scale for weight, scale in zip(weights, scales, strict=True)
         ]
     plan = _plan(weights, levels, factor.dead.cpu(), block_size, group_size)
-    largest = max(weight.numel() for weight in weights)
-    chosen = _kernel_for(kernel, factor.upper, group_size, largest)
-    if chosen == "compiled":
-        solutions = _prune_compiled(weights, levels, factor, plan)
-    elif chosen == "triton":
-        # needs triton
-        from efficientllava.kernels.triton.obs_triton import Blocks, prune_stack
-
-        solutions = prune_stack(Blocks(weights, len(levels), factor.upper, factor.dead, plan))
-    else:
-        solutions = _prune_stack(weights, len(levels), factor, plan)
+    solutions = _solutions(weights, levels, factor, plan, kernel)
     if scales is not None:
         rows = [scale for scale in scales for _ in levels]
         solutions = [solution / scale for solution, scale in zip(solutions, rows, strict=True)]
@@ -116,6 +106,26 @@ def prune_levels(
         ]
         for index, dtype in enumerate(dtypes)
     ]
+
+
+def _solutions(
+    weights: Sequence[torch.Tensor],
+    levels: Sequence[float],
+    factor: InverseFactor,
+    plan: Plan,
+    kernel: Kernel,
+) -> list[torch.Tensor]:
+    """The solutions [matrix x level] by the kernel that is asked for."""
+    largest = max(weight.numel() for weight in weights)
+    chosen = _kernel_for(kernel, factor.upper, plan.group_size, largest)
+    if chosen == "compiled":
+        return _prune_compiled(weights, levels, factor, plan)
+    if chosen == "triton":
+        # needs triton
+        from efficientllava.kernels.triton.obs_triton import Blocks, prune_stack
+
+        return prune_stack(Blocks(weights, len(levels), factor.upper, factor.dead, plan))
+    return _prune_stack(weights, len(levels), factor, plan)
 
 
 def _row_scale(importance: torch.Tensor, factor: InverseFactor) -> torch.Tensor:

@@ -13,14 +13,14 @@ HIGHEST = 0.95
 
 
 class SensitivityParameters(Section):
-    """Ratios by the sensitivity of every matrix (`sensitivity`, `efficientllava_plus`)."""
+    """Ratios by the sensitivity of every matrix (`sensitivity`, `efficientllava_plus`), and the importance of rows (`fisher_rows`)."""
 
     reach: float = Field(0.3, ge=0.0, le=1.0, description="levels a matrix may take lie at most so far from the target ratio, between 0 and 0.95")
     step: float = Field(0.05, ge=0.01, le=0.5, description="distance between two neighbouring levels")
     form: Literal["fisher", "scalar"] = Field(
         "fisher", description="cost of a level: mean of (g . dW x)^2, or the cheaper mean squared gradient x output error"
     )
-    tokens: int = Field(2048, ge=1, le=1_000_000_000, description="text tokens that gradients see, in whole segments; at most half of the segments")
+    tokens: int = Field(2048, ge=1, le=1_000_000_000, description="text tokens that gradients see, those of the rows' importance too, in whole segments; at most half of the segments")
     pairs: int = Field(32, ge=0, le=1_000_000, description="image-text pairs that gradients see; at most half of the pairs")
     choice_tokens: int = Field(4096, ge=1, le=1_000_000_000, description="other text tokens, on which policies are compared")
     choice_pairs: int = Field(64, ge=0, le=1_000_000, description="other image-text pairs, on which policies are compared")

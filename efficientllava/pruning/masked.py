@@ -64,25 +64,17 @@ def prune_masked(
     dense = _weights(opened) if database is not None else []
     measures = ProxyMeasures(adapter, proxy, parameters.search, progress)
     measures.move_projector(adapter, allocation.projector)
-    released = {} if opened.blocks is None else {"finished": opened.blocks.release}
+    finished = () if opened.blocks is None else (opened.blocks.release,)
     settings, refine = parameters.obs, parameters.finalize.refine
     rows = prune_model(
-        adapter,
-        proxy,
-        criterion,
-        policy,
-        settings,
-        progress,
-        refine,
-        importance=importance,
-        **released,
+        adapter, proxy, criterion, policy, settings, progress, refine, importance, *finished
     )
     scores, losses = measures(adapter.language_model)
     record = {**scores, **_risks(rows, scores, allocation, "sequential"), "chosen": "sequential"}
     if database is not None:
         sequential = _weights(opened)
         _replace(adapter, dense)
-        stitched_rows = stitch_model(adapter, database, policy, **released)
+        stitched_rows = stitch_model(adapter, database, policy, *finished)
         record = _chosen(measures, adapter, allocation, stitched_rows, record, losses)
         if record["chosen"] == "stitched":
             rows = stitched_rows

@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from efficientllava.calibration.opened import OpenModel
     from efficientllava.parameters import Parameters, SearchParameters
 
-Need = Literal["database", "calibration", "gradients"]
+Need = Literal["database", "calibration", "gradients", "importance"]
 """`database`: the OBS solution of every matrix at every level; `calibration`: activations of the
-proxy data; `gradients`: of the whole model, which then lies on the device with its weights."""
+proxy data; `gradients`: of the whole model; `importance`: of the rows of every matrix, which takes
+gradients of its own."""
 
 
 class Method(Protocol):
@@ -101,8 +102,10 @@ class MaskingMethod:
         needs: set[Need] = set()
         if self.allocation in ("search", *BY_COSTS):
             needs.add("database")
-        if self.allocation in ("sensitivity", "plus") or self.by_importance:
+        if self.allocation in ("sensitivity", "plus"):
             needs.add("gradients")
+        if self.by_importance:
+            needs.add("importance")
         if self.allocation not in ("uniform", "slope") or self.criterion != "magnitude":
             needs.add("calibration")
         return frozenset(needs)
@@ -150,8 +153,7 @@ class MaskingMethod:
             from efficientllava.allocation.sensitivity.allocate import allocated
 
             search = self.search_parameters(context.parameters.search)
-            costs, rows = cast("Costs", self.allocation), self._weighs_rows(context)
-            return allocated(context, search, costs, rows)
+            return allocated(context, search, cast("Costs", self.allocation), self.by_importance)
         from efficientllava.allocation.search.searched import searched
 
         parameters = self.search_parameters(context.parameters.search)
@@ -161,8 +163,8 @@ class MaskingMethod:
         """See `Method`."""
         from efficientllava.pruning.masked import prune_masked
 
-        levels, weighs_rows = sorted(set(allocation.policy.values())), self._weighs_rows(context)
-        database = context.database(levels, weighs_rows) if "database" in self.needs else None
+        levels, searches = sorted(set(allocation.policy.values())), "database" in self.needs
+        database = context.database(levels, self.by_importance) if searches else None
         search = self.search_parameters(context.parameters.search)
         parameters = context.parameters.model_copy(update={"search": search})
         return prune_masked(
@@ -173,12 +175,8 @@ class MaskingMethod:
             parameters,
             database,
             context.progress,
-            context.row_importance() if weighs_rows else None,
+            context.row_importance() if self.by_importance else None,
         )
-
-    def _weighs_rows(self, context: Context) -> bool:
-        """An n:m pattern leaves every row the same number of zeros, whatever it counts."""
-        return self.by_importance and not context.parameters.obs.groups
 
 
 @dataclass(frozen=True)

@@ -35,8 +35,8 @@ def prune_model(  # noqa: PLR0913 what decides the weights, and who is told
     parameters: ObsParameters,
     progress: Progress = silent,
     refinement: str = "none",
-    finished: Callable[[int], None] = lambda block: None,
     importance: Mapping[str, torch.Tensor] | None = None,
+    finished: Callable[[int], None] = lambda block: None,
 ) -> list[dict[str, Any]]:
     """Prune a model in place, each block calibrated on the outputs of the pruned blocks before it.
 
@@ -46,8 +46,8 @@ def prune_model(  # noqa: PLR0913 what decides the weights, and who is told
         policy: ratio of every prunable matrix.
         refinement: with "obs", how kept weights are solved again: "none", "least_squares" or
             "admm".
-        finished: called with a block when it is pruned and no walk will take it off the memory.
         importance: with "obs", of each matrix's rows [out], by name; None counts all rows alike.
+        finished: called with a block when it is pruned and no walk will take it off the memory.
 
     Returns:
         One row per matrix: name, block, level, size, zeros, already_zero (zero before, or fed by
@@ -70,17 +70,12 @@ def prune_model(  # noqa: PLR0913 what decides the weights, and who is told
         for group in walk.hessians(block, getattr(torch, parameters.precision)):
             factor = _factor(group, parameters) if criterion == "obs" else None
             for matrix in group.matrices:
-                level, dense = policy[matrix.name], matrix.weight
-                important = None if importance is None else importance[matrix.name]
+                level = policy[matrix.name]
+                counts = None if importance is None else importance[matrix.name]
                 new = _pruned(
-                    matrix, group, factor, criterion, level, parameters, refinement, important
+                    matrix, group, factor, criterion, level, parameters, refinement, counts
                 )
-                error = relative_error(new, dense, group.hessian)
-                already = dense == 0
-                if factor is not None:
-                    already |= factor.dead
-                row = matrix_row(matrix.name, block, level, dense, new, error, int(already.sum()))
-                rows.append(row | group.few_tokens)
+                rows.append(_row(matrix, block, level, new, group, factor))
                 pruned.append((matrix, new))
         # all Hessians of a block are taken before any of its matrices changes (as SparseGPT does)
         replace_weights(pruned)
@@ -88,6 +83,24 @@ def prune_model(  # noqa: PLR0913 what decides the weights, and who is told
             walk.advance(block)
         progress(Event("block", block + 1, total))
     return rows
+
+
+def _row(
+    matrix: Matrix,
+    block: int,
+    level: float,
+    new: torch.Tensor,
+    group: GroupHessian,
+    factor: InverseFactor | None,
+) -> dict[str, Any]:
+    """The record of a matrix that is not replaced yet."""
+    dense = matrix.weight
+    error = relative_error(new, dense, group.hessian)
+    already = dense == 0
+    if factor is not None:
+        already |= factor.dead
+    row = matrix_row(matrix.name, block, level, dense, new, error, int(already.sum()))
+    return row | group.few_tokens
 
 
 def _factor(group: GroupHessian, parameters: ObsParameters) -> InverseFactor:

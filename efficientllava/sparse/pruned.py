@@ -198,13 +198,7 @@ def find_pruned(
 
     pieces = pieces_of(file_of, stacks)
     found = list(zip(pieces, in_threads(look, pieces), strict=True))
-    if negative := sum(looked.negative for _, looked in found):
-        logger.warning(
-            "%s: %d weights are -0.0; they are kept, for unpacking gives back every bit. "
-            "weight[weight == 0] = 0 makes them zeros that take no space",
-            folder,
-            negative,
-        )
+    _warn_of_negative_zeros(folder, sum(looked.negative for _, looked in found))
     packings = {each.module: each for _, (*_, each) in found if each is not None}
     if not packings:
         piece, looked = max(found, key=lambda each: each[1].share)
@@ -215,6 +209,16 @@ def find_pruned(
             "prune it first: efficientllava prune",
         )
     return packings, stacks if packings.keys() & experts.keys() else {}
+
+
+def _warn_of_negative_zeros(folder: Path, count: int) -> None:
+    if count:
+        logger.warning(
+            "%s: %d weights are -0.0; they are kept, for unpacking gives back every bit. "
+            "weight[weight == 0] = 0 makes them zeros that take no space",
+            folder,
+            count,
+        )
 
 
 def places_of(files: Sequence[Path]) -> dict[str, Path]:

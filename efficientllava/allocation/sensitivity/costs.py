@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from efficientllava.allocation.gradients.backward import Sums, gathered
+from efficientllava.allocation.gradients.backward import gathered
+from efficientllava.allocation.gradients.observers import Sums
 from efficientllava.calibration.sample_losses import DenseReference
 from efficientllava.database.solutions import Database, level_key
 from efficientllava.files import read_json, write_json
