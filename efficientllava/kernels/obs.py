@@ -97,8 +97,8 @@ def prune_levels(
     plan = _plan(weights, levels, factor.dead.cpu(), block_size, group_size)
     solutions = _solutions(weights, levels, factor, plan, kernel)
     if scales is not None:
-        rows = [scale for scale in scales for _ in levels]
-        solutions = [solution / scale for solution, scale in zip(solutions, rows, strict=True)]
+        for number, solution in enumerate(solutions):
+            solution.div_(scales[number // len(levels)])  # in place: there may be GBs of them
     return [
         [
             in_dtype(solutions[index * len(levels) + position], dtype).contiguous()
