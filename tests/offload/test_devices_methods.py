@@ -27,6 +27,7 @@ from efficientllava.parameters import (
 from efficientllava.progress import silent
 from efficientllava.pruning.masked import prune_masked
 from efficientllava.pruning.methods import OURS, StructuredMethod
+from efficientllava.pruning.sequential import prune_model
 from efficientllava.pruning.structured.structured import prune_structure
 from tests.conftest import random_llava, random_proxy
 from tests.export.conftest import tiny_model, tiny_processor
@@ -62,6 +63,33 @@ def test_methods_without_obs(tmp_path: Path, monkeypatch: Any, update: str) -> N
     assert weights.keys() == same_weights.keys()
     for name, weight in weights.items():
         assert torch.equal(weight, same_weights[name]), name
+
+
+def test_rows_by_their_importance(tmp_path: Path, monkeypatch: Any) -> None:
+    random_llava().save_pretrained(tmp_path / "model")
+    found = []
+    for device in (None, GPU):
+        with pretend_gpu(monkeypatch):
+            adapter = adapter_for(load_model(tmp_path / "model"))
+            importance = {
+                matrix.name: torch.linspace(0.1, 1.0, len(matrix.weight), dtype=torch.float64)
+                for matrix in adapter.matrices
+            }
+            with blocks_on_disk(adapter, tmp_path / "model", tmp_path / "work", device):
+                policy = {matrix.name: 0.5 for matrix in adapter.matrices}
+                prune_model(
+                    adapter,
+                    random_proxy(),
+                    "obs",
+                    policy,
+                    ObsParameters(kernel="eager"),
+                    importance=importance,
+                )
+            found.append({matrix.name: matrix.weight.cpu() for matrix in adapter.matrices})
+    for name, weight in found[0].items():
+        assert torch.equal(weight == 0, found[1][name] == 0), name
+        torch.testing.assert_close(weight, found[1][name], rtol=1e-4, atol=1e-5)
+        assert (weight[0] == 0).sum() > (weight[-1] == 0).sum()
 
 
 def test_ratios_by_outliers(tmp_path: Path, monkeypatch: Any) -> None:
