@@ -99,7 +99,7 @@ MOMENTS: list[list[Any]] = [
     ["final pruning", 1, None],
     ["saving"],
 ]
-OF_THE_PAPER: list[list[Any]] = [["candidate", 1, 2], ["candidate", 2, 1], ["round", 2, 2]]
+OF_THE_PAPER: list[list[Any]] = [["candidate", 2, 1], ["candidate", 1, 2], ["round", 2, 2]]
 
 
 TWO_BLOCKS = ["--set", "finalize.keep_last_block=false"]
