@@ -40,9 +40,10 @@ def measure_rows(
     streamed: bool = False,
     progress: Progress = silent,
 ) -> None:
-    """Write r = sum_t g_tr^2 of every matrix's rows: g of the loss of labels drawn from the model.
+    """Write r = sum_t g_tr^2 / positions of every matrix's rows: g of labels drawn from the model.
 
-    Batch by batch: those found in the folder are not computed again.
+    It is the r of text plus that of pairs: in one sum a few answers would drown in text. Batch by
+    batch: those found in the folder are not computed again.
 
     Args:
         adapter: of the dense model.
@@ -52,21 +53,23 @@ def measure_rows(
     Raises:
         UserError: a gradient is NaN or inf, naming the matrix.
     """
-    batches = text_loss_batches(adapter, samples.segments) + pair_loss_batches(adapter, samples)
-    warn_of_few(
-        sum(int(batch.positions.sum()) for batch in batches), "the importance of rows rests"
-    )
-    sums: dict[str, torch.Tensor] = {}
+    texts = text_loss_batches(adapter, samples.segments)
+    batches = texts + pair_loss_batches(adapter, samples)
+    positions = [int(batch.positions.sum()) for batch in batches]
+    of_text, of_pairs = sum(positions[: len(texts)]), sum(positions[len(texts) :])
+    warn_of_few(of_text + of_pairs, "the importance of rows rests")
+    importance: dict[str, torch.Tensor] = {}
     for index, batch in enumerate(batches):
         path = folder / "batches" / f"{index:03d}.safetensors"
         if not path.exists():
             draw = random.Random(f"{seed}/rows/{index}")
-            uniforms = torch.tensor([draw.random() for _ in range(int(batch.positions.sum()))])
+            uniforms = torch.tensor([draw.random() for _ in range(positions[index])])
             save_tensors(path, row_squares(adapter, batch, uniforms, streamed))
-        for name, rows in load_tensors(path).items():
-            sums[name] = sums[name] + rows if name in sums else rows
+        share = max(of_text if index < len(texts) else of_pairs, 1)
+        for name, squares in load_tensors(path).items():
+            importance[name] = importance.get(name, 0.0) + squares / share
         progress(Event("importance of rows", index + 1, len(batches)))
-    save_tensors(folder / TENSORS, sums)
+    save_tensors(folder / TENSORS, importance)
     write_sealed(folder / RECORD, {"file": file_digest(folder / TENSORS)})
     shutil.rmtree(folder / "batches")
 

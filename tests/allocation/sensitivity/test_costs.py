@@ -254,8 +254,13 @@ def test_row_importance_is_autograds(tmp_path: Path) -> None:
     measure_rows(adapter_for(random_llava()), PROXY, 3, tmp_path)
     told, found = by_autograd("rows", False, random_llava().double(), None), rows_in(tmp_path)
     assert found.keys() == told.keys()
+    assert PROXY.pairs is not None
+    tokens = PROXY.segments.numel()  # those of the text come first
+    of_text, of_pairs = PROXY.segments[:, 1:].numel(), int(PROXY.pairs.answer_positions().sum())
     for name, (_, g) in told.items():
-        torch.testing.assert_close(found[name], g.square().sum(0), rtol=2e-3, atol=1e-12)
+        text, pairs = g[:tokens].square().sum(0), g[tokens:].square().sum(0)
+        expected = text / of_text + pairs / of_pairs
+        torch.testing.assert_close(found[name], expected, rtol=2e-3, atol=1e-12)
 
 
 def test_row_importance_resumes_and_is_checked(tmp_path: Path) -> None:
