@@ -27,7 +27,7 @@ Policy = Mapping[str, float]
 """The share of zeros of each prunable matrix, by name."""
 
 
-def prune_model(  # noqa: PLR0913 what decides the weights, and who is told
+def prune_model(  # noqa: PLR0913 each one decides the weights or reports on them
     adapter: Adapter,
     proxy: ProxyData,
     criterion: str,

@@ -8,6 +8,7 @@ the empirical Fisher, which is another matrix).
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -65,6 +66,16 @@ def row_squares(
     rows = RowSquares(adapter)
     _pass_back(adapter, batch, rows, uniforms, streamed=streamed)
     return {matrix.name: rows.squares[matrix.name].cpu() for matrix in adapter.matrices}
+
+
+def label_draws(batch: LossBatch, key: str) -> torch.Tensor:
+    """Numbers in [0, 1) [n] that draw the labels of a batch's scored positions.
+
+    Args:
+        key: seeds them; what was drawn before does not matter, so that a killed run resumes.
+    """
+    draw = random.Random(key)
+    return torch.tensor([draw.random() for _ in range(int(batch.positions.sum()))])
 
 
 def _pass_back(

@@ -7,14 +7,13 @@ each matters to the loss: K-FAC's Fisher information of a layer is G (x) H with 
 
 from __future__ import annotations
 
-import random
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
-from efficientllava.allocation.gradients.backward import row_squares
+from efficientllava.allocation.gradients.backward import label_draws, row_squares
 from efficientllava.allocation.gradients.samples import warn_of_few
 from efficientllava.calibration.proxy_loss import pair_loss_batches, text_loss_batches
 from efficientllava.data.proxy import ProxyData
@@ -62,8 +61,7 @@ def measure_rows(
     for index, batch in enumerate(batches):
         path = folder / "batches" / f"{index:03d}.safetensors"
         if not path.exists():
-            draw = random.Random(f"{seed}/rows/{index}")
-            uniforms = torch.tensor([draw.random() for _ in range(positions[index])])
+            uniforms = label_draws(batch, f"{seed}/rows/{index}")
             save_tensors(path, row_squares(adapter, batch, uniforms, streamed))
         share = max(of_text if index < len(texts) else of_pairs, 1)
         for name, squares in load_tensors(path).items():

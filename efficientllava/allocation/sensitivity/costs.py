@@ -6,7 +6,6 @@ seed and the batch alone, so that a run that is killed and resumed ends with the
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from efficientllava.allocation.gradients.backward import gathered
+from efficientllava.allocation.gradients.backward import gathered, label_draws
 from efficientllava.allocation.gradients.observers import Sums
 from efficientllava.calibration.sample_losses import DenseReference
 from efficientllava.database.solutions import Database, level_key
@@ -58,8 +57,7 @@ def _summed(
     for index, batch in enumerate(reference.batches):
         path = folder / f"{name}-{index:03d}.json"
         if not path.exists():
-            draw = random.Random(f"{gradients.seed}/{name}/{index}")
-            uniforms = torch.tensor([draw.random() for _ in range(int(batch.positions.sum()))])
+            uniforms = label_draws(batch, f"{gradients.seed}/{name}/{index}")
             sums = gathered(
                 gradients.adapter,
                 batch,
