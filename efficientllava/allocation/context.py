@@ -74,11 +74,11 @@ class Context:
         from efficientllava.offload.devices import open_device
 
         machine, sensitivity = self.parameters.machine, self.parameters.sensitivity
+        data = self.parameters.search.fitness_data
         key = value_digest({**self._row_samples, **self.digests})[:16]
         folder = unfinished(self.work, "rows", machine) / key
         if (found := measured_rows(folder)) is not None:
             return found
-        uses_pairs = self.parameters.search.fitness_data == "text_and_pairs"
         with offloaded(
             self.model,
             Database({}, {}),
@@ -90,7 +90,7 @@ class Context:
         ) as opened:
             measure_rows(
                 opened.adapter,
-                split(self.proxy, sensitivity, uses_pairs).gradients,
+                split(self.proxy, sensitivity, data).gradients,
                 sensitivity.seed,
                 folder,
                 opened.blocks is not None,

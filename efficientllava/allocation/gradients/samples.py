@@ -29,11 +29,12 @@ class Samples:
     choice: ProxyData
 
 
-def split(proxy: ProxyData, parameters: SensitivityParameters, uses_pairs: bool) -> Samples:
+def split(proxy: ProxyData, parameters: SensitivityParameters, data: str) -> Samples:
     """The first segments and pairs for gradients, others for the choice.
 
-    At least half of the segments are left for the choice, for a policy that wins on the tokens of
-    its own costs has won nothing. A single segment serves both, which a warning says.
+    `data` is "text" or "text_and_pairs", as `search.fitness_data`. At least half of the segments
+    are left for the choice, for a policy that wins on the tokens of its own costs has won nothing.
+    A single segment serves both, which a warning says.
     """
     segments, length = proxy.segments.shape
     given = min(-(-parameters.tokens // length), max(segments // 2, 1))
@@ -43,7 +44,7 @@ def split(proxy: ProxyData, parameters: SensitivityParameters, uses_pairs: bool)
         logger.warning("there is one text segment: costs and choice rest on the same tokens")
         text = proxy.segments
     first = other = None
-    if uses_pairs and proxy.pairs is not None:
+    if data == "text_and_pairs" and proxy.pairs is not None:
         count = len(proxy.pairs)
         begin = min(parameters.pairs, count // 2)
         end = min(begin + parameters.choice_pairs, count)

@@ -141,8 +141,7 @@ class _Work:
     @cached_property
     def _samples(self) -> Samples:
         sensitivity = self.context.parameters.sensitivity
-        uses_pairs = self.search.fitness_data == "text_and_pairs"
-        return split(self.context.proxy, sensitivity, uses_pairs)
+        return split(self.context.proxy, sensitivity, self.search.fitness_data)
 
     def _plan(self, compares: bool) -> Plan:
         """Everything that is remembered of the dense model, before a weight changes."""

@@ -94,7 +94,7 @@ def test_gain_is_the_paired_difference_of_stitched_models(whole: Allocation, inp
     assert whole.gain is not None
     adapter = adapter_for(load_model(inputs / "model"))
     proxy = context_in(inputs, inputs / "work").proxy
-    other = split(proxy, SensitivityParameters(**SETTINGS), True).choice
+    other = split(proxy, SensitivityParameters(**SETTINGS), "text_and_pairs").choice
     reference = DenseReference(adapter, other, "text_and_pairs")
     context = context_in(inputs, inputs / "work")
     database = context.database(whole.levels, by_importance=True)
@@ -111,13 +111,13 @@ def test_gain_is_the_paired_difference_of_stitched_models(whole: Allocation, inp
 
 def test_costs_and_choice_share_no_sample() -> None:
     proxy = random_proxy(12, 24)
-    found = split(proxy, SensitivityParameters(**SETTINGS), True)
+    found = split(proxy, SensitivityParameters(**SETTINGS), "text_and_pairs")
     assert found.gradients.segments.shape == (8, 16) and found.choice.segments.shape == (12, 16)
     both = torch.cat([found.gradients.segments, found.choice.segments])
     assert len(both.unique(dim=0)) == 20
     assert found.gradients.pairs is not None and found.choice.pairs is not None
     assert (len(found.gradients.pairs), len(found.choice.pairs)) == (4, 6)
-    assert split(proxy, SensitivityParameters(**SETTINGS), False).choice.pairs is None
+    assert split(proxy, SensitivityParameters(**SETTINGS), "text").choice.pairs is None
 
 
 def test_what_rows_count_is_measured_anew_when_its_samples_change(
@@ -205,7 +205,7 @@ def test_few_tokens_are_warned_of_with_their_number(
     allocated(inputs, tmp_path / "work")
     assert "rests on 126 scored positions" in caplog.text
     assert "policies are compared on 1" in caplog.text
-    split(ProxyData(torch.zeros(1, 16), None), SensitivityParameters(), False)
+    split(ProxyData(torch.zeros(1, 16), None), SensitivityParameters(), "text")
     assert "the same tokens" in caplog.text
 
 
