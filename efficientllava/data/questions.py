@@ -70,13 +70,11 @@ def read_questions(folder: Path, split: str) -> list[Question]:
     if not folder.is_dir():
         remedy = f"name a folder in ScienceQA's layout, with {PROBLEMS} in it"
         raise UserError("no such folder of questions", where=str(folder), remedy=remedy)
-    problems, splits = read_json(folder / PROBLEMS), read_json(folder / SPLITS)
+    problems = read_json(folder / PROBLEMS)
     if not isinstance(problems, dict):
         raise UserError("is no mapping from id to question", where=str(folder / PROBLEMS))
-    if not isinstance(splits, dict) or not isinstance(splits.get(split), list):
-        raise UserError(f"has no list of ids for split {split!r}", where=str(folder / SPLITS))
     questions = []
-    for identifier in map(str, splits[split]):
+    for identifier in split_identifiers(folder, split):
         where = f"{folder / PROBLEMS}, question {identifier}"
         if identifier not in problems:
             raise UserError(f"no such question, though {SPLITS} lists it", where=where)
@@ -84,6 +82,19 @@ def read_questions(folder: Path, split: str) -> list[Question]:
         question.open_image()
         questions.append(question)
     return questions
+
+
+def split_identifiers(folder: Path, split: str) -> list[str]:
+    """The ids of the questions of a split, as pid_splits.json lists them.
+
+    Raises:
+        UserError: the file cannot be read or lists no such split.
+    """
+    splits = read_json(folder / SPLITS)
+    if not isinstance(splits, dict) or not isinstance(splits.get(split), list):
+        remedy = f'list them, {{"{split}": ["1", ...]}}, or name another split'
+        raise UserError(f"has no list of ids for split {split!r}", str(folder / SPLITS), remedy)
+    return [str(identifier) for identifier in splits[split]]
 
 
 def parse_question(identifier: str, record: Any, folder: Path, split: str, where: str) -> Question:

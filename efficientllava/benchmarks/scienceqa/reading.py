@@ -24,6 +24,7 @@ from efficientllava.data.questions import (
     Question,
     image_root,
     parse_question,
+    split_identifiers,
 )
 from efficientllava.errors import UserError
 from efficientllava.files import read_json
@@ -127,13 +128,7 @@ def _asked(path: Path) -> dict[str, Row]:
 
 def _identifiers(folder: Path, split: str, known: Mapping[str, Any]) -> list[str]:
     """The ids of a split; without pid_splits.json all that are known."""
-    path = folder / SPLITS
-    if not path.is_file():
-        return list(known)
-    splits = read_json(path)
-    if not isinstance(splits, dict) or not isinstance(splits.get(split), list):
-        raise UserError(f"has no list of ids for split {split!r}", where=str(path))
-    return [str(identifier) for identifier in splits[split]]
+    return split_identifiers(folder, split) if (folder / SPLITS).is_file() else list(known)
 
 
 def _laid_out(question: Question, style: str, where: str) -> str:
