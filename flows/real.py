@@ -29,7 +29,7 @@ from flows.runner.recording import end_process
 from flows.runner.stages import USER_ERROR
 from flows.server.workspaces import changed, make_workspace
 from tasks.runtime.check import check_parameters
-from tasks.runtime.stage import WORK, read_values
+from tasks.runtime.stage import WORK, read_parameters, read_values
 
 PARAMETERS = Path("params.real.yaml")
 WORKSPACE = WORK / "real"
@@ -69,8 +69,7 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         values = real_values(arguments.source, arguments.revision, os.environ)
-        parameters = parse_parameters(values)
-        check_parameters(parameters)
+        check_parameters(parse_parameters(values))
         make_workspace(Path.cwd(), WORKSPACE, values)
         (WORKSPACE / "experiments").mkdir(exist_ok=True)  # the report reads it; none here
     except UserError as error:
@@ -83,7 +82,8 @@ def main() -> int:
 
     def show(_: Parameters) -> None:
         with chdir(WORKSPACE):
-            show_comparison(parameters)
+            # they name the MLflow that the workspace shares with this folder
+            show_comparison(read_parameters())
         print(f"These lie in {WORKSPACE}.")
 
     return run_to_end("the real model", start, show)
