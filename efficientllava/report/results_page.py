@@ -1,4 +1,4 @@
-"""docs/results.md from a workspace: `python -m efficientllava.report.results_page .work/real FILE`.
+"""docs/real.md from a workspace: `python -m efficientllava.report.results_page .work/real FILE`.
 
 The page and the picture beside it (FILE's name with .png) are made of the records that the stages
 left: run it again after every run.
@@ -47,7 +47,7 @@ def write_results_page(workspace: Path, page: Path, measured: str = "") -> list[
     parameters = read_json(artifacts / "parameters.json")
     rows = read_rows(artifacts, parameters["methods"], parameters["ratios"])
     searched = _searched(artifacts, rows)
-    parts = [f"# Results\n\n{_lead(parameters, rows)} {measured}".rstrip() + "\n"]
+    parts = [f"# Results of one run\n\n{_lead(parameters, rows)} {measured}".rstrip() + "\n"]
     parts.append(markdown_table(*_used(*cells(rows))))
     if (breakdowns := breakdown_cells(rows))[1]:
         parts.append(f"## Accuracy by subject, context and grade\n\n{markdown_table(*breakdowns)}")
