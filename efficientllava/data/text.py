@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import logging
 import random
 import re
 import sysconfig
@@ -25,6 +26,8 @@ import torch
 from efficientllava import reading
 from efficientllava.errors import UserError
 from efficientllava.reading import expanded
+
+logger = logging.getLogger(__name__)
 
 Part = Literal["proxy", "held_out"]
 HELD_OUT_PERCENT = 15
@@ -67,7 +70,9 @@ def sample_segments(
 ) -> torch.LongTensor:
     """Random windows of the tokenised text, which may overlap; [segments, length].
 
-    SparseGPT draws its calibration data so: the text is tokenised once, starts are uniform.
+    SparseGPT draws its calibration data so: the text is tokenised once, starts are uniform. A text
+    shorter than all windows together gives a warning: what is chosen on some of them has then seen
+    many tokens of the others.
 
     Raises:
         UserError: the text does not hold so many segments.
@@ -86,6 +91,14 @@ def sample_segments(
             f"in its {len(tokens)} tokens",
             where="proxy text",
             remedy="lower proxy.segments or give more text",
+        )
+    if segments * length > len(tokens):
+        logger.warning(
+            "%d segments of %d tokens come from a text of %d tokens: they overlap, so that what is "
+            "measured on some is no test of others; give more text",
+            segments,
+            length,
+            len(tokens),
         )
     draw = random.Random(seed)
     windows = []

@@ -55,6 +55,18 @@ def test_segments_are_drawn_as_sparsegpt_does(numbers: PreTrainedTokenizerFast) 
     assert segments[:, 0].tolist() == starts
 
 
+def test_segments_that_overlap_are_told(
+    numbers: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
+) -> None:
+    sample_segments(numbers, count_to(100), 6, 16, seed=0)
+    assert not caplog.messages
+    sample_segments(numbers, count_to(100), 7, 16, seed=0)
+    assert caplog.messages == [
+        "7 segments of 16 tokens come from a text of 100 tokens: they overlap, so that what is "
+        "measured on some is no test of others; give more text"
+    ]
+
+
 def test_too_little_text(numbers: PreTrainedTokenizerFast) -> None:
     with pytest.raises(UserError, match="too short: it has 16 tokens, a segment needs 16"):
         sample_segments(numbers, count_to(16), 1, 16, seed=0)

@@ -1,4 +1,4 @@
-"""Policies compared by the KL divergence of their stitched models, on tokens that no cost saw."""
+"""Policies compared by the KL divergence of their stitched models, on tokens of their own."""
 
 from __future__ import annotations
 
