@@ -70,10 +70,10 @@ class Result:
         """Copy the checkpoint to a folder, from where plain transformers loads it.
 
         Raises:
-            UserError: the folder holds something else, or cannot be written.
+            UserError: as `require_output`; the folder holds something else.
         """
         target = expanded(folder)
-        require_place(target, str(target))
+        require_output(target, self.folder.parents[1], str(target))
         if target.exists():
             if holds(target, self.record):
                 return target
@@ -89,9 +89,8 @@ class Result:
 
     def rows(self) -> list[tuple[str, str]]:
         """The result as names and values, for a table."""
-        record = self.record
+        record, gain = self.record, self.record.get("gain")
         size = sum(path.stat().st_size for path in self.folder.glob("*.safetensors"))
-        gained = [("gained over uniform", _gained(record["gain"]))] if "gain" in record else []
         gone = "removed from the decoder" if "structure" in record else "zeros in the decoder"
         return [
             ("method", f"{record['method']} at {record['ratio']}"),
@@ -100,7 +99,7 @@ class Result:
             ("proxy loss (nll), dense", f"{record['dense_nll']:.4f}"),
             ("proxy loss (nll), pruned", f"{record['proxy_nll']:.4f}"),
             ("KL to the dense model", f"{record['proxy_kl']:.4f}"),
-            *gained,
+            *([("gained over uniform", gained_over_uniform(gain))] if gain else []),
             ("checkpoint", f"{size / 1e6:.1f} MB"),
             ("pruned with", self.data),
         ]
@@ -132,13 +131,38 @@ def _notes(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     return notes
 
 
-def _gained(gain: Mapping[str, float]) -> str:
-    """What an allocation gained over the uniform one, with its error, in one line."""
+def gained_over_uniform(gain: Mapping[str, float]) -> str:
+    """What an allocation gained over the uniform one, with its error, in one line.
+
+    It is measured where the policy was chosen, which makes it look a little better than it is.
+    """
+    if gain["difference"] == 0.0:
+        return "nothing: no ratios were better than the same one everywhere"
     error = f" ± {gain['error']:.4f}" if "error" in gain else ""
     return (
         f"KL lower by {-gain['difference']:.4f}{error} ({gain['uniform_kl']:.4f} to "
-        f"{gain['kl']:.4f}), stitched, on {gain['positions']:,} positions that no cost saw"
+        f"{gain['kl']:.4f}) before the final pruning, on the {gain['positions']:,} positions that "
+        "chose the ratios"
     )
+
+
+def require_output(folder: Path, work: Path, where: str) -> None:
+    """Check that a pruned model may be saved in a folder.
+
+    Args:
+        where: the name of the folder in messages.
+
+    Raises:
+        UserError: it cannot be written, is a file, or lies in the work folder or around it.
+    """
+    require_place(folder, where)
+    here, unfinished = folder.resolve(), work.resolve()
+    if here.is_relative_to(unfinished) or unfinished.is_relative_to(here):
+        raise UserError(
+            f"lies in the work folder {work}, or holds it", where, "name another folder"
+        )
+    if folder.exists() and not folder.is_dir():
+        raise UserError("is a file", where, "name a folder, which need not exist")
 
 
 def holds(folder: Path, record: Mapping[str, Any]) -> bool:

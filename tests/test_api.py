@@ -15,6 +15,7 @@ import torch
 
 import efficientllava.api
 from efficientllava import Result, calibration_data, load, prune
+from efficientllava.api import gained_over_uniform
 from efficientllava.cli import commands
 from efficientllava.data.proxy import ProxyData
 from efficientllava.database import build as database
@@ -262,6 +263,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no parameters": ({"parameters": [1]}, "parameters: list is not"),
     "parameter": ({"parameters": {"search": {"round": 5}}}, "did you mean rounds?"),
     "no model": ({"vlm": "llava"}, "vlm: str is not"),
+    "no work folder": ({"work": 5}, "5: no path: it is int"),
     "no data": ({"data": "ptb.train.txt"}, "data: str is not"),
     "no memory": ({"parameters": {"machine": {"device_memory": 1e-6}}}, "missing"),
 }
@@ -310,6 +312,18 @@ def test_device_out_of_memory(
         prune(vlm, small_data(vlm), "magnitude", work=tmp_path / "work")
 
 
+def test_what_an_allocation_gained_is_one_line() -> None:
+    gain = {"difference": -0.025, "error": 0.001, "uniform_kl": 0.1, "kl": 0.075, "positions": 4096}
+    told = (
+        "KL lower by 0.0250 ± 0.0010 (0.1000 to 0.0750) before the final pruning, on the 4,096 "
+        "positions that chose the ratios"
+    )
+    assert gained_over_uniform(gain) == told
+    assert gained_over_uniform(gain | {"difference": 0.0}).startswith(
+        "nothing: no ratios were better"
+    )
+
+
 def test_save_destroys_nothing(folder: Path, tmp_path: Path) -> None:
     vlm = load(folder)
     result = prune(vlm, small_data(vlm), "magnitude", work=tmp_path / "work")
@@ -318,6 +332,13 @@ def test_save_destroys_nothing(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="exists already and holds something else"):
         result.save(tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.tex").read_text() == "..."
+    with pytest.raises(UserError, match=r"thesis\.tex: is a file"):
+        result.save(tmp_path / "mine" / "thesis.tex")
+    for place in (tmp_path, tmp_path / "work" / "database"):
+        with pytest.raises(UserError, match="lies in the work folder"):
+            result.save(place)
+    with pytest.raises(UserError, match="no path: it is NoneType"):
+        result.save(None)  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"cannot be written \(Not a directory\)"):
         result.save(tmp_path / "mine" / "thesis.tex" / "out" / "deeper")
     shutil.rmtree(tmp_path / "work")

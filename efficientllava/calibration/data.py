@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ def calibration_data(
         UserError: the text is missing or too short, an image is missing or cannot be read, a pair
             lacks a key, there are fewer pairs than asked for, or pairs for a text-only model.
     """
-    _require_sizes(segments, length, count)
+    _require_sizes(segments, length, count, seed)
     tokenizer = vlm.processor.tokenizer
     words, source = _text(text)
     try:
@@ -86,7 +87,7 @@ def calibration_data(
     except UserError as error:
         remedy = "give more text, or ask for fewer or shorter segments"
         raise UserError(error.what, where=IN_TEXT, remedy=remedy) from error
-    description = f"{segments} segments of {length} tokens from {source}"
+    description = f"{segments} segment{'s' * (segments > 1)} of {length} tokens from {source}"
     made: Pairs | None = None
     if not vlm.family.takes_images:
         if pairs is not None:
@@ -104,7 +105,12 @@ def calibration_data(
     return ProxyData(drawn, made, tensors_digest(drawn, made), description)
 
 
-def _require_sizes(segments: int, length: int, count: int | None) -> None:
+def _require_sizes(segments: int, length: int, count: int | None, seed: int) -> None:
+    given = {"segments": segments, "length": length, "count": count or 0, "seed": seed}
+    for name, value in given.items():
+        if not isinstance(value, Integral):
+            problem = f"{name} is {type(value).__name__}, no whole number"
+            raise UserError(problem, where="calibration_data")
     for name, value, least in (("segments", segments, 1), ("length", length, 2)):
         if value < least:
             raise UserError(f"{name} is {value}, at least {least} is needed", IN_TEXT)

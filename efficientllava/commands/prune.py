@@ -10,17 +10,17 @@ from typing import Any
 
 import yaml
 
-from efficientllava.api import context_of, holds, prune, require_data
+from efficientllava.api import context_of, holds, prune, require_data, require_output
 from efficientllava.calibration.data import IN_PAIRS, IN_TEXT, calibration_data
 from efficientllava.commands.estimate import estimate
 from efficientllava.data.proxy import ProxyData
 from efficientllava.errors import UserError, library_reads, renaming
-from efficientllava.files import read_json, require_place
+from efficientllava.files import read_json
 from efficientllava.models.loading import VisionLanguageModel, load
 from efficientllava.offload.devices import enough_memory
 from efficientllava.parameters import Parameters
 from efficientllava.parsing import parse_parameters
-from efficientllava.progress import silent
+from efficientllava.progress import Event, Progress, silent
 from efficientllava.pruning.settings import settings
 from efficientllava.reading import require_plain_yaml
 from efficientllava.terminal import print_rows, shown
@@ -98,7 +98,13 @@ class Request:
             if not 0 < self.max_seconds <= LONGEST:
                 problem = f"{self.max_seconds:g} is no number of seconds above 0"
                 raise UserError(problem, "--max-seconds", "3600 is an hour")
-            values.setdefault("search", {})["max_seconds"] = self.max_seconds
+            search = values.setdefault("search", {})
+            if search.setdefault("max_seconds", self.max_seconds) != self.max_seconds:
+                raise UserError(
+                    f"two limits are given, {self.max_seconds:g} and {search['max_seconds']}",
+                    where="--max-seconds and --set search.max_seconds",
+                    remedy="give one of them",
+                )
         return values
 
     @property
@@ -106,7 +112,9 @@ class Request:
         """The sections that `prune` takes."""
         return {name: section for name, section in self.values.items() if name != "proxy"}
 
-    def opened(self) -> tuple[VisionLanguageModel, ProxyData, Parameters]:
+    def opened(
+        self, progress: Progress = silent
+    ) -> tuple[VisionLanguageModel, ProxyData, Parameters]:
         """The model, the data and all parameters, which are checked before the others are read.
 
         Raises:
@@ -124,7 +132,9 @@ class Request:
         proxy = parse_parameters({"proxy": given}, where="--set").proxy
         vlm = load(self.model, revision=self.revision, family=self.family)
         drawn = {DATA[key]: getattr(proxy, key) for key in given}
+        progress(Event("data", 0, 1))
         data = calibration_data(vlm, text=self.text, pairs=self.pairs, **drawn)
+        progress(Event("data", 1, 1))
         require_data(vlm, data, self.method, parameters)
         return vlm, data, parameters
 
@@ -139,8 +149,8 @@ def run(request: Request, output: Path) -> None:
     work = request.work
     _require_output(request, output)
     require_work(work)
-    vlm, data, _ = request.opened()
     with shown("prune", sys.stdout) as progress:
+        vlm, data, _ = request.opened(progress)
         result = prune(
             vlm,
             data,
@@ -164,17 +174,10 @@ def run(request: Request, output: Path) -> None:
 def _require_output(request: Request, output: Path) -> None:
     """Check what can be known of the output folder before hours of work."""
     where, remedy = f"--output {output}", "name another folder, or remove it"
-    require_place(output, where)
-    here, work = output.resolve(), request.work.resolve()
-    if here.is_relative_to(work) or work.is_relative_to(here):
-        raise UserError(
-            f"lies in the work folder {request.work}, or holds it", where, "name another folder"
-        )
+    require_output(output, request.work, where)
     if not output.exists():
         return
     if not (output / "pruning.json").is_file():
-        if not output.is_dir():
-            raise UserError("is a file", where, "name a folder, which need not exist")
         raise UserError("the folder exists already and holds something else", where, remedy)
     record = read_json(output / "pruning.json")
     setting = [record.get(name) for name in ("method", "ratio")] if isinstance(record, dict) else []

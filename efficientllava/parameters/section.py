@@ -65,7 +65,7 @@ class Section(BaseModel):
             if isinstance(item, bool) and bool not in kinds:
                 raise ValueError("true and false are no value here")
             if isinstance(item, str) and kinds <= {int, float, NoneType}:
-                raise ValueError("text is no number: write it without quotes")
+                raise ValueError("text is no number: write 0.5, without quotes")
             if isinstance(item, str) and "\0" in item:
                 raise ValueError("a zero byte is no text")
             if isinstance(item, int | float) and abs(item) > LARGEST:

@@ -83,10 +83,21 @@ def _sections(parameters: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _require_pattern(obs: dict[str, Any], share: float, method: str) -> None:
-    """Check that n:m patterns can meet the ratio; what else is wrong, the parser reports."""
+    """Check that the method makes n:m patterns, and that they can meet the ratio.
+
+    What else is wrong, the parser reports.
+    """
     try:
-        misfit = ObsParameters.model_validate(obs).misfit(share, method)
+        asked = ObsParameters.model_validate(obs)
     except ValidationError:
         return
+    if asked.group_size is not None and not METHODS[method].takes_pattern:
+        able = ", ".join(name for name, known in METHODS.items() if known.takes_pattern)
+        raise UserError(
+            f"{method} makes no zeros in the pattern obs.{asked.named}",
+            where="method",
+            remedy=f"leave the pattern out, or name one of {able}",
+        )
+    misfit = asked.misfit(share, method)
     if misfit is not None:
         raise UserError(misfit[0], where="sparsity", remedy=f"give {misfit[1]}")

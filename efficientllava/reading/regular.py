@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 from io import BufferedReader
+from os import PathLike
 from pathlib import Path
 
 from efficientllava.errors import UserError
@@ -19,8 +20,10 @@ def expanded(path: str | Path) -> Path:
     """A path as a user gave it, with ~ as the home folder.
 
     Raises:
-        UserError: no file can have this name, or the user after ~ has no home.
+        UserError: it is no path, no file can have this name, or the user after ~ has no home.
     """
+    if not isinstance(path, str | PathLike):
+        raise UserError(f"no path: it is {type(path).__name__}", where=repr(path)[:80])
     text = str(path)
     if "\0" in text:
         raise UserError("no path: it holds a zero byte", where=repr(text))

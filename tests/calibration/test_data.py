@@ -210,6 +210,8 @@ def test_bad_sources_are_named(
         ({"segments": 0}, "segments is 0, at least 1 is needed"),
         ({"length": 1}, "length is 1, at least 2 is needed"),
         ({"count": -1}, "count is -1"),
+        ({"segments": "a"}, "segments is str, no whole number"),
+        ({"length": 2.5}, "length is float, no whole number"),
     ):
         with pytest.raises(UserError, match=message):
             calibration_data(vlm, [WORDS], rows, **{**SMALL, **sizes})
