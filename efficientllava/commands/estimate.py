@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from efficientllava.allocation.context import Context
+from efficientllava.allocation.gradients.samples import split
 from efficientllava.calibration.block_walk import block_walk
 from efficientllava.calibration.opened import OpenModel, block_by_block, whole
 from efficientllava.calibration.proxy_loss import hidden_states, text_loss_batches
@@ -127,17 +128,22 @@ def _candidates(method: Any, context: Context) -> float:
     take as long as nine forward passes; the importance of rows takes three.
     """
     parameters = context.parameters
-    rows = 0.0
-    if "importance" in method.needs:
-        rows = 3 * parameters.sensitivity.tokens / max(Tokens.of(context.proxy).text, 1)
+    (tokens, others), drawn = _text_tokens(context), max(Tokens.of(context.proxy).text, 1)
+    rows = 3 * tokens / drawn if "importance" in method.needs else 0.0
     if "database" not in method.needs:
         return rows
     if "gradients" not in method.needs:
         return parameters.search.candidates * parameters.search.rounds
-    chosen = parameters.sensitivity
-    scored = (6 + 2 * chosen.corrections) * chosen.choice_tokens
-    scored += 9 * (1 + 2 * chosen.corrections) * chosen.tokens
-    return rows + scored / max(Tokens.of(context.proxy).text, 1)
+    corrections = parameters.sensitivity.corrections
+    scored = (6 + 2 * corrections) * others + 9 * (1 + 2 * corrections) * tokens
+    return rows + scored / drawn
+
+
+def _text_tokens(context: Context) -> tuple[int, int]:
+    """Of the text: how many tokens give gradients, and how many compare policies."""
+    parameters = context.parameters
+    samples = split(context.proxy, parameters.sensitivity, parameters.search.fitness_data)
+    return samples.gradients.segments.numel(), samples.choice.segments.numel()
 
 
 def _opened(context: Context, times: int | None, levels: int) -> AbstractContextManager[OpenModel]:
@@ -153,8 +159,7 @@ def _opened(context: Context, times: int | None, levels: int) -> AbstractContext
 def _steps(method: Any, context: Context, missing: Sequence[float]) -> tuple[str, ...]:
     search, steps = context.parameters.search, []
     if "importance" in method.needs:
-        tokens = context.parameters.sensitivity.tokens
-        steps.append(f"importance of rows: gradients of {tokens} tokens")
+        steps.append(f"importance of rows: gradients of {_text_tokens(context)[0]} tokens")
     if "database" in method.needs:
         levels = method.levels(context.parameters, context.ratio)
         there = len(levels) - len(missing)
@@ -165,10 +170,10 @@ def _steps(method: Any, context: Context, missing: Sequence[float]) -> tuple[str
             steps.append(f"database: all {there} levels are in the work folder")
         limit = "" if search.max_seconds is None else f", at most about {search.max_seconds:g} s"
         if "gradients" in method.needs:
-            sensitivity = context.parameters.sensitivity
+            tokens, others = _text_tokens(context)
             steps.append(
-                f"sensitivity: gradients of {sensitivity.tokens} tokens, policies compared on "
-                f"{sensitivity.choice_tokens} others{limit}"
+                f"sensitivity: gradients of {tokens} tokens, policies compared on {others} "
+                f"others{limit}"
             )
         else:
             steps.append(f"search: {search.rounds} rounds of {search.candidates} candidates{limit}")

@@ -67,8 +67,10 @@ def _summed(
                 gradients.streamed,
             )
             write_json(path, asdict(sums))
+            of = "the KL divergence" if kl else "drawn labels"
+            done, total = index + 1, len(reference.batches)
+            gradients.progress(Event("gradients", done, total, {"of": of}))
         parts.append(Sums(**read_json(path)))
-        gradients.progress(Event("gradients", index + 1, len(reference.batches)))
     return Sums.joined(parts)
 
 
