@@ -436,6 +436,8 @@ def test_dry_run(command: Callable[..., tuple[int, str, str]], tmp_path: Path, m
         wide = METHODS[method].levels(Parameters(), 0.5)
         assert (f"database: every matrix at {len(wide)} levels" in out) == bool(wide)
         assert bool(wide) == ("database" in METHODS[method].needs)
+        if method == "efficientllava_plus":  # the data hold fewer tokens than the parameters ask
+            assert "gradients of 8 tokens, policies compared on 16 others" in out
     assert not any(tmp_path.iterdir()), "no work folder, no output"
 
 
