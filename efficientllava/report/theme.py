@@ -26,7 +26,7 @@ _OF_THE_PAPER = (
     "no_evolution",
     "evolution_without_upper_bound",
 )
-_MARKERS = (
+_MARKERS: tuple[str | tuple[int, int, int], ...] = (
     "*",
     "s",
     "D",
@@ -42,10 +42,11 @@ _MARKERS = (
     "d",
     "H",
     "8",
-    "+",
-    "x",
-    "1",
-    "2",
+    # stars of so many points; "+" and "x" have no face, only an edge in the colour of the surface
+    (4, 1, 0),
+    (6, 1, 0),
+    (8, 1, 0),
+    (3, 1, 0),
 )
 _DPI = 130
 
@@ -113,7 +114,7 @@ DARK = Theme(
 )
 
 
-def marker(method: str) -> str:
+def marker(method: str) -> str | tuple[int, int, int]:
     """The marker of a method, so that colour is never the only sign."""
     return _MARKERS[METHODS.index(method) % len(_MARKERS)] if method in METHODS else "o"
 

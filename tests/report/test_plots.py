@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.markers import MarkerStyle
 from PIL import Image
 
 from efficientllava.errors import UserError
@@ -102,5 +103,7 @@ def test_text_on_a_heat_map_has_contrast(theme) -> None:  # type: ignore[no-unty
 
 
 def test_every_method_has_a_marker_of_its_own() -> None:
-    assert len({marker(method) for method in METHODS}) == len(METHODS)
+    markers = {marker(method) for method in METHODS}
+    assert len(markers) == len(METHODS)
+    assert all(MarkerStyle(each).is_filled() for each in markers), "others are drawn without colour"
     assert marker("a method of tomorrow") == "o"
