@@ -34,14 +34,13 @@ def split(proxy: ProxyData, parameters: SensitivityParameters, data: str) -> Sam
 
     `data` is "text" or "text_and_pairs", as `search.fitness_data`. At least half of the segments
     are left for the choice, for a policy that wins on the tokens of its own costs has won nothing.
-    A single segment serves both, which a warning says.
+    A single segment serves both.
     """
     segments, length = proxy.segments.shape
     given = min(-(-parameters.tokens // length), max(segments // 2, 1))
     compared = min(-(-parameters.choice_tokens // length), segments - given)
     text = proxy.segments[given : given + compared]
     if compared == 0:
-        logger.warning("there is one text segment: costs and choice rest on the same tokens")
         text = proxy.segments
     first = other = None
     if data == "text_and_pairs" and proxy.pairs is not None:

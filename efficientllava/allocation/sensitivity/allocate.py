@@ -162,6 +162,8 @@ class _Work:
         count = machine.workers if adapter.device.type == "cpu" and not streamed else 1
         if compares:
             warn_of_few(int(other.dense.positions.sum()), "policies are compared")
+            if len(context.proxy.segments) == 1:
+                logger.warning("costs and choice rest on the same tokens: give more text segments")
         choice = Choice(
             stitched_models(adapter, found.database, count if compares else 1, found.blocks),
             other,

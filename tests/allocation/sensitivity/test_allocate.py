@@ -15,7 +15,7 @@ import torch
 from efficientllava.allocation.context import Allocation, Context
 from efficientllava.allocation.gradients.samples import split
 from efficientllava.calibration.sample_losses import DenseReference, difference
-from efficientllava.data.proxy import ProxyData, save_proxy
+from efficientllava.data.proxy import save_proxy
 from efficientllava.database.offloaded import Offloaded
 from efficientllava.errors import UserError
 from efficientllava.models.checkpoint import load_model
@@ -205,8 +205,16 @@ def test_few_tokens_are_warned_of_with_their_number(
     allocated(inputs, tmp_path / "work")
     assert "rests on 126 scored positions" in caplog.text
     assert "policies are compared on 1" in caplog.text
-    split(ProxyData(torch.zeros(1, 16), None), SensitivityParameters(), "text")
-    assert "the same tokens" in caplog.text
+    assert "the same tokens" not in caplog.text
+
+
+def test_a_single_segment_is_warned_of_once(
+    inputs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "model").symlink_to(inputs / "model")
+    save_proxy(tmp_path / "proxy", random_proxy(1, 24), {})
+    METHODS[METHOD].allocate(context_in(tmp_path, tmp_path / "work"))
+    assert caplog.text.count("costs and choice rest on the same tokens") == 1
 
 
 def test_a_deadline_begins_no_step(inputs: Path, tmp_path: Path) -> None:
