@@ -212,7 +212,7 @@ def test_a_single_segment_is_warned_of_once(
     inputs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "model").symlink_to(inputs / "model")
-    save_proxy(tmp_path / "proxy", random_proxy(1, 24), {})
+    save_proxy(tmp_path / "proxy", random_proxy(segments=1), {})
     METHODS[METHOD].allocate(context_in(tmp_path, tmp_path / "work"))
     assert caplog.text.count("costs and choice rest on the same tokens") == 1
 
