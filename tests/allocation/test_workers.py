@@ -59,7 +59,7 @@ def search(
 ) -> SearchResult:
     parameters = SearchParameters(
         candidates=6, rounds=3, survivors=2, projector_steps=3, projector_batch=4,
-        projector_learning_rate=1e-2, multi_step=0.5, multi_step_keep=3,
+        projector_learning_rate=3e-2, multi_step=0.5, multi_step_keep=3,
     )  # fmt: skip
     adapter = adapter_for(random_llava())
     model, proxy, database = (str(folder / name) for name in ("model", "proxy", "database"))
