@@ -141,10 +141,10 @@ def _dense_forward(layer: torch.nn.Linear) -> Callable[[torch.Tensor], torch.Ten
     return forward
 
 
-def _embedded(model: PreTrainedModel, tokens: int) -> torch.Tensor:
-    width = model.config.get_text_config().hidden_size
-    numbers = torch.randn(1, tokens, width, generator=torch.Generator().manual_seed(0))
-    return numbers.to(model.dtype)
+def _tokens(model: PreTrainedModel, count: int) -> torch.Tensor:
+    """[1, count] random tokens; embeddings would do for most families, but not for Gemma 4."""
+    known = model.get_input_embeddings().num_embeddings
+    return torch.randint(int(known), (1, count), generator=torch.Generator().manual_seed(0))
 
 
 def _language_model(model: PreTrainedModel) -> torch.nn.Module:
@@ -154,11 +154,11 @@ def _language_model(model: PreTrainedModel) -> torch.nn.Module:
 def _prefill(model: PreTrainedModel, tokens: int) -> Callable[[], object]:
     """A whole prompt to the logits of the next token."""
     decoder, head = _language_model(model), model.get_output_embeddings()
-    embedded = _embedded(model, tokens)
+    prompt = _tokens(model, tokens)
 
     @torch.inference_mode()
     def call() -> object:
-        output = decoder(inputs_embeds=embedded, past_key_values=_cache(model), use_cache=True)
+        output = decoder(input_ids=prompt, past_key_values=_cache(model), use_cache=True)
         return head(output.last_hidden_state[:, -1])
 
     return call
@@ -174,14 +174,14 @@ def _cache(model: PreTrainedModel) -> DynamicCache:
 def _decode(model: PreTrainedModel, context: int) -> Callable[[], object]:
     """One token after a full cache, which is as long again afterwards."""
     decoder, head = _language_model(model), model.get_output_embeddings()
-    cache, embedded = _cache(model), _embedded(model, 1)
+    cache, token = _cache(model), _tokens(model, 1)
     with torch.inference_mode():
-        decoder(inputs_embeds=_embedded(model, context - 1), past_key_values=cache, use_cache=True)
+        decoder(input_ids=_tokens(model, context - 1), past_key_values=cache, use_cache=True)
         cache.activate_past_recording()  # linear attention goes back by what it has recorded
 
     @torch.inference_mode()
     def call() -> object:
-        output = decoder(inputs_embeds=embedded, past_key_values=cache, use_cache=True)
+        output = decoder(input_ids=token, past_key_values=cache, use_cache=True)
         cache.crop(-1)
         return head(output.last_hidden_state[:, -1])
 
