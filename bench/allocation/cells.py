@@ -30,20 +30,14 @@ from efficientllava.models.families import Adapter, adapter_for
 from efficientllava.parameters import Parameters
 from efficientllava.parsing import parse_parameters
 from efficientllava.progress import Event
+from efficientllava.pruning.methods import BY_COSTS, MaskingMethod
 from efficientllava.pruning.sequential import achieved_sparsity, prune_model
 from efficientllava.registry import METHODS
 
 GRID = {"owl": "outlier_spread", "slope": "slope"}
 """The parameter that a number behind a method's name sets."""
-CRITERIA = {"magnitude": "magnitude", "wanda": "wanda"}
-LEVELS_OF_ALL = (
-    "sensitivity",
-    "output_error",
-    "evopress",
-    "efficientllava_plus",
-    "plus_without_fisher_rows",
-)
-"""Methods over wide levels: one database serves all ratios of a draw."""
+PRUNED_AS = {"uniform": "sparsegpt", "evopress": "sparsegpt"}
+"""How the rows that are no method of ours are pruned."""
 
 
 def measure(wanted: argparse.Namespace) -> None:
@@ -151,29 +145,31 @@ def _cell(
     name, row = method.partition(" ")[0], {}
     adapter = adapter_for(load_model(context.model))
     if method != "dense":
-        by_importance = name in ("fisher_rows", "efficientllava_plus")
-        if name in LEVELS_OF_ALL:
+        chosen: MaskingMethod = METHODS[PRUNED_AS.get(name, name)]
+        if name == "evopress" or chosen.allocation in BY_COSTS:
             levels = _all_levels(context.parameters)
-            # shared by the cells: no cost of one method
-            context.database_folders(levels, levels, by_importance)
+            # one database serves all ratios of a draw: no cost of one method
+            context.database_folders(levels, levels, chosen.by_importance)
         # the importance of rows is a cost of each method that uses it
         shutil.rmtree(wanted.work / "work" / "rows", ignore_errors=True)
         with counted() as passed:
             began = time.process_time()
-            importance = context.row_importance() if by_importance else None
-            policy = _policy(wanted, name, context, adapter, row)
+            importance = context.row_importance() if chosen.by_importance else None
+            if name == "evopress":
+                policy = _evopress(wanted, context, adapter)
+            else:
+                policy = _policy(chosen, context, adapter, row)
             row["seconds_allocation"] = time.process_time() - began
         head = cast("Any", adapter.model).get_output_embeddings().weight.numel()
         row["tokens_allocation"] = passed["products"] // (sum(adapter.sizes) + head)
-        began, calls = time.process_time(), context.parameters.obs
-        criterion = CRITERIA.get(name, "obs")
+        began = time.process_time()
         adapter = adapter_for(load_model(context.model))
         done = prune_model(
             adapter,
             context.proxy,
-            criterion,
+            chosen.criterion,
             policy,
-            calls,
+            context.parameters.obs,
             context.progress,
             importance=importance,
         )
@@ -191,17 +187,14 @@ def _all_levels(parameters: Parameters) -> list[float]:
 
 
 def _policy(
-    wanted: argparse.Namespace, name: str, context: Context, adapter: Adapter, row: dict[str, Any]
+    method: MaskingMethod, context: Context, adapter: Adapter, row: dict[str, Any]
 ) -> dict[str, float]:
-    if name == "evopress":
-        return _evopress(wanted, context, adapter)
-    chosen = METHODS[{"uniform": "sparsegpt"}.get(name, name)]
-    allocation = chosen.allocate(context)
+    allocation = method.allocate(context)
     if allocation.gain is not None:
         row["gain"] = dict(allocation.gain)
         row["origins"] = {r["origin"]: r["loss"] for r in allocation.history}
     policy = dict(allocation.policy)
-    if name == "efficientllava":  # to exactly the zeros of the others
+    if method.allocation == "search":  # to exactly the zeros of the others
         levels, ratio = context.parameters.levels(context.ratio), context.ratio
         snapped = nearest(list(policy.values()), levels, adapter.sizes, ratio, ratio)
         policy = {key: levels[index] for key, index in zip(policy, snapped, strict=True)}
