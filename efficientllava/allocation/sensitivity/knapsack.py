@@ -1,9 +1,15 @@
-"""The policy of least cost with exactly the budget: a dynamic programme over units of zeros."""
+"""The policy of least cost with exactly the budget: a dynamic programme over units of zeros.
+
+Thousands of matrices (experts) would make its table too large. Most levels of most matrices cannot
+be in the best policy, as the Lagrangian relaxation proves: what is left makes a small one.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 from math import ceil, floor, gcd
+from operator import or_
 
 import numpy as np
 
@@ -11,8 +17,10 @@ from efficientllava.errors import UserError
 
 PARTS = 10_000
 """Levels are whole ten-thousandths, so that budgets are whole numbers."""
-MOST_CELLS = 2**31
-"""Bytes of the table of choices: matrices x (units of the budget + 1)."""
+MOST_CELLS, MOST_BITS = 2**31, 2**36
+"""Of the table of choices, in bytes, and of all budgets that are tried: matrices x units."""
+FREE = 64
+"""Levels beside the relaxation's own with which the first table is made."""
 
 
 def knapsack(
@@ -47,49 +55,110 @@ def knapsack(
     # bounds carry the rounding of floats; levels do not
     least = ceil(round((lowest * PARTS * total - base) / unit, 6))
     most = min(floor(round((highest * PARTS * total - base) / unit, 6)), int(units[:, -1].sum()))
-    target = max(least, 0)
-    # a table up to the target is the smallest, and mostly enough
-    for bound in (target, most) if target <= most else ():
-        if (found := _solve(costs, units, target, bound)) is not None:
-            return found
-    raise UserError(
-        f"no policy with levels {list(levels)} has a mean ratio in [{lowest:g}, {highest:g}]",
-        where="sensitivity.reach and sensitivity.step (for n:m obs.patterns)",
-        remedy="let levels reach both sides of the ratio, or widen search.band",
-    )
-
-
-def _solve(costs: np.ndarray, units: np.ndarray, target: int, bound: int) -> list[int] | None:
-    """The best policy whose units add up to the least reachable number in [target, bound]."""
-    count, levels = costs.shape
-    if count * (bound + 1) > MOST_CELLS:
+    budget = _least_reachable(np.isfinite(costs), units, max(least, 0), most)
+    if budget is None:
         raise UserError(
-            f"the budget has {bound + 1:,} units for {count} matrices, more than can be tabulated",
-            where="sizes of the matrices",
-            remedy="use levels with a larger common step (sensitivity.step)",
+            f"no policy with levels {list(levels)} has a mean ratio in [{lowest:g}, {highest:g}]",
+            where="sensitivity.reach and sensitivity.step (for n:m obs.patterns)",
+            remedy="let levels reach both sides of the ratio, or widen search.band",
         )
-    best = np.full(bound + 1, np.inf)
+    return _cheapest(costs, units, budget)
+
+
+def _least_reachable(allowed: np.ndarray, units: np.ndarray, least: int, most: int) -> int | None:
+    """The least sum of units in [least, most] that some policy of allowed levels has."""
+    if most < least:
+        return None
+    _require_cells(len(units) * (most + 1), MOST_BITS)
+    reached, within = 1, (1 << (most + 1)) - 1  # bit n: whether n units can be reached
+    for row, able in zip(units, allowed, strict=True):
+        reached = reduce(or_, (reached << int(taken) for taken in row[able]), 0) & within
+    reached >>= least
+    return least + (reached & -reached).bit_length() - 1 if reached else None
+
+
+def _cheapest(costs: np.ndarray, units: np.ndarray, budget: int) -> list[int]:
+    """The best policy with exactly the budget, which some policy has.
+
+    Reduced costs, c + price * u less the least of the matrix, are not negative, and policies of
+    the budget differ in their sum as in their costs. A policy whose sum is s is the best of all
+    once no level with a reduced cost up to s is left out (Dembo and Hammer, 1980).
+    """
+    priced = costs + _price(costs, units, budget) * units
+    reduced = priced - priced.min(axis=1, keepdims=True)
+    ordered = np.sort(reduced[np.isfinite(reduced)])
+    free, rows = FREE, np.arange(len(costs))
+    limit = ordered[: len(costs) + free][-1]
+    while True:
+        kept = reduced <= limit
+        policy = _tabulated(np.where(kept, costs, np.inf), units, budget)
+        if policy is None:
+            free *= 4
+            limit = ordered[: len(costs) + free][-1]
+            continue
+        spent = reduced[rows, policy].sum() + 1e-9 * np.abs(costs[kept]).max()  # of rounding
+        if spent <= limit or limit == ordered[-1]:
+            return policy
+        limit = min(spent, ordered[-1])
+
+
+def _price(costs: np.ndarray, units: np.ndarray, budget: int) -> float:
+    """Of a unit, where the cheapest levels of the matrices have the budget about: by bisection."""
+    low, high = -1.0, 1.0
+
+    def taken(price: float) -> int:
+        return int(units[np.arange(len(units)), (costs + price * units).argmin(axis=1)].sum())
+
+    while taken(low) < budget:
+        low *= 2
+    while taken(high) > budget:
+        high *= 2
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if taken(middle) > budget else (low, middle)
+    return high
+
+
+def _tabulated(costs: np.ndarray, units: np.ndarray, budget: int) -> list[int] | None:
+    """The best policy of finite cost with exactly the budget, if there is one."""
+    allowed = np.isfinite(costs)
+    # every matrix takes its least for certain: the table is of what is above
+    floors = np.where(allowed, units, units.max()).min(axis=1)
+    units, budget = units - floors[:, None], budget - int(floors.sum())
+    if budget < 0:
+        return None
+    count, levels = costs.shape
+    _require_cells(count * (budget + 1), MOST_CELLS)
+    best = np.full(budget + 1, np.inf)
     best[0] = 0.0
-    choices = np.zeros((count, bound + 1), dtype=np.int8 if levels <= 127 else np.int32)
+    choices = np.zeros((count, budget + 1), dtype=np.int8 if levels <= 127 else np.int32)
     for matrix in range(count):
-        sums = np.full(bound + 1, np.inf)
-        for level in range(levels):
-            taken, cost = int(units[matrix, level]), costs[matrix, level]
-            if taken > bound or np.isinf(cost):
+        sums = np.full(budget + 1, np.inf)
+        for level in np.flatnonzero(allowed[matrix]):
+            taken = int(units[matrix, level])
+            if taken > budget:
                 continue
-            through = best[: bound + 1 - taken] + cost
+            through = best[: budget + 1 - taken] + costs[matrix, level]
             better = through < sums[taken:]
             sums[taken:][better] = through[better]
             choices[matrix, taken:][better] = level
         best = sums
-    reached = np.flatnonzero(np.isfinite(best[target:]))
-    if not len(reached):
+    if not np.isfinite(best[budget]):
         return None
-    left, policy = target + int(reached[0]), [0] * count
+    left, policy = budget, [0] * count
     for matrix in reversed(range(count)):
         policy[matrix] = int(choices[matrix, left])
         left -= int(units[matrix, policy[matrix]])
     return policy
+
+
+def _require_cells(cells: int, most: int) -> None:
+    if cells > most:
+        raise UserError(
+            f"the budget has too many units for its matrices: {cells:,} cells, of {most:,}",
+            where="sizes of the matrices",
+            remedy="use levels with a larger common step (sensitivity.step)",
+        )
 
 
 def nearest(
