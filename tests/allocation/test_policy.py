@@ -47,6 +47,13 @@ def test_repair_meets_the_budget_by_single_moves(genes: list[int], seed: int) ->
     assert len(towards) <= 1
 
 
+@pytest.mark.timeout(60)
+def test_thousands_of_experts_are_repaired_in_seconds() -> None:
+    block = [2048 * width for width in (4096, 512, 512, 4096, *(128 * [1536, 768]))]
+    experts = PolicySpace(LEVELS, tuple(48 * block), 0.5, 0.501)
+    assert experts.in_budget(experts.random(Random(0)))
+
+
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 10_000))
 def test_operators_stay_in_the_space(seed: int) -> None:

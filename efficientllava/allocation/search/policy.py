@@ -48,25 +48,24 @@ class PolicySpace:
 
         A move that would jump across the whole band is only taken when no other is left.
         """
-        current = list(genes)
+        current, total = list(genes), sum(self.sizes)
         for _ in range(4 * len(current) * len(self.levels)):
             mean = self.mean_sparsity(tuple(current))
             if self.in_budget(tuple(current)):
                 return tuple(current)
             step = 1 if mean < self.lowest else -1
-            movable = [
-                index for index, gene in enumerate(current) if 0 <= gene + step < len(self.levels)
-            ]
-            if not movable:
+            moved = {
+                index: mean + (self.levels[gene + step] - self.levels[gene]) * size / total
+                for index, (gene, size) in enumerate(zip(current, self.sizes, strict=True))
+                if 0 <= gene + step < len(self.levels)
+            }
+            if not moved:
                 return None
-            short = [index for index in movable if not self._jumps(current, index, step)]
-            current[random.choice(short or movable)] += step
+            short = [index for index, after in moved.items() if not self._jumps(after, step)]
+            current[random.choice(short or list(moved))] += step
         return None
 
-    def _jumps(self, current: list[int], index: int, step: int) -> bool:
-        moved = list(current)
-        moved[index] += step
-        mean = self.mean_sparsity(tuple(moved))
+    def _jumps(self, mean: float, step: int) -> bool:
         return mean > self.highest + TOLERANCE if step > 0 else mean < self.lowest - TOLERANCE
 
     def random(self, random: Random) -> Genes:
