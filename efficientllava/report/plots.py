@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import matplotlib
@@ -16,6 +17,8 @@ from efficientllava.errors import UserError
 from efficientllava.report.theme import LIGHT, Theme, figure, quiet, readable_on
 from efficientllava.report.trajectory import trajectory
 
+EXPERTS = "experts."
+"""Before the kind of a matrix that every expert of a block has."""
 _KINDS = (
     "q_proj",
     "k_proj",
@@ -35,13 +38,15 @@ _KINDS = (
 def place_of(matrix: str) -> tuple[int, str]:
     """Decoder block and kind of a matrix: ("model...layers.3.self_attn.q_proj") -> (3, "q_proj").
 
+    All experts of a block are of the same kinds: "experts.down_proj".
+
     Raises:
         UserError: the name has no number of a block in it.
     """
     parts = matrix.split(".")
     for part in parts:
         if part.isdigit():
-            return int(part), parts[-1]
+            return int(part), f"{EXPERTS}{parts[-1]}" if "experts" in parts else parts[-1]
     raise UserError("holds no number of a decoder block", where=f"matrix name {matrix!r}")
 
 
@@ -49,19 +54,21 @@ def grid_of(values: Mapping[str, float | None]) -> tuple[list[int], list[str], n
     """Arrange a value per matrix as blocks x kinds; NaN where a block has no such matrix.
 
     Returns:
-        numbers of the blocks, names of the kinds, values [blocks, kinds].
+        numbers of the blocks, names of the kinds, values [blocks, kinds]: of experts their mean.
     """
-    positions = {name: place_of(name) for name in values}
-    blocks = sorted({block for block, _ in positions.values()})
-    kinds = sorted(
-        {kind for _, kind in positions.values()},
-        key=lambda kind: (_KINDS.index(kind) if kind in _KINDS else len(_KINDS), kind),
-    )
-    grid = np.full((len(blocks), len(kinds)), np.nan)
-    for name, (block, kind) in positions.items():
-        value = values[name]
-        grid[blocks.index(block), kinds.index(kind)] = np.nan if value is None else value
-    return blocks, kinds, grid
+    places: dict[tuple[int, str], list[float]] = {}
+    for name, value in values.items():
+        places.setdefault(place_of(name), []).extend([] if value is None else [value])
+    blocks = sorted({block for block, _ in places})
+    kinds = sorted({kind for _, kind in places}, key=_order)
+    means = [[fmean(places.get((block, kind)) or [np.nan]) for kind in kinds] for block in blocks]
+    return blocks, kinds, np.array(means)
+
+
+def _order(kind: str) -> tuple[int, str]:
+    """Of the kinds, as the data flows; unknown ones last."""
+    name = kind.removeprefix(EXPERTS)
+    return (_KINDS.index(name) if name in _KINDS else len(_KINDS), kind)
 
 
 def convergence_plot(
@@ -209,7 +216,11 @@ def _heat_map(
             fontsize=8.5,
             color=readable_on(colours(norm(value))) if known else theme.soft,
         )
-    labels = [kind.removesuffix("_proj") for kind in kinds]
+    labels = [
+        kind.removesuffix("_proj").removeprefix(EXPERTS)
+        + ("\nof experts,\nmean" if kind.startswith(EXPERTS) else "")
+        for kind in kinds
+    ]
     axes.set_xticks(np.arange(len(kinds)) + 0.5, labels=labels)
     axes.set_yticks(np.arange(len(blocks)) + 0.5, labels=[str(block) for block in blocks])
     axes.set_ylabel("decoder block")

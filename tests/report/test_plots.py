@@ -27,6 +27,7 @@ from efficientllava.report.theme import DARK, LIGHT, METHODS, marker, readable_o
 
 def test_a_matrix_has_its_place_in_the_grid() -> None:
     assert place_of("model.language_model.layers.12.mlp.gate_up_proj") == (12, "gate_up_proj")
+    assert place_of("layers.2.mlp.experts.31.down_proj") == (2, "experts.down_proj")
     with pytest.raises(UserError, match="no number of a decoder block"):
         place_of("model.projector.linear")
     blocks, kinds, grid = grid_of(
@@ -39,6 +40,14 @@ def test_a_matrix_has_its_place_in_the_grid() -> None:
     )
     assert blocks == [0, 1, 10] and kinds == ["q_proj", "down_proj"]
     np.testing.assert_array_equal(grid, [[np.nan, np.nan], [0.5, 0.25], [1.0, np.nan]])
+
+
+def test_experts_are_shown_by_their_mean() -> None:
+    names = {f"layers.0.mlp.experts.{number}.down_proj": 0.25 * number for number in range(4)}
+    values = names | {"layers.0.mlp.shared_expert.down_proj": 0.75}
+    blocks, kinds, grid = grid_of(values)
+    assert kinds == ["down_proj", "experts.down_proj"]
+    np.testing.assert_array_equal(grid, [[0.75, 0.375]])
 
 
 def test_trajectory_follows_the_search(artifacts: Path) -> None:
