@@ -102,6 +102,8 @@ def test_a_workspace_without_runs_is_told(
 
 @pytest.mark.slow  # starts both servers
 def test_both_servers_show_their_pages(finished: Path, tmp_path: Path) -> None:
+    # a shell's background jobs, which tests may run in, ignore Ctrl-C, and their children too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         [sys.executable, "-u", "-m", "flows.ui"],
         env={**os.environ, "PYTHONPATH": str(ROOT), "PREFECT_HOME": str(tmp_path / "prefect")},
@@ -122,7 +124,10 @@ def test_both_servers_show_their_pages(finished: Path, tmp_path: Path) -> None:
             assert httpx.get(address, trust_env=False, follow_redirects=True).status_code == 200
     finally:
         process.send_signal(signal.SIGINT)
-        process.wait(60)
+        try:
+            process.wait(60)
+        finally:
+            process.kill()
     assert process.returncode == 0
     for address in addresses:
         with pytest.raises(httpx.HTTPError):
