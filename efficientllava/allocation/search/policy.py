@@ -37,7 +37,10 @@ class PolicySpace:
 
     def in_budget(self, genes: Genes) -> bool:
         """Whether the mean ratio lies in the band."""
-        return self.lowest - TOLERANCE <= self.mean_sparsity(genes) <= self.highest + TOLERANCE
+        return self._holds(self.mean_sparsity(genes))
+
+    def _holds(self, mean: float) -> bool:
+        return self.lowest - TOLERANCE <= mean <= self.highest + TOLERANCE
 
     def ratios(self, genes: Genes) -> list[float]:
         """alpha of a policy: the ratio of every gene."""
@@ -51,7 +54,7 @@ class PolicySpace:
         current, total = list(genes), sum(self.sizes)
         for _ in range(4 * len(current) * len(self.levels)):
             mean = self.mean_sparsity(tuple(current))
-            if self.in_budget(tuple(current)):
+            if self._holds(mean):
                 return tuple(current)
             step = 1 if mean < self.lowest else -1
             moved = {

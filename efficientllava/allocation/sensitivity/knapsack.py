@@ -87,19 +87,17 @@ def _cheapest(costs: np.ndarray, units: np.ndarray, budget: int) -> list[int]:
     priced = costs + _price(costs, units, budget) * units
     reduced = priced - priced.min(axis=1, keepdims=True)
     ordered = np.sort(reduced[np.isfinite(reduced)])
-    free, rows = FREE, np.arange(len(costs))
-    limit = ordered[: len(costs) + free][-1]
-    while True:
-        kept = reduced <= limit
-        policy = _tabulated(np.where(kept, costs, np.inf), units, budget)
-        if policy is None:
-            free *= 4
-            limit = ordered[: len(costs) + free][-1]
-            continue
-        spent = reduced[rows, policy].sum() + 1e-9 * np.abs(costs[kept]).max()  # of rounding
-        if spent <= limit or limit == ordered[-1]:
-            return policy
-        limit = min(spent, ordered[-1])
+    policy, free = None, FREE
+    while policy is None:  # until the levels that are kept can meet the budget
+        limit = ordered[: len(costs) + free][-1]
+        kept = np.where(reduced <= limit, costs, np.inf)
+        policy, free = _tabulated(kept, units, budget), 4 * free
+    spent = reduced[np.arange(len(costs)), policy].sum()
+    spent += 1e-9 * np.abs(kept[np.isfinite(kept)]).max()  # of rounding
+    if limit < min(spent, ordered[-1]):
+        policy = _tabulated(np.where(reduced <= spent, costs, np.inf), units, budget)
+    assert policy is not None
+    return policy
 
 
 def _price(costs: np.ndarray, units: np.ndarray, budget: int) -> float:
