@@ -28,6 +28,21 @@ from efficientllava.data.proxy import IGNORED, ProxyData
 from efficientllava.models.families import Adapter
 from efficientllava.progress import Event, Progress, silent
 
+HALF = 16
+"""Scored positions with which a kind of data counts half of what it would with very many."""
+
+
+def answer_weight(text: int, answers: int) -> float:
+    """What a scored position of an answer counts, where one of text counts 1.
+
+    The mean over a kind of data with n positions counts by n / (n + `HALF`). Were all positions
+    alike, a few answers would drown in text; were both means, a handful could outvote it.
+
+    Args:
+        text, answers: scored positions of each kind.
+    """
+    return (text + HALF) / (answers + HALF)
+
 
 @dataclass(frozen=True)
 class SampleLosses:
@@ -35,7 +50,7 @@ class SampleLosses:
 
     Attributes:
         kl, nll: [n] float64, nats.
-        positions: [n] scored positions, of which each counts once.
+        positions: [n] scored positions, or what they count for.
         labelled: [n] those whose next token is known, which `nll` counts.
     """
 
@@ -56,7 +71,13 @@ class SampleLosses:
     def mean(self, fitness: Fitness) -> float:
         """The mean over all scored positions, nats."""
         total, count = self.sums(fitness)
-        return float(total.sum() / max(int(count.sum()), 1))
+        return float(total.sum() / max(float(count.sum()), 1.0))
+
+    def weighed(self, weights: np.ndarray) -> SampleLosses:
+        """With positions that count for more or less, [n] by sample."""
+        return SampleLosses(
+            *(getattr(self, each.name) * weights for each in dataclasses.fields(self))
+        )
 
     def as_row(self) -> dict[str, list[float]]:
         """As JSON; floats come back bit for bit."""
@@ -152,6 +173,14 @@ class DenseReference:
             parts.append(self._losses(batch, hidden, None))
             progress(Event(name, index + 1, len(self.batches)))
         self.dense = SampleLosses.joined(parts)
+
+    @property
+    def weights(self) -> list[float]:
+        """What a scored position of every batch counts: see `answer_weight`."""
+        scored = [int(batch.positions.sum()) for batch in self.batches]
+        text, answers = sum(scored[: self._texts]), sum(scored[self._texts :])
+        of_answers = [answer_weight(text, answers)] * (len(scored) - self._texts)
+        return [1.0] * self._texts + of_answers
 
     def part(self, batches: Sequence[int]) -> DenseReference:
         """The same reference on some of its batches only."""

@@ -5,10 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.nn import functional
 
 from efficientllava.calibration.proxy_loss import ProxyLoss
-from efficientllava.calibration.sample_losses import DenseReference, SampleLosses, difference
+from efficientllava.calibration.sample_losses import (
+    DenseReference,
+    SampleLosses,
+    answer_weight,
+    difference,
+)
 from efficientllava.data.proxy import IGNORED, ProxyData
 from efficientllava.models.families import Adapter, adapter_for
 from tests.conftest import random_llava
@@ -62,6 +69,29 @@ def test_every_position_counts_once_in_the_search_s_loss_too(
     losses = reference(adapter.language_model)
     for name, loss in search.items():
         assert loss(adapter.language_model) == pytest.approx(losses.mean(name), rel=1e-4)  # type: ignore[arg-type]
+
+
+@given(text=st.integers(1, 100_000), answers=st.integers(1, 100_000))
+def test_the_mean_of_a_kind_counts_the_more_positions_it_has(text: int, answers: int) -> None:
+    shares = 1 / (1 + 16 / text), 1 / (1 + 16 / answers)
+    counted = answer_weight(text, answers) * answers
+    assert counted / (counted + text) == pytest.approx(shares[1] / sum(shares))
+
+
+def test_a_few_answers_neither_drown_nor_outvote_text() -> None:
+    def share(answers: int) -> float:
+        counted = answer_weight(2032, answers) * answers
+        return counted / (2032 + counted)
+
+    assert share(1) < 0.06 and 0.3 < share(16) < 0.4 and 0.45 < share(256) < 0.5
+
+
+def test_answers_are_weighed_and_text_is_not(adapter: Adapter, proxy: ProxyData) -> None:
+    text, answers = DenseReference(adapter, proxy, "text_and_pairs").weights
+    assert proxy.pairs is not None
+    scored = proxy.segments[:, 1:].numel(), int(proxy.pairs.answer_positions().sum())
+    assert (text, answers) == (1.0, answer_weight(*scored)) and answers > 1
+    assert DenseReference(adapter, proxy, "text").weights == [1.0]
 
 
 def test_a_part_is_the_same_samples(adapter: Adapter, proxy: ProxyData) -> None:

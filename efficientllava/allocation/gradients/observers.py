@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ Changes = Callable[[Matrix], Iterator[torch.Tensor]]
 
 @dataclass
 class Sums:
-    """Sums over all tokens of one or more batches, in float64.
+    """Sums over all tokens of one or more batches, in float64; of several, weighted ones.
 
     Attributes:
         squares: [K][L] sum of (g . dW x)^2, squared at each token.
@@ -36,29 +36,23 @@ class Sums:
     linear: list[list[float]]
     gradient: list[float]
     output: list[float]
-    tokens: list[int]
-    positions: int = 0
+    tokens: list[float]
+    positions: float
 
     @classmethod
-    def joined(cls, parts: Sequence[Sums]) -> Sums:
-        """The sums over all batches, added in their order."""
-        first = parts[0]
-        for part in parts[1:]:
-            first = cls(
-                _added(first.squares, part.squares),
-                _added(first.linear, part.linear),
-                _added(first.gradient, part.gradient),
-                _added(first.output, part.output),
-                _added(first.tokens, part.tokens),
-                first.positions + part.positions,
-            )
-        return first
+    def joined(cls, parts: Sequence[Sums], weights: Sequence[float]) -> Sums:
+        """The weighted sums over all batches, added in their order."""
+        columns = (
+            _added([getattr(part, each.name) for part in parts], weights) for each in fields(cls)
+        )
+        return cls(*columns)
 
 
-def _added(one: Any, other: Any) -> Any:
-    if isinstance(one, list):
-        return [_added(a, b) for a, b in zip(one, other, strict=True)]
-    return one + other
+def _added(values: Sequence[Any], weights: Sequence[float]) -> Any:
+    """The weighted sum of numbers, or of each place of nested lists."""
+    if isinstance(values[0], list):
+        return [_added(places, weights) for places in zip(*values, strict=True)]
+    return sum(value * weight for value, weight in zip(values, weights, strict=True))
 
 
 class Observer:

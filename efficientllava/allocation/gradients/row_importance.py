@@ -16,6 +16,7 @@ import torch
 from efficientllava.allocation.gradients.backward import label_draws, row_squares
 from efficientllava.allocation.gradients.samples import warn_of_few
 from efficientllava.calibration.proxy_loss import pair_loss_batches, text_loss_batches
+from efficientllava.calibration.sample_losses import answer_weight
 from efficientllava.data.proxy import ProxyData
 from efficientllava.files import (
     DamagedFile,
@@ -39,10 +40,10 @@ def measure_rows(
     streamed: bool = False,
     progress: Progress = silent,
 ) -> None:
-    """Write r = sum_t g_tr^2 / positions of every matrix's rows: g of labels drawn from the model.
+    """Write r = mean of g_tr^2 of every matrix's rows: g of labels drawn from the model.
 
-    It is the r of text plus that of pairs: in one sum a few answers would drown in text. Batch by
-    batch: those found in the folder are not computed again.
+    Positions of answers count by `answer_weight`. Batch by batch: those found in the folder are not
+    computed again.
 
     Args:
         adapter: of the dense model.
@@ -57,15 +58,17 @@ def measure_rows(
     positions = [int(batch.positions.sum()) for batch in batches]
     of_text, of_pairs = sum(positions[: len(texts)]), sum(positions[len(texts) :])
     warn_of_few(of_text + of_pairs, "the importance of rows rests")
+    weight = answer_weight(of_text, of_pairs)
+    counted = of_text + weight * of_pairs
     importance: dict[str, torch.Tensor] = {}
     for index, batch in enumerate(batches):
         path = folder / "batches" / f"{index:03d}.safetensors"
         if not path.exists():
             uniforms = label_draws(batch, f"{seed}/rows/{index}")
             save_tensors(path, row_squares(adapter, batch, uniforms, streamed))
-        share = max(of_text if index < len(texts) else of_pairs, 1)
+        share = (1.0 if index < len(texts) else weight) / counted
         for name, squares in load_tensors(path).items():
-            importance[name] = importance.get(name, 0.0) + squares / share
+            importance[name] = importance.get(name, 0.0) + squares * share
         progress(Event("importance of rows", index + 1, len(batches)))
     save_tensors(folder / TENSORS, importance)
     write_sealed(folder / RECORD, {"file": file_digest(folder / TENSORS)})

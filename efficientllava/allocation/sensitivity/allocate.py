@@ -220,7 +220,7 @@ class _Work:
             "uniform_kl": uniform.kl,
             "kl": best.kl,
             "difference": apart.mean,
-            "positions": int(best.losses.positions.sum()),
+            "positions": int(choice.reference.dense.positions.sum()),
         }
         if isfinite(apart.error):
             gain["error"] = apart.error

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
 
+import numpy as np
 import torch
 
 from efficientllava.allocation.scoring.evaluation import StitchedModel
@@ -31,7 +32,7 @@ class Scored:
 
     Attributes:
         origin: which step made it: "uniform", "slope 0.05", "owl 0.04", "fisher", "corrected", ...
-        losses: of its stitched model, by sample of the choice.
+        losses: of its stitched model, by sample of the choice, weighed.
     """
 
     policy: Policy
@@ -40,7 +41,7 @@ class Scored:
 
     @property
     def kl(self) -> float:
-        """Mean KL divergence to the dense model over all scored positions."""
+        """Mean KL divergence to the dense model over all scored positions, weighed."""
         return self.losses.mean("kl")
 
     def against(self, other: Scored) -> Difference:
@@ -81,11 +82,12 @@ class Choice:
         return found
 
     def losses(self, reference: DenseReference, policies: Sequence[Policy]) -> list[SampleLosses]:
-        """The losses of stitched models on any samples, in the order of the policies."""
+        """The losses of stitched models on any samples, weighed (`answer_weight`), in the order of
+        the policies."""
         free: SimpleQueue[StitchedModel] = SimpleQueue()
         for model in self.models:
             free.put(model)
-        done = 0
+        weights, done = _weights(reference), 0
 
         def score(policy: Policy) -> SampleLosses:
             nonlocal done
@@ -100,7 +102,7 @@ class Choice:
                     free.put(model)
                 _require_finite(losses, path)
                 write_json(path, losses.as_row())
-            losses = SampleLosses.from_row(read_json(path))
+            losses = SampleLosses.from_row(read_json(path)).weighed(weights)
             done += 1
             self.progress(Event("policy", done, len(different), {"kl": losses.mean("kl")}))
             return losses
@@ -115,6 +117,12 @@ class Choice:
     def best(self) -> Scored:
         """The policy of least KL divergence; of equals the one that was proposed first."""
         return min(self.scored.values(), key=lambda scored: scored.kl)
+
+
+def _weights(reference: DenseReference) -> np.ndarray:
+    """[n] what a scored position of every sample counts."""
+    samples = [len(batch.positions) for batch in reference.batches]
+    return np.repeat(reference.weights, samples)
 
 
 def _key(reference: DenseReference, policy: Policy) -> str:

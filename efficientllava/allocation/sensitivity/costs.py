@@ -52,7 +52,7 @@ def _summed(
     changes: Callable[[Matrix], Iterator[torch.Tensor]],
     kl: bool = False,
 ) -> Sums:
-    """The sums over all batches; those found in the folder are not computed again."""
+    """The sums over all batches, weighed; those found in the folder are not computed again."""
     parts, reference = [], gradients.reference
     for index, batch in enumerate(reference.batches):
         path = folder / f"{name}-{index:03d}.json"
@@ -71,7 +71,7 @@ def _summed(
             done, total = index + 1, len(reference.batches)
             gradients.progress(Event("gradients", done, total, {"of": of}))
         parts.append(Sums(**read_json(path)))
-    return Sums.joined(parts)
+    return Sums.joined(parts, reference.weights)
 
 
 def fisher_costs(gradients: Gradients, levels: Sequence[float], folder: Path) -> np.ndarray:

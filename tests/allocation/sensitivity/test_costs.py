@@ -114,9 +114,24 @@ def by_autograd(name: str, kl: bool, model: Any, dense: Any) -> dict[str, torch.
     }  # type: ignore[return-value]
 
 
-def positions() -> int:
+def scored() -> tuple[int, int]:
     assert PROXY.pairs is not None
-    return PROXY.segments[:, 1:].numel() + int(PROXY.pairs.answer_positions().sum())
+    return PROXY.segments[:, 1:].numel(), int(PROXY.pairs.answer_positions().sum())
+
+
+WEIGHT = (scored()[0] + 16) / (scored()[1] + 16)
+"""What an answer's position counts."""
+
+
+def positions() -> float:
+    text, answers = scored()
+    return text + WEIGHT * answers
+
+
+def weighed(values: torch.Tensor) -> torch.Tensor:
+    """[tokens, ...], those of the text first."""
+    text = PROXY.segments.numel()
+    return torch.cat([values[:text], WEIGHT * values[text:]])
 
 
 def test_fisher_costs_are_autograds(database: Database, tmp_path: Path) -> None:
@@ -128,7 +143,8 @@ def test_fisher_costs_are_autograds(database: Database, tmp_path: Path) -> None:
         for cost, level in zip(row, LEVELS, strict=True):
             change = (database.solution(matrix.name, level) - matrix.weight).double()
             moved = ((x @ change.T) * g).sum(-1)
-            assert cost == pytest.approx(float(moved.square().sum()) / 2 / positions(), rel=2e-3)
+            expected = float(weighed(moved.square()).sum()) / 2 / positions()
+            assert cost == pytest.approx(expected, rel=2e-3)
 
 
 def test_corrections_are_autograds_at_the_stitched_policy(
@@ -155,8 +171,8 @@ def test_corrections_are_autograds_at_the_stitched_policy(
                 matrix.name, LEVELS[now]
             )
             (x, g), (x2, g2) = first[matrix.name], second[matrix.name]
-            slope = float(((x @ change.double().T) * g).sum())
-            bend = float(((x2 @ change.double().T) * g2).sum(-1).square().sum())
+            slope = float(weighed((x @ change.double().T) * g).sum())
+            bend = float(weighed(((x2 @ change.double().T) * g2).sum(-1).square()).sum())
             expected = (slope + 0.75 * bend) / positions()
             assert row[index] == pytest.approx(expected, rel=3e-3, abs=2e-5)
 
@@ -183,7 +199,7 @@ def test_first_order_is_the_kl_s_finite_difference(database: Database, tmp_path:
 
 @torch.no_grad()
 def kl_by_logits(adapter: Adapter) -> float:
-    dense, total = random_llava().double(), 0.0
+    dense, kls = random_llava().double(), []
     pairs = PROXY.pairs
     assert pairs is not None
     text = torch.ones_like(PROXY.segments, dtype=torch.bool)
@@ -195,8 +211,8 @@ def kl_by_logits(adapter: Adapter) -> float:
         inputs = {k: v.double() if v.is_floating_point() else v for k, v in inputs.items()}
         said = adapter.model(**inputs).logits[at].log_softmax(-1)
         target = dense(**inputs).logits[at].log_softmax(-1)
-        total += float(functional.kl_div(said, target, reduction="sum", log_target=True))
-    return total / positions()
+        kls.append(float(functional.kl_div(said, target, reduction="sum", log_target=True)))
+    return (kls[0] + WEIGHT * kls[1]) / positions()
 
 
 def test_scalar_costs_need_one_number_of_gradients(database: Database, tmp_path: Path) -> None:
@@ -204,16 +220,15 @@ def test_scalar_costs_need_one_number_of_gradients(database: Database, tmp_path:
     costs = scalar_costs(gradients_of(adapter, database), LEVELS, tmp_path)
     told = by_autograd("scalar", False, random_llava().double(), None)
     assert PROXY.pairs is not None
-    tokens = PROXY.segments.numel() + int(PROXY.pairs.inputs["attention_mask"].sum())
+    tokens = PROXY.segments.numel() + WEIGHT * int(PROXY.pairs.inputs["attention_mask"].sum())
     for row, matrix in zip(costs, adapter.matrices, strict=True):
         x, g = told[matrix.name]
         record = database.manifest["matrices"][matrix.name]["levels"]
-        energy = float((x @ matrix.weight.double().T).square().sum()) / tokens
+        energy = float(weighed((x @ matrix.weight.double().T).square()).sum()) / tokens
         for cost, level in zip(row, LEVELS, strict=True):
             error = record[f"{level:.4f}"]["relative_error"] * energy / g.shape[1]
-            assert cost == pytest.approx(
-                0.5 * float(g.square().sum()) * error / positions(), rel=2e-3
-            )
+            expected = 0.5 * float(weighed(g.square()).sum()) * error / positions()
+            assert cost == pytest.approx(expected, rel=2e-3)
 
 
 @pytest.mark.parametrize("kind", ["fisher", "corrected", "rows"])
@@ -254,12 +269,8 @@ def test_row_importance_is_autograds(tmp_path: Path) -> None:
     measure_rows(adapter_for(random_llava()), PROXY, 3, tmp_path)
     told, found = by_autograd("rows", False, random_llava().double(), None), rows_in(tmp_path)
     assert found.keys() == told.keys()
-    assert PROXY.pairs is not None
-    tokens = PROXY.segments.numel()  # those of the text come first
-    of_text, of_pairs = PROXY.segments[:, 1:].numel(), int(PROXY.pairs.answer_positions().sum())
     for name, (_, g) in told.items():
-        text, pairs = g[:tokens].square().sum(0), g[tokens:].square().sum(0)
-        expected = text / of_text + pairs / of_pairs
+        expected = weighed(g.square()).sum(0) / positions()
         torch.testing.assert_close(found[name], expected, rtol=2e-3, atol=1e-12)
 
 
