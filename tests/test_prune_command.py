@@ -108,8 +108,8 @@ LITTLE = "scored positions"
 """In the warnings that the data is little."""
 ENDS = ["final", "measuring", "saving", "checking"]
 PAPER = ["data", "database", "round", "dense", *ENDS]
-PLUS = ["data", "importance", "database", "dense", "gradients", "policy", "correction", *ENDS]
-"""The projector's first round gains nothing here: only a last one would have a line."""
+PLUS = ["data", "importance", "database", "dense", "gradients", "policy", "projector", *ENDS]
+"""The first correction gains nothing here: only a last one would have a line."""
 
 
 @pytest.fixture(scope="module")
