@@ -44,6 +44,16 @@ def answer_weight(text: int, answers: int) -> float:
     return (text + HALF) / (answers + HALF)
 
 
+def batch_weights(scored: Sequence[int], texts: int) -> list[float]:
+    """What a scored position of every batch counts: see `answer_weight`.
+
+    Args:
+        scored: positions of every batch; the first `texts` batches are text, the others answers.
+    """
+    of_answers = answer_weight(sum(scored[:texts]), sum(scored[texts:]))
+    return [1.0] * texts + [of_answers] * (len(scored) - texts)
+
+
 @dataclass(frozen=True)
 class SampleLosses:
     """Sums over the scored positions of every sample, text segments first.
@@ -176,11 +186,8 @@ class DenseReference:
 
     @property
     def weights(self) -> list[float]:
-        """What a scored position of every batch counts: see `answer_weight`."""
-        scored = [int(batch.positions.sum()) for batch in self.batches]
-        text, answers = sum(scored[: self._texts]), sum(scored[self._texts :])
-        of_answers = [answer_weight(text, answers)] * (len(scored) - self._texts)
-        return [1.0] * self._texts + of_answers
+        """See `batch_weights`."""
+        return batch_weights([int(batch.positions.sum()) for batch in self.batches], self._texts)
 
     def part(self, batches: Sequence[int]) -> DenseReference:
         """The same reference on some of its batches only."""

@@ -16,7 +16,7 @@ import torch
 from efficientllava.allocation.gradients.backward import label_draws, row_squares
 from efficientllava.allocation.gradients.samples import warn_of_few
 from efficientllava.calibration.proxy_loss import pair_loss_batches, text_loss_batches
-from efficientllava.calibration.sample_losses import answer_weight
+from efficientllava.calibration.sample_losses import batch_weights
 from efficientllava.data.proxy import ProxyData
 from efficientllava.files import (
     DamagedFile,
@@ -56,19 +56,17 @@ def measure_rows(
     texts = text_loss_batches(adapter, samples.segments)
     batches = texts + pair_loss_batches(adapter, samples)
     positions = [int(batch.positions.sum()) for batch in batches]
-    of_text, of_pairs = sum(positions[: len(texts)]), sum(positions[len(texts) :])
-    warn_of_few(of_text + of_pairs, "the importance of rows rests")
-    weight = answer_weight(of_text, of_pairs)
-    counted = of_text + weight * of_pairs
+    warn_of_few(sum(positions), "the importance of rows rests")
+    weights = batch_weights(positions, len(texts))
+    counted = sum(weight * count for weight, count in zip(weights, positions, strict=True))
     importance: dict[str, torch.Tensor] = {}
-    for index, batch in enumerate(batches):
+    for index, (batch, weight) in enumerate(zip(batches, weights, strict=True)):
         path = folder / "batches" / f"{index:03d}.safetensors"
         if not path.exists():
             uniforms = label_draws(batch, f"{seed}/rows/{index}")
             save_tensors(path, row_squares(adapter, batch, uniforms, streamed))
-        share = (1.0 if index < len(texts) else weight) / counted
         for name, squares in load_tensors(path).items():
-            importance[name] = importance.get(name, 0.0) + squares * share
+            importance[name] = importance.get(name, 0.0) + squares * (weight / counted)
         progress(Event("importance of rows", index + 1, len(batches)))
     save_tensors(folder / TENSORS, importance)
     write_sealed(folder / RECORD, {"file": file_digest(folder / TENSORS)})
