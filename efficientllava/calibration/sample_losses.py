@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
@@ -28,6 +29,10 @@ from efficientllava.data.proxy import IGNORED, ProxyData
 from efficientllava.models.families import Adapter
 from efficientllava.progress import Event, Progress, silent
 
+logger = logging.getLogger(__name__)
+
+FEW = 512
+"""Scored positions below which costs or comparisons are mostly noise: a warning says so."""
 HALF = 16
 """Scored positions with which a kind of data counts half of what it would with very many."""
 
@@ -52,6 +57,17 @@ def batch_weights(scored: Sequence[int], texts: int) -> list[float]:
     """
     of_answers = answer_weight(sum(scored[:texts]), sum(scored[texts:]))
     return [1.0] * texts + [of_answers] * (len(scored) - texts)
+
+
+def warn_of_few(positions: int, what: str) -> None:
+    """Warn where something rests on few scored positions."""
+    if positions < FEW:
+        logger.warning(
+            "%s on %d scored positions: fewer than %d are mostly noise; give more proxy data",
+            what,
+            positions,
+            FEW,
+        )
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,12 @@ import torch
 from efficientllava.allocation.context import Allocation
 from efficientllava.calibration.block_walk import FEW_TOKENS
 from efficientllava.calibration.opened import OpenModel
-from efficientllava.calibration.sample_losses import Difference, SampleLosses, difference
+from efficientllava.calibration.sample_losses import (
+    Difference,
+    SampleLosses,
+    difference,
+    warn_of_few,
+)
 from efficientllava.calibration.structural_risk import COMPLEXITIES, structural_risk
 from efficientllava.data.proxy import ProxyData
 from efficientllava.database.solutions import Database
@@ -119,7 +124,8 @@ def _chosen(
         rows: of the stitched model.
         sequential, losses: record and losses of the sequential one.
     """
-    measures.warn_of_few_positions("the choice between the sequential and the stitched model")
+    what = "the choice between the sequential and the stitched model rests"
+    warn_of_few(measures.positions, what)
     scores, stitched_losses = measures(adapter.language_model)
     stitched = {**scores, **_risks(rows, scores, allocation, "stitched"), "chosen": "stitched"}
     apart = difference(stitched_losses, losses, measures.fitness)

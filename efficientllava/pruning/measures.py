@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 
 import torch
@@ -13,11 +12,6 @@ from efficientllava.data.proxy import ProxyData
 from efficientllava.models.families import Adapter
 from efficientllava.parameters import SearchParameters
 from efficientllava.progress import Progress, silent
-
-logger = logging.getLogger(__name__)
-
-FEW_POSITIONS = 512
-"""Scored positions below which a comparison of two models is mostly noise: a warning says so."""
 
 
 class ProxyMeasures:
@@ -62,13 +56,3 @@ class ProxyMeasures:
             "proxy_loss": losses.mean(self.fitness),
         }
         return record, losses
-
-    def warn_of_few_positions(self, what: str) -> None:
-        """Warn where a comparison rests on few scored positions."""
-        if self.positions < FEW_POSITIONS:
-            logger.warning(
-                "%s rests on %d scored positions of the proxy data: fewer than %d are mostly noise",
-                what,
-                self.positions,
-                FEW_POSITIONS,
-            )

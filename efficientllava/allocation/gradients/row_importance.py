@@ -14,9 +14,8 @@ from pathlib import Path
 import torch
 
 from efficientllava.allocation.gradients.backward import label_draws, row_squares
-from efficientllava.allocation.gradients.samples import warn_of_few
 from efficientllava.calibration.proxy_loss import pair_loss_batches, text_loss_batches
-from efficientllava.calibration.sample_losses import batch_weights
+from efficientllava.calibration.sample_losses import batch_weights, warn_of_few
 from efficientllava.data.proxy import ProxyData
 from efficientllava.files import (
     DamagedFile,

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 
 import torch
 
 from efficientllava.data.proxy import ProxyData
 from efficientllava.parameters import SensitivityParameters
-
-logger = logging.getLogger(__name__)
-
-FEW = 512
-"""Scored positions below which costs or comparisons are mostly noise: a warning says so."""
 
 
 @dataclass(frozen=True)
@@ -50,14 +44,3 @@ def split(proxy: ProxyData, parameters: SensitivityParameters, data: str) -> Sam
         first = proxy.pairs[torch.arange(begin)] if begin else None
         other = proxy.pairs[torch.arange(begin, end)] if end > begin else None
     return Samples(ProxyData(proxy.segments[:given], first), ProxyData(text, other))
-
-
-def warn_of_few(positions: int, what: str) -> None:
-    """Warn where something rests on few scored positions."""
-    if positions < FEW:
-        logger.warning(
-            "%s on %d scored positions: fewer than %d are mostly noise; give more proxy text",
-            what,
-            positions,
-            FEW,
-        )

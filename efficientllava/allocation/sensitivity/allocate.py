@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 
 from efficientllava.allocation.context import Allocation, Context, Risk
-from efficientllava.allocation.gradients.samples import Samples, split, warn_of_few
+from efficientllava.allocation.gradients.samples import Samples, split
 from efficientllava.allocation.scoring.evaluation import stitched_models
 from efficientllava.allocation.search.algorithm import require_pairs
 from efficientllava.allocation.sensitivity.choice import Choice, Policy, Scored
@@ -22,7 +22,7 @@ from efficientllava.allocation.sensitivity.evolved import evolve_projector
 from efficientllava.allocation.sensitivity.plan import Plan
 from efficientllava.allocation.sensitivity.seeds import Budget, simple_policies
 from efficientllava.allocation.unfinished import unfinished
-from efficientllava.calibration.sample_losses import DenseReference
+from efficientllava.calibration.sample_losses import DenseReference, warn_of_few
 from efficientllava.calibration.structural_risk import COMPLEXITIES, structural_risk
 from efficientllava.data.proxy import ProxyData
 from efficientllava.database.offloaded import Machine, Offloaded, offloaded

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-from efficientllava.allocation.gradients.samples import warn_of_few
 from efficientllava.allocation.sensitivity.choice import Choice, Policy, Scored
 from efficientllava.allocation.sensitivity.costs import (
     Gradients,
@@ -20,7 +19,7 @@ from efficientllava.allocation.sensitivity.costs import (
 )
 from efficientllava.allocation.sensitivity.seeds import Budget
 from efficientllava.allocation.sensitivity.swaps import Swaps
-from efficientllava.calibration.sample_losses import DenseReference, difference
+from efficientllava.calibration.sample_losses import DenseReference, difference, warn_of_few
 from efficientllava.files import value_digest
 from efficientllava.parameters import SensitivityParameters
 from efficientllava.progress import Event
