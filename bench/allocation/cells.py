@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +18,7 @@ import torch
 from torch.nn import functional
 
 from bench.allocation.evopress import EvoPress
+from bench.card.conditions import commit
 from efficientllava.allocation.context import Context
 from efficientllava.allocation.scoring.evaluation import stitched_models
 from efficientllava.allocation.sensitivity.knapsack import nearest
@@ -24,7 +26,7 @@ from efficientllava.calibration.sample_losses import DenseReference
 from efficientllava.data.proxy import ProxyData, save_proxy
 from efficientllava.data.text import read_text, sample_segments
 from efficientllava.database.solutions import open_database
-from efficientllava.files import value_digest
+from efficientllava.files import folder_digest, value_digest
 from efficientllava.models.checkpoint import load_model, load_processor
 from efficientllava.models.families import Adapter, adapter_for
 from efficientllava.parameters import Parameters
@@ -49,7 +51,7 @@ def measure(wanted: argparse.Namespace) -> None:
         key = _key(wanted, method, ratio, draw)
         if key in {row["key"] for row in rows_of(wanted.results)}:
             continue
-        row = {"key": key, "method": method, "ratio": ratio, "draw": draw}
+        row = {"key": key, "method": method, "ratio": ratio, "draw": draw, "commit": commit()}
         row["settings"] = _settings(wanted)
         row |= _cell(wanted, method, ratio, draw, test)
         wanted.results.parent.mkdir(parents=True, exist_ok=True)
@@ -74,7 +76,7 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 
 
 def _key(wanted: argparse.Namespace, method: str, ratio: float, draw: int) -> str:
-    """Everything that decides a cell's numbers, but the code."""
+    """Everything that decides a cell's numbers, but the code: the same on every machine."""
     given = _settings(wanted) | {
         "cell": [method, ratio, draw],
         "evopress": wanted.evopress_tokens if method == "evopress" else None,
@@ -85,10 +87,18 @@ def _key(wanted: argparse.Namespace, method: str, ratio: float, draw: int) -> st
 def _settings(wanted: argparse.Namespace) -> dict[str, Any]:
     """What all cells of a run share: only cells of the same settings are compared."""
     return {
-        "model": str(wanted.model.resolve()),
-        "text": wanted.text,
+        **_digests(wanted.model, wanted.text),
         "set": wanted.set,
         "segments": [wanted.segments, wanted.length, wanted.test_segments],
+    }
+
+
+@cache
+def _digests(model: Path, text: str) -> dict[str, str]:
+    parts = [read_text(text, "proxy"), read_text(text, "held_out")]
+    return {
+        "model": folder_digest(model, ("*.safetensors", "tokenizer.json"))[:12],
+        "text": value_digest(parts)[:12],
     }
 
 
@@ -174,11 +184,11 @@ def _cell(
             importance=importance,
         )
         row["seconds_pruning"] = time.process_time() - began
-        row["sparsity"], row["policy"] = achieved_sparsity(done), list(policy.values())
+        row["sparsity"] = achieved_sparsity(done)
     reference = DenseReference(adapter, ProxyData(test, None), "text").dense
     return row | {
         "nll": reference.mean("nll"),
-        "segments": (reference.nll / reference.positions).tolist(),
+        "segments": (reference.nll / reference.positions).round(6).tolist(),
     }
 
 

@@ -1,8 +1,8 @@
-"""The table of a comparison: mean over draws, paired errors, cost."""
+"""The tables of a comparison: differences to uniform, their errors, cost; then to one method."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import sqrt
 from pathlib import Path
 from typing import Any
@@ -10,66 +10,113 @@ from typing import Any
 from bench.allocation.cells import rows_of
 
 Cells = dict[tuple[str, float, int], dict[str, Any]]
+OURS = "efficientllava_plus"
 
 
 def table(results: Path) -> str:
-    """Markdown: one table for each ratio, under the settings that its cells share.
+    """Markdown: two tables for all cells of the same settings.
 
-    A difference to uniform is paired over test segments; its error is that of the mean over draws,
-    or over segments where there is one draw. The gap is what uniform loses to the dense model.
+    The first has the difference of each method's held-out loss to that of uniform SparseGPT, and
+    the share of the gap between uniform and dense that it closes; the second the difference of
+    `efficientllava_plus` to each. Both are paired by draw: the error is that of the mean over
+    draws, or over test segments where there is one draw.
     """
     by_settings: dict[str, list[dict[str, Any]]] = {}
     for row in rows_of(results):
-        told = ", ".join(f"{name} {value}" for name, value in row.get("settings", {}).items())
-        by_settings.setdefault(told, []).append(row)
+        settings = ", ".join(f"{name} {value}" for name, value in row["settings"].items())
+        by_settings.setdefault(settings, []).append(row)
     return "\n\n".join(
-        part
-        for told, rows in by_settings.items()
-        for part in ([told] if told else []) + _parts(rows)
+        f"{settings}\n\n{_to_uniform(rows)}\n\n{_to_ours(rows)}"
+        for settings, rows in by_settings.items()
     )
 
 
-def _parts(rows: Sequence[dict[str, Any]]) -> list[str]:
-    cells: Cells = {(row["method"], row["ratio"], row["draw"]): row for row in rows}
+def _to_uniform(rows: Sequence[dict[str, Any]]) -> str:
+    cells = _cells(rows)
     dense = next((row["nll"] for row in rows if row["method"] == "dense"), None)
-    parts = []
-    for ratio in sorted({row["ratio"] for row in rows if row["method"] != "dense"}):
-        methods = list(dict.fromkeys(r["method"] for r in rows if r["ratio"] == ratio))
-        methods = [method for method in methods if method != "dense"]
-        lines = [
-            f"ratio {ratio:g}" + ("" if dense is None else f" (dense {dense:.4f})"),
-            "",
-            "| method | draws | held-out nll | to uniform | gap closed % | zeros % | processor s: "
-            "allocation | pruning | tokens forward |",
-            "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-        ]
-        found = [_line(cells, method, ratio, dense) for method in methods]
-        parts.append("\n".join([*lines, *found]))
-    return parts
+    levels = "" if dense is None else f" (dense {dense:.3f})"
 
-
-def _line(cells: Cells, method: str, ratio: float, dense: float | None) -> str:
-    mine = {d: row for (name, r, d), row in cells.items() if (name, r) == (method, ratio)}
-    pairs = [
-        (row, cells["uniform", ratio, draw])
-        for draw, row in mine.items()
-        if ("uniform", ratio, draw) in cells
-    ]
-    nll = _mean([row["nll"] for row in mine.values()])
-    told, closed = "", ""
-    if pairs and method != "uniform":
+    def cell(method: str, ratio: float) -> str:
+        if method == "uniform":
+            return f"{_mean([row['nll'] for row in _draws(cells, method, ratio).values()]):.3f}"
+        pairs = _pairs(cells, method, "uniform", ratio)
+        if not pairs:
+            return "–"
         apart, error = difference(pairs)
         told = f"{apart:+.4f} ± {error:.4f}"
-        if dense is not None:
-            gap = _mean([uniform["nll"] for _, uniform in pairs]) - dense
-            closed = f"{-100 * apart / gap:.1f}"
-    zeros = _mean([100 * row["sparsity"] for row in mine.values()])
-    costs = [
-        _mean([row[name] for row in mine.values()])
-        for name in ("seconds_allocation", "seconds_pruning", "tokens_allocation")
+        if dense is None:
+            return told
+        gap = _mean([uniform["nll"] for _, uniform in pairs]) - dense
+        return f"{told} ({-100 * apart / gap:.0f} %)"
+
+    def more(method: str) -> str:
+        mine = [row for (name, _, _), row in cells.items() if name == method]
+        seconds = _mean([row["seconds_allocation"] for row in mine])
+        tokens = _mean([row["tokens_allocation"] for row in mine]) / 1000
+        return f" {_counts(cells, method)} | {seconds:,.0f} | {tokens:,.0f} k |"
+
+    return _markdown(cells, f"method{levels}", cell, "draws | processor s | tokens", more)
+
+
+def _to_ours(rows: Sequence[dict[str, Any]]) -> str:
+    cells = _cells(rows)
+
+    def cell(method: str, ratio: float) -> str:
+        pairs = _pairs(cells, OURS, method, ratio)
+        if method == OURS or not pairs:
+            return "–"
+        apart, error = difference(pairs)
+        return f"{apart:+.4f} ± {error:.4f} ({len(pairs)})"
+
+    return _markdown(cells, f"{OURS} against (draws)", cell)
+
+
+def _markdown(
+    cells: Cells,
+    title: str,
+    cell: Callable[[str, float], str],
+    heads: str = "",
+    more: Callable[[str], str] = lambda method: "",
+) -> str:
+    """A row for each method, a column for each ratio, and the columns of `heads` behind."""
+    ratios = _ratios(cells)
+    columns = [title, *(f"at {ratio:g}" for ratio in ratios), *filter(None, heads.split(" | "))]
+    lines = [f"| {' | '.join(columns)} |", f"| --- |{' ---: |' * (len(columns) - 1)}"]
+    for method in dict.fromkeys(name for name, _, _ in cells):
+        found = " | ".join(cell(method, ratio) for ratio in ratios)
+        lines.append(f"| {method} | {found} |{more(method)}")
+    return "\n".join(lines)
+
+
+def _cells(rows: Sequence[dict[str, Any]]) -> Cells:
+    """All but the dense model's."""
+    return {
+        (row["method"], row["ratio"], row["draw"]): row for row in rows if row["method"] != "dense"
+    }
+
+
+def _ratios(cells: Cells) -> list[float]:
+    return sorted({ratio for _, ratio, _ in cells})
+
+
+def _draws(cells: Cells, method: str, ratio: float) -> dict[int, dict[str, Any]]:
+    return {d: row for (name, r, d), row in sorted(cells.items()) if (name, r) == (method, ratio)}
+
+
+def _counts(cells: Cells, method: str) -> str:
+    """The draws at each ratio, once where they are equal."""
+    counts = [str(len(_draws(cells, method, ratio))) for ratio in _ratios(cells)]
+    return counts[0] if len(set(counts)) == 1 else ", ".join(counts)
+
+
+def _pairs(
+    cells: Cells, method: str, other: str, ratio: float
+) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """The cells of two methods of the draws that both have."""
+    others = _draws(cells, other, ratio)
+    return [
+        (row, others[draw]) for draw, row in _draws(cells, method, ratio).items() if draw in others
     ]
-    cost = f"{costs[0]:.0f} | {costs[1]:.0f} | {costs[2]:,.0f}"
-    return f"| {method} | {len(mine)} | {nll:.4f} | {told} | {closed} | {zeros:.4f} | {cost} |"
 
 
 def difference(pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> tuple[float, float]:
@@ -83,7 +130,7 @@ def difference(pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> tuple[
 
 
 def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+    return sum(values) / len(values) if values else float("nan")
 
 
 def _error(values: Sequence[float]) -> float:
