@@ -53,8 +53,8 @@ class SparseProduct:
 
 def together(kernel: SparseProduct, path: Path) -> int:
     """Groups that go side by side: their independent sums hide the latency of the expansion."""
-    if not path.wide:
-        return 1
+    if not path.wide:  # 16 registers hold few sums
+        return 2 if "avx2" in path.has and (kernel.dtype, kernel.tokens) == ("float32", 1) else 1
     return 4 if kernel.tokens <= 4 else 2
 
 
@@ -124,7 +124,7 @@ def _sum_function(
                 turned = sums[turn % chains :] + sums[: turn % chains]
                 add_product(code, turned, weights, number, kernel.dtype, kernel.pairs)
 
-    unrolled = 4 if path.wide else 2
+    unrolled = 4 if path.wide else 2 // many
     whole = code.and_(steps, code.number(-unrolled))
     with code.loop(code.number(0), whole, unrolled) as index:
         for turn in range(unrolled):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -183,7 +184,7 @@ class Code(ir.IRBuilder):
                 self.lshr(mask, ir.Constant(mask.type, low)), ir.Constant(mask.type, 255)
             )
             eight = eight if mask.type is INT64 else self.zext(eight, INT64)
-            order = self.at(table, self.mul(eight, self.number(16 if size == 2 else 8)), INT8)
+            order = self.at(table, self.mul(eight, self.number(len(_order(0, size)))), INT8)
             parts.append(self._ordered(place, order, size))
         width = parts[0].type.count
         while len(parts) > 1:
@@ -199,11 +200,10 @@ class Code(ir.IRBuilder):
         """Eight weights in an order: <8 x i32>, <8 x i16> or <8 x i8>."""
         if size == 4:
             eight = ir.VectorType(INT32, 8)
-            index = self.sext(self.read(order, ir.VectorType(INT8, 8)), eight)
+            index, present = (self.read(order, eight, first) for first in (0, 8))
             weights = self.read(place, ir.VectorType(FLOAT, 8))
             moved = self.intrinsic("llvm.x86.avx2.permps", weights.type, [weights, index])
-            absent = self.icmp_signed("<", index, ir.Constant(eight, None))
-            return self.select(absent, ir.Constant(eight, None), self.bitcast(moved, eight))
+            return self.and_(self.bitcast(moved, eight), present)
         kind = ir.VectorType(INT8, 16)
         if size == 2:
             index, weights = self.read(order, kind), self.read(place, kind)
@@ -222,26 +222,35 @@ class Code(ir.IRBuilder):
 
 
 def _orders(module: ir.Module, size: int) -> Any:
-    """256 orders of eight weights: which byte, or which 4-byte weight, comes to a place."""
+    """The `_order` of every mask of eight bits."""
     name = f"orders_{size}"
     if name in module.globals:
         return module.globals[name]
-    table: list[int] = []
-    for mask in range(256):
-        taken = 0
-        for place in range(8):
-            if mask >> place & 1:
-                first = taken if size == 4 else size * taken
-                table += [first + byte for byte in range(2 if size == 2 else 1)]
-                taken += 1
-            else:
-                table += [0x80] * (2 if size == 2 else 1)
-    values = ir.Constant(ir.ArrayType(INT8, len(table)), bytearray(table))
+    table = bytearray(b"".join(_order(mask, size) for mask in range(256)))
+    values = ir.Constant(ir.ArrayType(INT8, len(table)), table)
     orders = ir.GlobalVariable(module, values.type, name)
     orders.initializer, orders.global_constant, orders.linkage, orders.align = (
         values, True, "internal", 64,
     )  # fmt: skip
     return orders
+
+
+def _order(mask: int, size: int) -> bytes:
+    """Which of eight packed weights comes to which place.
+
+    Of 4 bytes: which weight, 8 x int32, then -1 where there is one and 0 elsewhere, 8 x int32.
+    Others: which byte comes to a byte, 0x80 where none does.
+    """
+    places = [place for place in range(8) if mask >> place & 1]
+    if size == 4:
+        order, present = [0] * 8, [0] * 8
+        for taken, place in enumerate(places):
+            order[place], present[place] = taken, -1
+        return struct.pack("<16i", *order, *present)
+    moved = bytearray([0x80] * (8 * size))
+    for taken, place in enumerate(places):
+        moved[size * place : size * (place + 1)] = range(size * taken, size * (taken + 1))
+    return bytes(moved)
 
 
 def _one_by_one(module: ir.Module, mask_type: Any, path: Path) -> Any:
