@@ -25,10 +25,12 @@ def table(results: Path) -> str:
     for row in rows_of(results):
         settings = ", ".join(f"{name} {value}" for name, value in row["settings"].items())
         by_settings.setdefault(settings, []).append(row)
-    return "\n\n".join(
-        f"{settings}\n\n{_to_uniform(rows)}\n\n{_to_ours(rows)}"
-        for settings, rows in by_settings.items()
-    )
+    parts = []
+    for settings, rows in by_settings.items():
+        parts += [settings, _to_uniform(rows)]
+        if any(row["method"] == OURS for row in rows):
+            parts.append(_to_ours(rows))
+    return "\n\n".join(parts)
 
 
 def _to_uniform(rows: Sequence[dict[str, Any]]) -> str:
@@ -37,11 +39,11 @@ def _to_uniform(rows: Sequence[dict[str, Any]]) -> str:
     levels = "" if dense is None else f" (dense {dense:.3f})"
 
     def cell(method: str, ratio: float) -> str:
-        if method == "uniform":
-            return f"{_mean([row['nll'] for row in _draws(cells, method, ratio).values()]):.3f}"
         pairs = _pairs(cells, method, "uniform", ratio)
         if not pairs:
             return "–"
+        if method == "uniform":
+            return f"{_mean([row['nll'] for row, _ in pairs]):.3f}"
         apart, error = difference(pairs)
         told = f"{apart:+.4f} ± {error:.4f}"
         if dense is None:
@@ -130,7 +132,7 @@ def difference(pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> tuple[
 
 
 def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else float("nan")
+    return sum(values) / len(values)
 
 
 def _error(values: Sequence[float]) -> float:
