@@ -57,7 +57,7 @@ def _to_uniform(rows: Sequence[dict[str, Any]]) -> str:
         tokens = _mean([row["tokens_allocation"] for row in mine]) / 1000
         return f" {_counts(cells, method)} | {seconds:,.0f} | {tokens:,.0f} k |"
 
-    return _markdown(cells, f"method{levels}", cell, "draws | processor s | tokens", more)
+    return _markdown(cells, f"method{levels}", cell, ("draws", "processor s", "tokens"), more)
 
 
 def _to_ours(rows: Sequence[dict[str, Any]]) -> str:
@@ -77,12 +77,12 @@ def _markdown(
     cells: Cells,
     title: str,
     cell: Callable[[str, float], str],
-    heads: str = "",
+    heads: Sequence[str] = (),
     more: Callable[[str], str] = lambda method: "",
 ) -> str:
     """A row for each method, a column for each ratio, and the columns of `heads` behind."""
     ratios = _ratios(cells)
-    columns = [title, *(f"at {ratio:g}" for ratio in ratios), *filter(None, heads.split(" | "))]
+    columns = [title, *(f"at {ratio:g}" for ratio in ratios), *heads]
     lines = [f"| {' | '.join(columns)} |", f"| --- |{' ---: |' * (len(columns) - 1)}"]
     for method in dict.fromkeys(name for name, _, _ in cells):
         found = " | ".join(cell(method, ratio) for ratio in ratios)
