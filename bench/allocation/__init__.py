@@ -52,7 +52,6 @@ def main() -> None:
     parser.add_argument("--segments", type=int, default=32, help="of calibration text")
     parser.add_argument("--length", type=int, default=256, help="tokens of a segment")
     parser.add_argument("--test-segments", type=int, default=64)
-    parser.add_argument("--evopress-tokens", type=int, default=100_000)
     parser.add_argument("--set", action="append", default=[], help="sensitivity.key=value")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import threading
 import time
@@ -17,14 +18,14 @@ from typing import Any, cast
 import torch
 from torch.nn import functional
 
-from bench.allocation.evopress import EvoPress
+from bench.allocation.evopress import TOKENS, EvoPress
 from bench.card.conditions import commit
 from efficientllava.allocation.context import Context
 from efficientllava.allocation.scoring.evaluation import stitched_models
 from efficientllava.allocation.sensitivity.knapsack import nearest
 from efficientllava.calibration.sample_losses import DenseReference
 from efficientllava.data.proxy import ProxyData, save_proxy
-from efficientllava.data.text import read_text, sample_segments
+from efficientllava.data.text import held_out_segments, read_text, sample_segments
 from efficientllava.database.solutions import open_database
 from efficientllava.files import folder_digest, value_digest
 from efficientllava.models.checkpoint import load_model, load_processor
@@ -47,18 +48,13 @@ def measure(wanted: argparse.Namespace) -> None:
     test = held_out(wanted)
     cells = [("dense", 0.0, 0)]
     cells += [(m, r, d) for d in wanted.draws for r in wanted.ratios for m in wanted.methods]
+    settings = _settings(wanted)
     for method, ratio, draw in cells:
-        key = _key(wanted, method, ratio, draw)
-        if key in {row["key"] for row in rows_of(wanted.results)}:
+        cell = {"method": method, "ratio": ratio, "draw": draw, "settings": settings}
+        if any(cell.items() <= row.items() for row in rows_of(wanted.results)):
             continue
-        row = {"key": key, "method": method, "ratio": ratio, "draw": draw, "commit": commit()}
-        row["settings"] = _settings(wanted)
-        row |= _cell(wanted, method, ratio, draw, test)
-        wanted.results.parent.mkdir(parents=True, exist_ok=True)
-        with open(wanted.results, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-        # the next cell is to pay for its own gradients
-        shutil.rmtree(wanted.work / "work" / "sensitivity", ignore_errors=True)
+        row = cell | {"commit": commit()} | _cell(wanted, method, ratio, draw, test)
+        _append(wanted.results, row)
         print(f"{method} at {ratio:g}, draw {draw}: nll {row['nll']:.4f}", flush=True)
 
 
@@ -75,17 +71,18 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _key(wanted: argparse.Namespace, method: str, ratio: float, draw: int) -> str:
-    """Everything that decides a cell's numbers, but the code: the same on every machine."""
-    given = _settings(wanted) | {
-        "cell": [method, ratio, draw],
-        "evopress": wanted.evopress_tokens if method == "evopress" else None,
-    }
-    return value_digest(given)[:16]
+def _append(path: Path, row: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            # a line that a kill cut off ends here
+            file.write(b"" if file.read(1) == b"\n" else b"\n")
+        file.write(json.dumps(row).encode() + b"\n")
 
 
 def _settings(wanted: argparse.Namespace) -> dict[str, Any]:
-    """What all cells of a run share: only cells of the same settings are compared."""
+    """What all cells of a run share, the same on every machine: only such cells are compared."""
     return {
         **_digests(wanted.model, wanted.text),
         "set": wanted.set,
@@ -105,18 +102,12 @@ def _digests(model: Path, text: str) -> dict[str, str]:
 def held_out(wanted: argparse.Namespace) -> torch.Tensor:
     """[test segments, length] of the test part, from its beginning."""
     tokenizer = load_processor(wanted.model).tokenizer
-    test = Path(wanted.text) / "ptb.test.txt"
-    text = read_text(wanted.text, "held_out")
-    if test.is_file():
-        text = " ".join(test.read_text(encoding="utf-8").split())
-    tokens = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    count = min(wanted.test_segments, len(tokens) // wanted.length) * wanted.length
-    return torch.tensor(tokens[:count]).view(-1, wanted.length)
+    return held_out_segments(tokenizer, wanted.text, wanted.test_segments, wanted.length)
 
 
 def _context(wanted: argparse.Namespace, method: str, ratio: float, draw: int) -> Context:
     """The context of a cell; all cells of a draw share the database of all ratios."""
-    folder = wanted.work / f"proxy-{wanted.segments}x{wanted.length}-{draw}"
+    folder = _proxy_folder(wanted, draw)
     if not (folder / "manifest.json").exists():
         tokenizer = load_processor(wanted.model).tokenizer
         text = read_text(wanted.text)
@@ -127,9 +118,7 @@ def _context(wanted: argparse.Namespace, method: str, ratio: float, draw: int) -
         # as narrow as the paper's random policies can hit; they are snapped to equal zeros
         "search": {"evolve_projector": False, "band": [0.0, 0.001], "fitness_data": "text"},
         "obs": {"calibration": "text"},
-        "allocation": {{"owl": "outlier_spread", "slope": "slope"}[name]: float(value)}
-        if value
-        else {},
+        "allocation": {GRID[name]: float(value)} if value else {},
         "machine": {"threads": wanted.threads, "workers": 1},
     }
     for given in wanted.set:
@@ -138,6 +127,11 @@ def _context(wanted: argparse.Namespace, method: str, ratio: float, draw: int) -
         values.setdefault(section, {})[key] = json.loads(number)
     parameters = parse_parameters({**values, "ratios": wanted.ratios}, where="--set")
     return Context(wanted.model, folder, ratio, parameters, wanted.work / "work", _told(method))
+
+
+def _proxy_folder(wanted: argparse.Namespace, draw: int) -> Path:
+    source = value_digest(_digests(wanted.model, wanted.text))[:12]
+    return Path(wanted.work) / f"proxy-{source}-{wanted.segments}x{wanted.length}-{draw}"
 
 
 def _told(label: str) -> Any:
@@ -160,13 +154,14 @@ def _cell(
             levels = _all_levels(context.parameters)
             # one database serves all ratios of a draw: no cost of one method
             context.database_folders(levels, levels, chosen.by_importance)
-        # the importance of rows is a cost of each method that uses it
-        shutil.rmtree(wanted.work / "work" / "rows", ignore_errors=True)
+        # a method pays for all of its steps, though another or a killed run has done some
+        for steps in ("rows", "sensitivity", "search"):
+            shutil.rmtree(context.work / steps, ignore_errors=True)
         with counted() as passed:
             began = time.process_time()
             importance = context.row_importance() if chosen.by_importance else None
             if name == "evopress":
-                policy = _evopress(wanted, context, adapter)
+                policy = _evopress(context, adapter)
             else:
                 policy = _policy(chosen, context, adapter, row)
             row["seconds_allocation"] = time.process_time() - began
@@ -211,7 +206,7 @@ def _policy(
     return policy
 
 
-def _evopress(wanted: argparse.Namespace, context: Context, adapter: Adapter) -> dict[str, float]:
+def _evopress(context: Context, adapter: Adapter) -> dict[str, float]:
     levels = context.parameters.wide_levels(context.ratio)
     database = open_database(context.database_folders(levels), levels)
     segments = context.proxy.segments
@@ -233,7 +228,7 @@ def _evopress(wanted: argparse.Namespace, context: Context, adapter: Adapter) ->
     search = EvoPress(score, list(groups.values()), len(levels), *segments.shape)
     ratio, sizes = context.ratio, adapter.sizes
     start = tuple(nearest([ratio] * len(sizes), levels, sizes, ratio, ratio))
-    best = search.run(start, wanted.evopress_tokens, seed=0)
+    best = search.run(start, TOKENS, seed=0)
     names = [matrix.name for matrix in adapter.matrices]
     return {name: levels[index] for name, index in zip(names, best, strict=True)}
 
@@ -242,16 +237,23 @@ def _evopress(wanted: argparse.Namespace, context: Context, adapter: Adapter) ->
 def counted() -> Iterator[dict[str, int]]:
     """Multiplications and additions of all linear layers and products with changes of weights.
 
-    One with a gradient counts twice: the gradient of its input takes as many again. Of OBS itself
-    nothing is counted.
+    The gradient of an input takes as many again. Of OBS itself nothing is counted.
     """
     done, linear, lock = {"products": 0}, functional.linear, threading.Lock()
 
     def counting(x: torch.Tensor, weight: torch.Tensor, bias: Any = None) -> torch.Tensor:
-        times = 2 if x.requires_grad and torch.is_grad_enabled() else 1
-        with lock:
-            done["products"] += times * weight.numel() * (x.numel() // max(x.shape[-1], 1))
-        return linear(x, weight, bias)
+        products = weight.numel() * (x.numel() // max(x.shape[-1], 1))
+
+        def add(gradient: torch.Tensor | None = None) -> None:
+            with lock:
+                done["products"] += products
+
+        add()
+        output = linear(x, weight, bias)
+        if x.requires_grad and output.requires_grad:
+            # a block that is computed again for its gradients has one backward pass all the same
+            output.register_hook(add)
+        return output
 
     functional.linear = counting
     try:

@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-CHILDREN = 16
-STEPS = ((4, 1), (1, 4))
-"""(children left, segments) of the published three steps' shape, at 16 children; the first step
-scores all of them on one segment."""
+TOKENS = 100_000
+"""The budget of a search, tokens that it scores: that of `efficientllava_plus` on SmolLM2."""
+STEPS = ((16, 1), (4, 2), (2, 4))
+"""(policies, segments each is scored on) of a generation's steps: all children; the best of them;
+the best one and the parent."""
 
 
 @dataclass
@@ -39,12 +40,12 @@ class EvoPress:
     def run(self, start: tuple[int, ...], tokens: int, seed: int) -> tuple[int, ...]:
         """The best policy when `tokens` have passed through the model."""
         draw, parent = random.Random(seed), start
-        first, (kept, _), (_, last) = 1, *STEPS
-        generation = self.length * (CHILDREN * first + kept * 2 + (1 + 1) * last)
+        (children, first), (kept, second), (_, last) = STEPS
+        generation = self.length * sum(policies * segments for policies, segments in STEPS)
         while self.used + generation <= tokens:
-            children = [self._child(parent, draw) for _ in range(CHILDREN)]
-            children = self._best(children, draw, first, kept)
-            (child,) = self._best(children, draw, 2, 1)
+            offspring = [self._child(parent, draw) for _ in range(children)]
+            offspring = self._best(offspring, draw, first, kept)
+            (child,) = self._best(offspring, draw, second, 1)
             (parent,) = self._best([parent, child], draw, last, 1)
         return parent
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import sqrt
+from math import nan, sqrt
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 from bench.allocation.cells import rows_of
@@ -43,18 +44,18 @@ def _to_uniform(rows: Sequence[dict[str, Any]]) -> str:
         if not pairs:
             return "–"
         if method == "uniform":
-            return f"{_mean([row['nll'] for row, _ in pairs]):.3f}"
+            return f"{fmean([row['nll'] for row, _ in pairs]):.3f}"
         apart, error = difference(pairs)
         told = f"{apart:+.4f} ± {error:.4f}"
         if dense is None:
             return told
-        gap = _mean([uniform["nll"] for _, uniform in pairs]) - dense
+        gap = fmean([uniform["nll"] for _, uniform in pairs]) - dense
         return f"{told} ({-100 * apart / gap:.0f} %)"
 
     def more(method: str) -> str:
         mine = [row for (name, _, _), row in cells.items() if name == method]
-        seconds = _mean([row["seconds_allocation"] for row in mine])
-        tokens = _mean([row["tokens_allocation"] for row in mine]) / 1000
+        seconds = fmean([row["seconds_allocation"] for row in mine])
+        tokens = fmean([row["tokens_allocation"] for row in mine]) / 1000
         return f" {_counts(cells, method)} | {seconds:,.0f} | {tokens:,.0f} k |"
 
     return _markdown(cells, f"method{levels}", cell, ("draws", "processor s", "tokens"), more)
@@ -127,17 +128,10 @@ def difference(pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> tuple[
         [a - b for a, b in zip(one["segments"], other["segments"], strict=True)]
         for one, other in pairs
     ]
-    means = [_mean(draw) for draw in by_draw]
-    return _mean(means), _error(means if len(means) > 1 else by_draw[0])
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+    means = [fmean(draw) for draw in by_draw]
+    return fmean(means), _error(means if len(means) > 1 else by_draw[0])
 
 
 def _error(values: Sequence[float]) -> float:
     """Standard error of the mean."""
-    if len(values) < 2:
-        return float("nan")
-    middle = _mean(values)
-    return sqrt(sum((v - middle) ** 2 for v in values) / (len(values) - 1) / len(values))
+    return stdev(values) / sqrt(len(values)) if len(values) > 1 else nan

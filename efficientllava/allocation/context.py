@@ -84,7 +84,8 @@ class Context:
             Database({}, {}),
             self.proxy,
             Machine(open_device(machine.device), machine.device_memory),
-            self.work,
+            # a method that is applied has its model's blocks in the work folder itself
+            folder,
             gradient_checkpointing=True,
             gradient_tokens=sensitivity.tokens,
         ) as opened:
@@ -136,11 +137,12 @@ class Context:
         at = self.built_levels(by_importance)
         if any(round(level, 4) not in at for level in levels):
             missing = sorted({round(level, 4) for level in {*others, *levels}} - at.keys())
-            folder = root / value_digest(missing)[:16]
+            folder, unfinished_databases = root / value_digest(missing)[:16], root / "unfinished"
             importance = self.row_importance() if by_importance else None
             with block_by_block(
                 self.model,
-                self.work,
+                # a method that is applied has its model's blocks in the work folder itself
+                unfinished_databases,
                 self.proxy,
                 parameters.machine,
                 levels=len(missing),
@@ -152,7 +154,7 @@ class Context:
                     missing,
                     parameters.obs,
                     folder,
-                    root / "unfinished",
+                    unfinished_databases,
                     self.digests,
                     self.progress,
                     importance,

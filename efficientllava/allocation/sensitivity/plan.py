@@ -14,7 +14,6 @@ from efficientllava.allocation.sensitivity.costs import (
     Gradients,
     corrected_costs,
     fisher_costs,
-    output_errors,
     scalar_costs,
 )
 from efficientllava.allocation.sensitivity.seeds import Budget
@@ -55,10 +54,6 @@ class Plan:
         form = scalar_costs if self.parameters.form == "scalar" else fisher_costs
         return form(self.gradients, self.budget.levels, self.folder)
 
-    def errors(self) -> np.ndarray:
-        """[K, L] relative output errors, as costs of a knapsack to compare with."""
-        return output_errors(self.gradients.database, self.gradients.adapter, self.budget.levels)
-
     def corrected(self) -> None:
         """Correct the best policy so far; again while that gains more than its error."""
         model, longest = self.choice.models[0], 0.0
@@ -98,6 +93,8 @@ class Plan:
                 break
             seed = f"{parameters.seed}/swaps/{number}"
             children = swaps.children(parent.policy, parameters.offspring, seed)
+            if not children:
+                break
             references = self.fresh or [self.choice.reference]
             reference = references[(number - 1) % len(references)]
             losses = self.choice.losses(reference, [parent.policy, *children])

@@ -8,9 +8,12 @@ import pytest
 import torch
 
 from efficientllava import load, prune
-from efficientllava.data.proxy import ProxyData, build_pairs
+from efficientllava.allocation.context import Context
+from efficientllava.calibration.opened import block_by_block
+from efficientllava.data.proxy import ProxyData, build_pairs, save_proxy
 from efficientllava.models.checkpoint import load_model, load_processor, save_checkpoint
 from efficientllava.models.families import FAMILIES, adapter_for
+from efficientllava.parameters import Parameters
 from tests.models.families import PICTURED, TINY
 from tests.models.test_families import picture_questions
 
@@ -22,6 +25,26 @@ SETTINGS = {
         "corrections": 1,
     },
 }  # fmt: skip
+
+
+def test_an_open_model_keeps_its_blocks_while_a_database_is_built(tmp_path: Path) -> None:
+    """As when `apply` finds that the database of `allocate` is gone."""
+    model, processor = TINY["mixtral"].build()
+    save_checkpoint(model, processor, tmp_path / "model")
+    segments = torch.randint(30, 50, (2, 16), generator=torch.Generator().manual_seed(0))
+    save_proxy(tmp_path / "proxy", ProxyData(segments, None), {})
+    context = Context(
+        tmp_path / "model", tmp_path / "proxy", 0.5, Parameters(), tmp_path / "work"
+    )
+    machine = context.parameters.machine
+    with block_by_block(context.model, context.work, context.proxy, machine) as opened:
+        # experts have another layout in the checkpoint: they lie in files of this run
+        files = list((context.work / "blocks").iterdir())
+        before = opened.adapter.model(segments).logits
+        context.database_folders([0.5], (), by_importance=True)
+        assert files and all(file.exists() for file in files)
+        assert torch.equal(opened.adapter.model(segments).logits, before)
+    assert not list(context.work.rglob("blocks"))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -43,7 +66,8 @@ def test_zeros_are_exact_at_the_budget(name: str, tmp_path: Path) -> None:
     pruned = adapter_for(load_model(result.folder))
     zeros = {m.name: int((m.weight == 0).sum()) for m in pruned.matrices}
     assert zeros == {m.name: round(result.policy[m.name] * m.size) for m in pruned.matrices}
-    assert sum(zeros.values()) / sum(pruned.sizes) == pytest.approx(0.5, abs=5e-3)
+    # each matrix rounds its zeros to a whole number
+    assert abs(sum(zeros.values()) - sum(pruned.sizes) / 2) <= len(zeros) / 2
     if "moe" in name:
         assert any(m.expert is not None for m in pruned.matrices)
         before = model.state_dict()
