@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import logging
 from collections.abc import Sequence
@@ -99,7 +98,7 @@ class SampleLosses:
         total, count = self.sums(fitness)
         return float(total.sum() / max(float(count.sum()), 1.0))
 
-    def weighed(self, weights: np.ndarray) -> SampleLosses:
+    def weighted(self, weights: np.ndarray) -> SampleLosses:
         """With positions that count for more or less, [n] by sample."""
         return SampleLosses(
             *(getattr(self, each.name) * weights for each in dataclasses.fields(self))
@@ -172,7 +171,6 @@ class DenseReference:
     Attributes:
         batches: ready for scoring, text first.
         hidden: of each batch, the dense model's last hidden states [n, width] at its positions.
-        text: the number of text segments, which come first among the samples.
         dense: the dense model's own losses; its `kl` is 0.
     """
 
@@ -185,9 +183,9 @@ class DenseReference:
         name: str = "dense targets",
     ) -> None:
         self.head, self._adapter, self._proxy = adapter.head, adapter, proxy
-        self._progress, self.text = progress, proxy.segments.shape[0]
+        self._progress = progress
         uses_pairs = data == "text_and_pairs" and proxy.pairs is not None
-        self.batches = text_loss_batches(adapter, proxy.segments) if self.text else []
+        self.batches = text_loss_batches(adapter, proxy.segments) if len(proxy.segments) else []
         self._texts = len(self.batches)
         self.batches += pair_loss_batches(adapter, proxy) if uses_pairs else []
         self.hidden: list[torch.Tensor] = []
@@ -204,14 +202,6 @@ class DenseReference:
     def weights(self) -> list[float]:
         """See `batch_weights`."""
         return batch_weights([int(batch.positions.sum()) for batch in self.batches], self._texts)
-
-    def part(self, batches: Sequence[int]) -> DenseReference:
-        """The same reference on some of its batches only."""
-        part = copy.copy(self)
-        part.batches = [self.batches[index] for index in batches]
-        part.hidden = [self.hidden[index] for index in batches]
-        part._texts = sum(index < self._texts for index in batches)
-        return part
 
     def projector_moved(self) -> None:
         """Merge the images into the pairs' embeddings again, with the projector as it is now."""

@@ -86,20 +86,12 @@ def test_a_few_answers_neither_drown_nor_outvote_text() -> None:
     assert share(1) < 0.06 and 0.3 < share(16) < 0.4 and 0.45 < share(256) < 0.5
 
 
-def test_answers_are_weighed_and_text_is_not(adapter: Adapter, proxy: ProxyData) -> None:
+def test_answers_are_weighted_and_text_is_not(adapter: Adapter, proxy: ProxyData) -> None:
     text, answers = DenseReference(adapter, proxy, "text_and_pairs").weights
     assert proxy.pairs is not None
     scored = proxy.segments[:, 1:].numel(), int(proxy.pairs.answer_positions().sum())
     assert (text, answers) == (1.0, answer_weight(*scored)) and answers > 1
     assert DenseReference(adapter, proxy, "text").weights == [1.0]
-
-
-def test_a_part_is_the_same_samples(adapter: Adapter, proxy: ProxyData) -> None:
-    reference = DenseReference(adapter, proxy, "text_and_pairs")
-    noisy(adapter)
-    whole = reference(adapter.language_model)
-    pairs = reference.part([1])(adapter.language_model)
-    assert pairs.kl.tolist() == whole.kl[reference.text :].tolist()
 
 
 def test_the_error_of_a_difference_is_that_of_resampling() -> None:

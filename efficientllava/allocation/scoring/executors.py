@@ -85,9 +85,13 @@ def scheduler_of(address: str | None) -> Iterator[None]:
 
 
 def dask_executor(machine: MachineParameters, scheduler: str | None = None) -> Executor:
-    """A Dask client as an executor: of a scheduler's address, or of processes on this machine."""
+    """A Dask client as an executor: of a scheduler's address, or of processes on this machine.
+
+    Its shutdown closes the client, and ends processes that were started here.
+    """
     try:
-        from distributed import Client, LocalCluster
+        from distributed import Client
+        from distributed.cfexecutor import ClientExecutor
     except ImportError as error:
         raise UserError(
             "Dask is not installed",
@@ -95,15 +99,21 @@ def dask_executor(machine: MachineParameters, scheduler: str | None = None) -> E
             remedy="pip install 'efficientllava[dask]'",
         ) from error
     address = scheduler or machine.dask_address
-    cluster: Any = address or LocalCluster(
-        n_workers=machine.workers,
-        threads_per_worker=1,
-        processes=True,
-        dashboard_address=None,
-        memory_limit=0,
-    )
+    of_this_machine = {
+        "n_workers": machine.workers,
+        "threads_per_worker": 1,
+        "processes": True,
+        "dashboard_address": None,
+        "memory_limit": 0,
+    }
     with scheduler_of(address):
-        client = Client(cluster)
+        client = Client(address) if address else Client(**of_this_machine)
+
+    class ClosingExecutor(ClientExecutor):  # type: ignore[misc]
+        def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+            super().shutdown(wait and not cancel_futures)
+            client.close()
+
     # candidates are pure: equal ones may share a result, dead ones are tried again elsewhere
-    executor: Executor = client.get_executor(retries=2)
+    executor: Executor = ClosingExecutor(client, retries=2)
     return executor

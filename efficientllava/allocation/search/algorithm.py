@@ -20,7 +20,7 @@ from efficientllava.allocation.scoring.evaluation import (
 )
 from efficientllava.allocation.search.evolution import Candidate, survivors
 from efficientllava.allocation.search.policy import MatrixPolicies, policy_space
-from efficientllava.allocation.search.projector import ProjectorEvolution
+from efficientllava.allocation.search.projector import ProjectorEvolution, recomputes_blocks
 from efficientllava.allocation.search.rounds import Rounds, SearchGoal, SearchInputs
 from efficientllava.allocation.search.state import SearchState
 from efficientllava.calibration.proxy_loss import ProxyLoss, pair_loss_batches, remember_dense
@@ -28,7 +28,6 @@ from efficientllava.calibration.working_set import Tokens
 from efficientllava.errors import UserError
 from efficientllava.files import value_digest
 from efficientllava.models.families import Adapter
-from efficientllava.offload.placement import shape_of
 from efficientllava.parameters import MachineParameters
 from efficientllava.progress import Progress, silent
 
@@ -36,15 +35,12 @@ logger = logging.getLogger(__name__)
 
 NO_PROJECTOR = "off: the model has no projector"
 
-LITTLE_MEMORY = 2**28
-"""Bytes of activations for which no decoder block is computed twice."""
-
 NOTHING_VARIES = (
     "nothing: there is one level, so every matrix has the same ratio (a search mixes n:m patterns "
     "that obs.patterns names)"
 )
 
-UNDECISIVE = {"rounds", "max_seconds"}
+UNDECISIVE = {"rounds", "max_seconds", "patience"}
 """Search parameters that do not change what a round does: work of other values is continued."""
 
 
@@ -180,17 +176,13 @@ class Search:
             lambda index: model.stitch(self.policies.ratios(state.population[index].genes)),
             dense,
             self.goal.parameters,
-            self._computes_blocks_again(),
+            recomputes_blocks(
+                adapter,
+                Tokens.of(proxy, self.goal.parameters.projector_batch),
+                self.machine,
+                self.inputs.blocks is not None,
+            ),
         )
-
-    def _computes_blocks_again(self) -> bool:
-        """Whether a step of the projector saves memory by gradient checkpointing."""
-        # streamed blocks are computed again in any case: never both
-        if not self.machine.gradient_checkpointing or self.inputs.blocks is not None:
-            return False
-        shape = shape_of(self.inputs.adapter)
-        tokens = Tokens.of(self.inputs.proxy, self.goal.parameters.projector_batch)
-        return tokens.step * shape.blocks * shape.activations > LITTLE_MEMORY
 
     def _result(self, state: SearchState) -> SearchResult:
         adapter = self.inputs.adapter

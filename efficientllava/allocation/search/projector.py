@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import exp
+from math import exp, isfinite
 from random import Random
 
 import torch
@@ -18,10 +18,14 @@ from efficientllava.calibration.proxy_loss import (
     negative_log_likelihood,
     next_tokens,
 )
+from efficientllava.calibration.working_set import Tokens
 from efficientllava.data.proxy import IGNORED, Pairs
 from efficientllava.models.families import Adapter
-from efficientllava.parameters import SearchParameters
+from efficientllava.offload.placement import shape_of
+from efficientllava.parameters import MachineParameters, SearchParameters
 
+LITTLE_MEMORY = 2**28
+"""Bytes of activations for which no decoder block is computed twice."""
 HELD_OUT = 0.25
 """The share of pairs, the last ones, that only judge whether a moved projector is kept."""
 
@@ -55,13 +59,25 @@ class ProjectorStep:
     """What one round did to the projector.
 
     Attributes:
-        before, after: weighted loss on held-out pairs under the old and the moved projector.
+        before, after: weighted loss on held-out pairs under the old and the moved projector; None
+            after steps that diverged.
         kept: whether the moved projector stays.
     """
 
     before: float
-    after: float
+    after: float | None
     kept: bool
+
+
+def recomputes_blocks(
+    adapter: Adapter, tokens: Tokens, machine: MachineParameters, streamed: bool
+) -> bool:
+    """Whether a step of the projector saves memory by gradient checkpointing."""
+    # streamed blocks are computed again in any case: never both
+    if not machine.gradient_checkpointing or streamed:
+        return False
+    shape = shape_of(adapter)
+    return tokens.step * shape.blocks * shape.activations > LITTLE_MEMORY
 
 
 class ProjectorEvolution:
@@ -125,7 +141,7 @@ class ProjectorEvolution:
         kept = after < before
         if not kept:
             projector.load_state_dict(original)
-        return ProjectorStep(before, after, kept)
+        return ProjectorStep(before, after if isfinite(after) else None, kept)
 
     def _train(self, weights: Sequence[float], random: Random) -> None:
         projector, parameters = self.projector, self.parameters

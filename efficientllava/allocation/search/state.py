@@ -49,8 +49,12 @@ class SearchState:
     projector: int = 0
 
     def has_settled(self, patience: int | None) -> bool:
-        """Whether the best risk has not fallen for `patience` rounds; None waits for ever."""
-        risks = [record["best_risk"] for record in self.rounds]
+        """Whether the best risk has not fallen for `patience` rounds; None waits for ever.
+
+        Only risks under the present projector are compared.
+        """
+        moved = [index for index, record in enumerate(self.rounds) if record["projector_kept"]]
+        risks = [record["best_risk"] for record in self.rounds[max(moved, default=0) :]]
         return (
             patience is not None
             and len(risks) > patience

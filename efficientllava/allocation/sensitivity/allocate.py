@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from efficientllava.allocation.context import Allocation, Context, Risk
@@ -17,14 +18,14 @@ from efficientllava.allocation.gradients.samples import Samples, split
 from efficientllava.allocation.scoring.evaluation import stitched_models
 from efficientllava.allocation.search.algorithm import require_pairs
 from efficientllava.allocation.sensitivity.choice import Choice, Policy, Scored
-from efficientllava.allocation.sensitivity.costs import Gradients
+from efficientllava.allocation.sensitivity.costs import Gradients, output_errors, sensitivities
 from efficientllava.allocation.sensitivity.evolved import evolve_projector
 from efficientllava.allocation.sensitivity.plan import Plan
 from efficientllava.allocation.sensitivity.seeds import Budget, simple_policies
 from efficientllava.allocation.unfinished import unfinished
 from efficientllava.calibration.sample_losses import DenseReference, warn_of_few
 from efficientllava.calibration.structural_risk import COMPLEXITIES, structural_risk
-from efficientllava.data.proxy import ProxyData
+from efficientllava.data.proxy import ProxyData, batches
 from efficientllava.database.offloaded import Machine, Offloaded, offloaded
 from efficientllava.database.solutions import open_database
 from efficientllava.files import value_digest
@@ -34,8 +35,6 @@ from efficientllava.parameters import SearchParameters
 logger = logging.getLogger(__name__)
 
 Costs = Literal["sensitivity", "output_error", "plus"]
-SURVIVORS = 4
-"""Policies for which the projector moves."""
 UNDECISIVE = {"corrections", "generations", "patience", "projector_rounds"}
 """Parameters that say how far a search goes and not what its steps do: finished steps stay."""
 
@@ -86,14 +85,14 @@ def allocated(
             "sensitivity": sensitivity.model_dump(mode="json", exclude=UNDECISIVE),
         }
         folder = unfinished(context.work, "sensitivity", machine) / value_digest(key)[:16]
-        work = _Work(context, search, levels, found, folder, started)
+        work = _Allocator(context, search, levels, found, folder, started)
         if kind != "plus":
-            return work.single(kind)
-        return work.whole()
+            return work.one_knapsack(kind)
+        return work.compare_and_correct()
 
 
 @dataclass(frozen=True)
-class _Work:
+class _Allocator:
     context: Context
     search: SearchParameters
     levels: list[float]
@@ -105,21 +104,24 @@ class _Work:
     def budget(self) -> Budget:
         band = self.search.band
         ratio = round(self.context.ratio, 4)
-        # at equal zeros: a band that lies above the target leaves it where levels can meet it
+        # a band that holds 0 is for levels that cannot meet the target: others have its zeros
         lowest = ratio if band[0] <= 0.0 <= band[1] else ratio + band[0]
-        return Budget(self.levels, self.found.adapter.sizes, lowest, ratio + max(band[1], 0.0))
+        return Budget(self.levels, self.found.adapter.sizes, lowest, ratio + band[1])
 
-    def single(self, kind: Literal["sensitivity", "output_error"]) -> Allocation:
-        plan = self._plan(compares=False)
-        costs = plan.costs() if kind == "sensitivity" else plan.errors()
+    def one_knapsack(self, kind: Literal["sensitivity", "output_error"]) -> Allocation:
+        if kind == "sensitivity":
+            costs = self._sensitivities(self._gradients())
+        else:
+            costs = output_errors(self.found.database, self.found.adapter, self.levels)
         policy = self.budget.cheapest(costs)
         summary = {"mean_sparsity": self.budget.mean(policy)} | _range(self._ratios(policy))
         return Allocation(self._named(policy), kind, summary=summary, levels=self.levels)
 
-    def whole(self) -> Allocation:
-        parameters = self.context.parameters
-        plan = self._plan(compares=True)
-        budget, choice = self.budget, plan.choice
+    def compare_and_correct(self) -> Allocation:
+        parameters, budget = self.context.parameters, self.budget
+        # everything that is remembered of the dense model, before a weight changes
+        gradients, choice = self._gradients(), self._choice()
+        fresh = self._fresh() if parameters.sensitivity.generations else []
         proposals = simple_policies(
             self.found.adapter,
             ProxyData(self._samples.gradients.segments, None),
@@ -127,65 +129,68 @@ class _Work:
             parameters.obs,
             parameters.allocation.outlier_threshold,
         )
-        costs = plan.costs()
+        costs = self._sensitivities(gradients)
         proposals.append((parameters.sensitivity.form, budget.cheapest(costs)))
-        # the projector's targets are the dense model's, too
         evolve = evolve_projector(self.context, self.search, self.found, self.folder)
         uniform = choice(proposals)[0]
+        limit = self.search.max_seconds
+        deadline = None if limit is None else self.started + limit
+        plan = Plan(
+            gradients, choice, fresh, budget, parameters.sensitivity, self.folder, deadline
+        )
         plan.corrected()
         plan.swapped(costs)
-        best = choice.best
-        projector, moved = evolve(choice.models[0], self.levels, plan.survivors(SURVIVORS))
-        return self._allocation(choice, uniform, best, projector, moved)
+        projector, moved = evolve(choice.models[0], plan)
+        return self._allocation(choice, uniform, choice.best, projector, moved)
 
     @cached_property
     def _samples(self) -> Samples:
         sensitivity = self.context.parameters.sensitivity
         return split(self.context.proxy, sensitivity, self.search.fitness_data)
 
-    def _plan(self, compares: bool) -> Plan:
-        """Everything that is remembered of the dense model, before a weight changes."""
-        context, found, progress = self.context, self.found, self.context.progress
-        parameters, machine = context.parameters.sensitivity, context.parameters.machine
-        samples = self._samples
-        adapter, data = found.adapter, self.search.fitness_data
-        reference = DenseReference(adapter, samples.gradients, data, progress)
-        streamed = found.blocks is not None
-        gradients = Gradients(
-            adapter, reference, found.database, streamed, parameters.seed, progress
+    def _reference(self, proxy: ProxyData) -> DenseReference:
+        data, progress = self.search.fitness_data, self.context.progress
+        return DenseReference(self.found.adapter, proxy, data, progress)
+
+    def _gradients(self) -> Gradients:
+        found, seed = self.found, self.context.parameters.sensitivity.seed
+        return Gradients(
+            found.adapter,
+            self._reference(self._samples.gradients),
+            found.database,
+            found.blocks is not None,
+            seed,
+            self.context.progress,
         )
-        other = DenseReference(
-            adapter, samples.choice if compares else _nothing(samples), data, progress
-        )
-        fresh = self._fresh(samples) if compares and parameters.generations else []
+
+    def _sensitivities(self, gradients: Gradients) -> np.ndarray:
+        form = self.context.parameters.sensitivity.form
+        return sensitivities(gradients, form, self.levels, self.folder)
+
+    def _choice(self) -> Choice:
+        found, machine = self.found, self.context.parameters.machine
+        reference = self._reference(self._samples.choice)
+        warn_of_few(int(reference.dense.positions.sum()), "policies are compared")
+        if len(self.context.proxy.segments) == 1:
+            logger.warning("costs and choice rest on the same tokens: give more text segments")
         # one candidate fills a GPU
-        count = machine.workers if adapter.device.type == "cpu" and not streamed else 1
-        if compares:
-            warn_of_few(int(other.dense.positions.sum()), "policies are compared")
-            if len(context.proxy.segments) == 1:
-                logger.warning("costs and choice rest on the same tokens: give more text segments")
-        choice = Choice(
-            stitched_models(adapter, found.database, count if compares else 1, found.blocks),
-            other,
+        alone = found.adapter.device.type != "cpu" or found.blocks is not None
+        return Choice(
+            stitched_models(
+                found.adapter, found.database, 1 if alone else machine.workers, found.blocks
+            ),
+            reference,
             self.levels,
             self.folder / "scores",
             machine.threads,
-            progress,
+            self.context.progress,
         )
-        limit = self.search.max_seconds
-        deadline = None if limit is None else self.started + limit
-        return Plan(gradients, choice, fresh, self.budget, parameters, self.folder, deadline)
 
-    def _fresh(self, samples: Samples) -> list[DenseReference]:
+    def _fresh(self) -> list[DenseReference]:
         """Text that neither costs nor choice see, a batch a generation."""
-        used = len(samples.gradients.segments) + len(samples.choice.segments)
+        used = len(self._samples.gradients.segments) + len(self._samples.choice.segments)
         left = self.context.proxy.segments[used:]
-        if not len(left):
-            return []
-        reference = DenseReference(
-            self.found.adapter, ProxyData(left, None), "text", self.context.progress
-        )
-        return [reference.part([index]) for index in range(len(reference.batches))]
+        return [self._reference(ProxyData(left[rows], None)) for rows in batches(*left.shape)]
 
     def _allocation(
         self,
@@ -271,8 +276,3 @@ class _Work:
 
 def _range(ratios: list[float]) -> dict[str, float]:
     return {"lowest_ratio": min(ratios), "highest_ratio": max(ratios)}
-
-
-def _nothing(samples: Samples) -> ProxyData:
-    """One segment, for a plan that compares nothing."""
-    return replace(samples.choice, segments=samples.choice.segments[:1], pairs=None)

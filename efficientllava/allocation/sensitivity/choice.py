@@ -32,7 +32,7 @@ class Scored:
 
     Attributes:
         origin: which step made it: "uniform", "slope 0.05", "owl 0.04", "fisher", "corrected", ...
-        losses: of its stitched model, by sample of the choice, weighed.
+        losses: of its stitched model, by sample of the choice, weighted.
     """
 
     policy: Policy
@@ -41,7 +41,7 @@ class Scored:
 
     @property
     def kl(self) -> float:
-        """Mean KL divergence to the dense model over all scored positions, weighed."""
+        """Mean KL divergence to the dense model over all scored positions, weighted."""
         return self.losses.mean("kl")
 
     def against(self, other: Scored) -> Difference:
@@ -82,15 +82,14 @@ class Choice:
         return found
 
     def losses(self, reference: DenseReference, policies: Sequence[Policy]) -> list[SampleLosses]:
-        """The losses of stitched models on any samples, weighed (`answer_weight`), in the order of
+        """The losses of stitched models on any samples, weighted (`answer_weight`), in the order of
         the policies."""
         free: SimpleQueue[StitchedModel] = SimpleQueue()
         for model in self.models:
             free.put(model)
-        weights, done = _weights(reference), 0
+        weights = _weights(reference)
 
         def score(policy: Policy) -> SampleLosses:
-            nonlocal done
             path = self.folder / f"{_key(reference, policy)}.json"
             if not path.exists():
                 torch.set_num_threads(self.threads)
@@ -100,18 +99,19 @@ class Choice:
                     losses = reference(model.language_model)
                 finally:
                     free.put(model)
-                _require_finite(losses, path)
+                _require_finite(losses)
                 write_json(path, losses.as_row())
-            losses = SampleLosses.from_row(read_json(path)).weighed(weights)
-            done += 1
-            self.progress(Event("policy", done, len(different), {"kl": losses.mean("kl")}))
-            return losses
+            return SampleLosses.from_row(read_json(path)).weighted(weights)
 
         # the same policy twice is scored once: two threads would write the same file
         different = list(dict.fromkeys(policies))
+        by_policy: dict[Policy, SampleLosses] = {}
         with ThreadPoolExecutor(len(self.models)) as pool:
-            found = dict(zip(different, pool.map(score, different), strict=True))
-        return [found[policy] for policy in policies]
+            for policy, losses in zip(different, pool.map(score, different), strict=True):
+                by_policy[policy] = losses
+                kl = losses.mean("kl")
+                self.progress(Event("policy", len(by_policy), len(different), {"kl": kl}))
+        return [by_policy[policy] for policy in policies]
 
     @property
     def best(self) -> Scored:
@@ -130,8 +130,8 @@ def _key(reference: DenseReference, policy: Policy) -> str:
     return value_digest({"policy": policy, "samples": samples})[:24]
 
 
-def _require_finite(losses: SampleLosses, path: Path) -> None:
-    if not bool(torch.isfinite(torch.tensor(losses.kl)).all()):
+def _require_finite(losses: SampleLosses) -> None:
+    if not np.isfinite(losses.kl).all():
         raise UserError(
             "the KL divergence of a policy is NaN or inf",
             where="sensitivity, choice",

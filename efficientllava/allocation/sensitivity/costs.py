@@ -15,7 +15,7 @@ import torch
 
 from efficientllava.allocation.gradients.backward import gathered, label_draws
 from efficientllava.allocation.gradients.observers import Sums
-from efficientllava.calibration.sample_losses import DenseReference
+from efficientllava.calibration.sample_losses import DenseReference, warn_of_few
 from efficientllava.database.solutions import Database, level_key
 from efficientllava.files import read_json, write_json
 from efficientllava.models.families import Adapter, Matrix
@@ -52,17 +52,16 @@ def _summed(
     changes: Callable[[Matrix], Iterator[torch.Tensor]],
     kl: bool = False,
 ) -> Sums:
-    """The sums over all batches, weighed; those found in the folder are not computed again."""
+    """The sums over all batches, weighted; those found in the folder are not computed again."""
     parts, reference = [], gradients.reference
     for index, batch in enumerate(reference.batches):
         path = folder / f"{name}-{index:03d}.json"
         if not path.exists():
-            uniforms = label_draws(batch, f"{gradients.seed}/{name}/{index}")
             sums = gathered(
                 gradients.adapter,
                 batch,
                 changes,
-                None if kl else uniforms,
+                None if kl else label_draws(batch, f"{gradients.seed}/{name}/{index}"),
                 reference.hidden[index] if kl else None,
                 gradients.streamed,
             )
@@ -72,6 +71,16 @@ def _summed(
             gradients.progress(Event("gradients", done, total, {"of": of}))
         parts.append(Sums(**read_json(path)))
     return Sums.joined(parts, reference.weights)
+
+
+def sensitivities(
+    gradients: Gradients, form: str, levels: Sequence[float], folder: Path
+) -> np.ndarray:
+    """[K, L] costs at the dense model, which the adapter must hold, by `sensitivity.form`."""
+    positions = int(gradients.reference.dense.positions.sum())
+    warn_of_few(positions, "the sensitivity of the matrices rests")
+    costs = scalar_costs if form == "scalar" else fisher_costs
+    return costs(gradients, levels, folder)
 
 
 def fisher_costs(gradients: Gradients, levels: Sequence[float], folder: Path) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -10,23 +11,28 @@ import torch
 
 from efficientllava.allocation.context import Context
 from efficientllava.allocation.scoring.evaluation import StitchedModel
+from efficientllava.allocation.search.algorithm import UNDECISIVE
 from efficientllava.allocation.search.evolution import stream
 from efficientllava.allocation.search.projector import (
     ProjectorEvolution,
     ProjectorStep,
     importance_weights,
+    recomputes_blocks,
 )
-from efficientllava.allocation.sensitivity.choice import Scored
+from efficientllava.allocation.search.rounds import PROJECTOR_STREAM
+from efficientllava.allocation.sensitivity.plan import Plan
 from efficientllava.calibration.proxy_loss import pair_loss_batches, remember_dense
 from efficientllava.database.offloaded import Offloaded
+from efficientllava.calibration.working_set import Tokens
 from efficientllava.files import load_tensors, read_json, save_tensors, value_digest, write_json
+from efficientllava.models.families import Adapter
 from efficientllava.parameters import SearchParameters
 from efficientllava.progress import Event
 
-Evolve = Callable[
-    [StitchedModel, Sequence[float], Sequence[Scored]], tuple[dict[str, torch.Tensor], int]
-]
-"""Given a stitched model, the levels and the best policies: the projector's state, rounds kept."""
+Evolve = Callable[[StitchedModel, Plan], tuple[dict[str, torch.Tensor], int]]
+"""Given a stitched model and a plan with its best policies: the projector's state, rounds kept."""
+SURVIVORS = 4
+"""Policies for which the projector moves."""
 
 
 def evolve_projector(
@@ -35,38 +41,40 @@ def evolve_projector(
     """Remember what the dense model answers, and return what moves the projector later.
 
     Equations (5)-(7) with the best policies as candidates: a round minimises their weighted loss by
-    AdamW and is kept if held-out pairs gain; the first round that is not kept is the last. Rounds
-    lie in files.
+    AdamW and is kept if held-out pairs gain; the first round that is not kept is the last, and none
+    begins that would end after the plan's deadline. Rounds lie in files.
     """
-    adapter, proxy, rounds = found.adapter, context.proxy, context.parameters.sensitivity
-    state = {name: value.clone() for name, value in adapter.projector_state.items()}
-    moves = search.evolve_projector and adapter.projector is not None and rounds.projector_rounds
-    if not moves or proxy.pairs is None:
-        return lambda model, levels, best: (state, 0)
-    dense = remember_dense(adapter, adapter.head, pair_loss_batches(adapter, proxy))
+    adapter, pairs = found.adapter, context.proxy.pairs
+    rounds, machine = context.parameters.sensitivity.projector_rounds, context.parameters.machine
+    moves = search.evolve_projector and adapter.projector is not None and rounds
+    if not moves or pairs is None:
+        return lambda model, plan: (_state(adapter), 0)
+    dense = remember_dense(adapter, adapter.head, pair_loss_batches(adapter, context.proxy))
+    tokens = Tokens.of(context.proxy, search.projector_batch)
+    again = recomputes_blocks(adapter, tokens, machine, found.blocks is not None)
 
-    def evolve(
-        model: StitchedModel, levels: Sequence[float], best: Sequence[Scored]
-    ) -> tuple[dict[str, torch.Tensor], int]:
-        policies = [[levels[index] for index in scored.policy] for scored in best]
+    def evolve(model: StitchedModel, plan: Plan) -> tuple[dict[str, torch.Tensor], int]:
+        levels, longest = plan.budget.levels, 0.0
+        policies = [[levels[i] for i in scored.policy] for scored in plan.survivors(SURVIVORS)]
         evolution = ProjectorEvolution(
-            adapter,
-            proxy.pairs,  # type: ignore[arg-type]
-            lambda index: model.stitch(policies[index]),
-            dense,
-            search,
-            found.blocks is None,
+            adapter, pairs, lambda index: model.stitch(policies[index]), dense, search, again
         )
-        weights = importance_weights(policies, search.neighbours) if len(policies) > 1 else [1.0]
-        key = value_digest({"policies": policies, "search": search.model_dump(mode="json")})[:16]
-        for number in range(1, rounds.projector_rounds + 1):
+        weights = importance_weights(policies, search.neighbours)
+        decisive = search.model_dump(mode="json", exclude=UNDECISIVE)
+        key = value_digest({"policies": policies, "search": decisive})[:16]
+        for number in range(1, rounds + 1):
+            began = time.monotonic()
+            if plan.is_late(longest):
+                return _state(adapter), number - 1
             path = folder / f"projector-{key}-{number:02d}"
             step = _round(evolution, weights, search.seed, number, path)
-            values: dict[str, float | int | str] = {"before": step.before, "after": step.after}
-            context.progress(Event("projector", number, rounds.projector_rounds, values))
+            longest = max(longest, time.monotonic() - began)
+            losses = {"before": step.before, "after": step.after}
+            known = {name: loss for name, loss in losses.items() if loss is not None}
+            context.progress(Event("projector", number, rounds, known))
             if not step.kept:
-                return _state(found), number - 1
-        return _state(found), rounds.projector_rounds
+                return _state(adapter), number - 1
+        return _state(adapter), rounds
 
     return evolve
 
@@ -79,11 +87,11 @@ def _round(
     if record.exists():
         evolution.adapter.load_projector(load_tensors(weight_file))
         return ProjectorStep(**read_json(record))
-    step = evolution.step(weights, stream(seed, number, -1))
+    step = evolution.step(weights, stream(seed, number, PROJECTOR_STREAM))
     save_tensors(weight_file, evolution.adapter.projector_state)
     write_json(record, asdict(step))
     return step
 
 
-def _state(found: Offloaded) -> dict[str, torch.Tensor]:
-    return {name: value.clone() for name, value in found.adapter.projector_state.items()}
+def _state(adapter: Adapter) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in adapter.projector_state.items()}

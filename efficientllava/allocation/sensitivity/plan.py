@@ -10,15 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from efficientllava.allocation.sensitivity.choice import Choice, Policy, Scored
-from efficientllava.allocation.sensitivity.costs import (
-    Gradients,
-    corrected_costs,
-    fisher_costs,
-    scalar_costs,
-)
+from efficientllava.allocation.sensitivity.costs import Gradients, corrected_costs
 from efficientllava.allocation.sensitivity.seeds import Budget
 from efficientllava.allocation.sensitivity.swaps import Swaps
-from efficientllava.calibration.sample_losses import DenseReference, difference, warn_of_few
+from efficientllava.calibration.sample_losses import DenseReference, difference
 from efficientllava.files import value_digest
 from efficientllava.parameters import SensitivityParameters
 from efficientllava.progress import Event
@@ -29,10 +24,10 @@ WEIGHTS = (0.5, 1.0)
 
 @dataclass
 class Plan:
-    """Costs, choice, corrections and swaps of one model at one ratio.
+    """Choice, corrections and swaps of one model at one ratio.
 
     Attributes:
-        gradients: where costs come from; its model is dense when `costs` runs.
+        gradients: where corrections come from.
         choice: where policies are compared.
         fresh: dense references for the generations of swaps; empty for those of the choice.
         folder: of everything that is finished.
@@ -47,19 +42,12 @@ class Plan:
     folder: Path
     deadline: float | None = None
 
-    def costs(self) -> np.ndarray:
-        """[K, L] costs at the dense model, before anything is stitched."""
-        positions = int(self.gradients.reference.dense.positions.sum())
-        warn_of_few(positions, "the sensitivity of the matrices rests")
-        form = scalar_costs if self.parameters.form == "scalar" else fisher_costs
-        return form(self.gradients, self.budget.levels, self.folder)
-
     def corrected(self) -> None:
         """Correct the best policy so far; again while that gains more than its error."""
         model, longest = self.choice.models[0], 0.0
         for number in range(1, self.parameters.corrections + 1):
             began, best = time.monotonic(), self.choice.best
-            if self._is_late(longest):
+            if self.is_late(longest):
                 return
             folder = self.folder / f"correction-{value_digest(best.policy)[:16]}"
             model.stitch([self.budget.levels[index] for index in best.policy])
@@ -89,7 +77,7 @@ class Plan:
         swaps = Swaps.of(costs, self.budget.levels, self.budget.sizes)
         for number in range(1, parameters.generations + 1):
             began = time.monotonic()
-            if idle == parameters.patience or self._is_late(longest):
+            if idle == parameters.patience or self.is_late(longest):
                 break
             seed = f"{parameters.seed}/swaps/{number}"
             children = swaps.children(parent.policy, parameters.offspring, seed)
@@ -107,7 +95,7 @@ class Plan:
             longest = max(longest, time.monotonic() - began)
             self._report("generation", number, parameters.generations, best.mean, best.error)
 
-    def _is_late(self, longest: float) -> bool:
+    def is_late(self, longest: float) -> bool:
         """Whether a step as long as the longest before would end after the deadline."""
         return self.deadline is not None and time.monotonic() + longest > self.deadline
 

@@ -1,14 +1,14 @@
-"""A search from a policy that is good already: a few budget-neutral swaps, accepted beyond doubt.
+"""A search from a policy that is good already: a few budget-neutral swaps.
 
 EvoPress (arXiv 2410.14649) moves one to three pairs of matrices of equal size, one a level up, one
 a level down. Here pairs are drawn with a bias to those that the costs call cheap, every generation
-has fresh tokens that all its policies share, and a child replaces its parent only where their
-paired difference exceeds its error.
+has fresh tokens that all its policies share, and the best child replaces its parent only where
+their paired difference exceeds its standard error.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import exp, gcd, isfinite
 from random import Random
@@ -76,14 +76,14 @@ class Swaps:
 
     def _moves(self, policy: Policy, step: int) -> list[tuple[int, int, float]]:
         """(matrix, units of zeros, cost) of every move of one level."""
-        return list(self._each_move(policy, step))
-
-    def _each_move(self, policy: Policy, step: int) -> Iterator[tuple[int, int, float]]:
+        moves = []
         for index, level in enumerate(policy):
             if 0 <= level + step < len(self.units[index]):
                 cost = float(self.costs[index][level + step] - self.costs[index][level])
                 if isfinite(cost):
-                    yield index, self.units[index][level + step] - self.units[index][level], cost
+                    units = self.units[index][level + step] - self.units[index][level]
+                    moves.append((index, units, cost))
+        return moves
 
 
 def _weights(costs: Sequence[float]) -> list[float]:

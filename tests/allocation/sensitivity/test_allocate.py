@@ -107,7 +107,7 @@ def test_gain_is_the_paired_difference_of_stitched_models(whole: Allocation, inp
     text = int(losses[0].positions[: len(other.segments)].sum())
     weights = np.ones(len(losses[0].positions))
     weights[len(other.segments) :] = (text + 16) / (positions - text + 16)
-    apart = difference(*(loss.weighed(weights) for loss in losses))
+    apart = difference(*(loss.weighted(weights) for loss in losses))
     assert whole.gain["difference"] == pytest.approx(apart.mean, rel=1e-3) and apart.mean < 0
     assert whole.gain["error"] == pytest.approx(apart.error, rel=1e-3)
     assert whole.gain["positions"] == positions
