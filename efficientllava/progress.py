@@ -7,7 +7,7 @@ The library emits events and knows nothing of terminals, Prefect or MLflow; `tas
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 logger = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ class Event:
     name: str
     done: int
     total: int
-    values: dict[str, float | int | str] = field(default_factory=dict)
+    values: Mapping[str, float | int | str] = field(default_factory=dict)
 
 
 Progress = Callable[[Event], None]

@@ -1,7 +1,8 @@
 """Stage `prune`: the final pruned model, verified, as an ordinary transformers checkpoint.
 
-In:  params pruning, prune; artifacts/model, artifacts/proxy, the policy and the projector of
-     artifacts/search/METHOD-RATIO; for methods that search also the database in .work
+In:  params obs, finalize, sensitivity, search.fitness, search.fitness_data; artifacts/model,
+     artifacts/proxy, the policy and the projector of artifacts/search/METHOD-RATIO; for methods
+     that search also the database in .work
 Out: artifacts/pruned/METHOD-RATIO/ (checkpoint with pruning.json),
      artifacts/pruned_metrics/METHOD-RATIO.json (metrics) and .png
 """

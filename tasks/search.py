@@ -1,6 +1,6 @@
 """Stage `search`: the ratio of every matrix, as the method allots it.
 
-In:  params search, pruning, prune (owl); artifacts/model, artifacts/proxy
+In:  params search, sensitivity, obs, allocation; artifacts/model, artifacts/proxy
 Out: artifacts/search/METHOD-RATIO/ (policy.json, history.jsonl, projector.safetensors,
      search.json (metrics), convergence.png, policy.png)
 Methods that search build the database of OBS solutions in .work/database first, where other

@@ -99,7 +99,7 @@ class LossBatch:
     Attributes:
         inputs: of the language model.
         positions: [B, T] bool, where a next token is scored.
-        wanted: [n] int64, the next tokens at those positions (IGNORED where there is none).
+        targets: [n] int64, the next tokens at those positions (IGNORED where there is none).
         dense: what the dense model says at those positions, or None.
     """
 

@@ -129,7 +129,7 @@ def _chosen(
     scores, stitched_losses = measures(adapter.language_model)
     stitched = {**scores, **_risks(rows, scores, allocation, "stitched"), "chosen": "stitched"}
     apart = difference(stitched_losses, losses, measures.fitness)
-    apart = Difference(_weighed(apart, sequential, stitched, allocation), apart.error)
+    apart = Difference(_decisive(apart, sequential, stitched, allocation), apart.error)
     better, other = (stitched, sequential) if apart.better else (sequential, stitched)
     error = {"choice_error": apart.error} if isfinite(apart.error) else {}
     return {**other, **better, "choice_difference": apart.mean, **error}
@@ -159,7 +159,7 @@ def _risks(
     return {"complexity": complexity, "risk": risk, f"{how}_risk": risk}
 
 
-def _weighed(
+def _decisive(
     apart: Difference,
     sequential: Mapping[str, Any],
     stitched: Mapping[str, Any],

@@ -21,7 +21,7 @@ from efficientllava.progress import Event, Progress, silent
 from efficientllava.pruning.refine import refine
 
 WITHOUT_CALIBRATION = ("magnitude", "none")
-"""Updates that look at weights alone."""
+"""Criteria that look at weights alone."""
 
 Policy = Mapping[str, float]
 """The share of zeros of each prunable matrix, by name."""
@@ -47,7 +47,8 @@ def prune_model(  # noqa: PLR0913 each one decides the weights or reports on the
         refinement: with "obs", how kept weights are solved again: "none", "least_squares" or
             "admm".
         importance: with "obs", of each matrix's rows [out], by name; None counts all rows alike.
-        finished: called with a block when it is pruned and no walk will take it off the memory.
+        finished: called with each block that is pruned, of a criterion without calibration data; a
+            walk of calibration data takes its blocks off the memory itself.
 
     Returns:
         One row per matrix: name, block, level, size, zeros, already_zero (zero before, or fed by

@@ -88,13 +88,13 @@ def _part(artifacts: Path, row: Row) -> Part | None:
     policy_file = artifacts / "search" / name / "policy.json"
     pruning_file = artifacts / "pruned" / name / "pruning.json"
     if history_file.exists() and len(history := read_history(history_file)) > 1:
-        caption = "The search, round by round, against the uniform policy on the same objective."
+        caption = "The candidates, round by round, against the uniform policy by the same measure."
         pictures.append(
             drawn(caption, lambda path, theme: convergence_plot(history, path, theme=theme))
         )
-    if policy_file.exists() and (record := read_json(policy_file))["allocation"] == "search":
+    policy = read_json(policy_file)["policy"] if policy_file.exists() else {}
+    if len(set(policy.values())) > 1:
         caption = f"Share of zeros per matrix; neutral is the target {row.ratio:g}."
-        policy = record["policy"]
         pictures.append(
             drawn(caption, lambda path, theme: policy_plot(policy, path, row.ratio, theme=theme))
         )

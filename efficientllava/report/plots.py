@@ -76,7 +76,7 @@ def convergence_plot(
 ) -> None:
     """Risk, loss and complexity of a search, round by round, against the uniform policy.
 
-    The line of the best follows the candidate of lowest risk of all so far. It may rise when the
+    The line of the best follows the best candidate so far (see `trajectory`). It may rise when the
     projector has moved: then only candidates measured with the new one count, as in the search.
 
     Args:

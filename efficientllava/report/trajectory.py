@@ -13,8 +13,12 @@ def trajectory(
 ) -> tuple[
     list[int], dict[str, list[float]], dict[str, list[float]], list[Mapping[str, Any]] | None
 ]:
-    """Rounds, the best and the mean of each, and the uniform policy as last measured."""
+    """Rounds, the best and the mean of each, and the uniform policy as last measured.
+
+    The best has the lowest risk, or the lowest loss where the method decides by that.
+    """
     names = ("risk", "loss", "complexity")
+    decisive = str(history[0].get("decided_by", "risk")) if history else "risk"
     rounds = sorted({int(row["round"]) for row in history})
     best: dict[str, list[float]] = {name: [] for name in names}
     mean: dict[str, list[float]] = {name: [] for name in names}
@@ -28,7 +32,7 @@ def trajectory(
         if any(row.get("projector", 0) != projector for row in rows):
             projector, latest = rows[0].get("projector", 0), {}
         latest.update({tuple(row["policy"]): row for row in rows})
-        leader = min(latest.values(), key=lambda row: row["risk"])
+        leader = min(latest.values(), key=lambda row: row[decisive])
         for name in names:
             best[name].append(float(leader[name]))
             mean[name].append(float(np.mean([row[name] for row in rows])))

@@ -117,7 +117,7 @@ class LiveView:
     def step_ended(self, event: Event) -> None:
         """Keep the row of a step and pass it on."""
         self.rows.append({event.name: event.done, **event.values})
-        self._on_step(event.done, event.values)
+        self._on_step(event.done, dict(event.values))
 
     def _finish(self) -> None:
         if self.rows:

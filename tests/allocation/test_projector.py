@@ -56,6 +56,17 @@ def family_pairs(folder: Path, model: Any, processor: Any) -> Pairs:
     return build_pairs(questions, processor, len(questions), 0, image_token)
 
 
+def test_a_projector_that_diverges_is_put_back(adapter: Adapter, proxy: ProxyData) -> None:
+    half = adapter_for(adapter.model.half())
+    assert half.projector is not None and proxy.pairs is not None
+    evolves = evolution(half, proxy.pairs, checkpointing=False)
+    evolves.parameters = SearchParameters(projector_steps=40, projector_learning_rate=10)
+    before = [weight.clone() for weight in half.projector.parameters()]
+    step = evolves.step([0.5, 0.5], Random(0))
+    assert step.after is None and not step.kept
+    assert all(map(torch.equal, before, half.projector.parameters()))
+
+
 @pytest.mark.parametrize("name", PICTURED)
 def test_checkpointing_moves_the_projector_to_the_same_bits(name: str, tmp_path: Path) -> None:
     moved, repeated = [], []

@@ -14,6 +14,7 @@ from efficientllava.allocation.search.algorithm import (
     SearchInputs,
     SearchResult,
 )
+from efficientllava.allocation.search.state import SearchState
 from efficientllava.calibration.proxy_loss import ProxyLoss
 from efficientllava.data.proxy import ProxyData
 from efficientllava.database.build import build_database
@@ -191,6 +192,17 @@ def test_multi_step_selection_scores_fewer(database: Database, tmp_path: Path) -
 def test_patience_stops(database: Database, tmp_path: Path) -> None:
     result = search(database, tmp_path, mutation=0.0, survivors=1, rounds=9, patience=2)
     assert result.summary["rounds"] < 9
+
+
+def test_patience_compares_risks_under_one_projector() -> None:
+    def state(*rounds: tuple[float, bool]) -> SearchState:
+        records = [{"best_risk": risk, "projector_kept": kept} for risk, kept in rounds]
+        return SearchState(rounds=records)
+
+    gains = (1.1, True), (1.05, False), (1.02, False)
+    assert not state((1.0, False), *gains).has_settled(2)
+    assert state((1.0, False), *gains, (1.02, False), (1.03, False)).has_settled(2)
+    assert not state(*[(1.0, False)] * 9).has_settled(None)
 
 
 def test_evolving_without_pairs_is_refused(database: Database, tmp_path: Path) -> None:

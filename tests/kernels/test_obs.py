@@ -170,20 +170,20 @@ def test_masks_follow_the_importance_of_rows(kernel: obs.Kernel) -> None:
     factor = hessian.inverse_factor(matrix)
     importance = torch.logspace(-1, 1, 16)
     plain = obs.prune(weight, factor, 0.5, 32, kernel=kernel)
-    weighed = obs.prune(weight, factor, 0.5, 32, kernel=kernel, importance=importance)
+    weighted = obs.prune(weight, factor, 0.5, 32, kernel=kernel, importance=importance)
     # one block of columns: its mask is taken at once, from the dense weights
     score = (weight / factor.upper.diagonal()).square() * importance[:, None]
     limit = score.flatten().kthvalue(256).values
-    assert torch.equal(weighed == 0, score <= limit)
-    expected = naive(weight, matrix, weighed == 0)
-    torch.testing.assert_close(weighed.double(), expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(weighted == 0, score <= limit)
+    expected = naive(weight, matrix, weighted == 0)
+    torch.testing.assert_close(weighted.double(), expected, rtol=1e-5, atol=1e-5)
 
     def error(pruned: torch.Tensor) -> float:
         scaled = (pruned - weight) * importance.sqrt()[:, None]
         return hessian.output_error(scaled, matrix)
 
-    assert error(weighed) < 0.8 * error(plain)
-    assert hessian.output_error(weighed - weight, matrix) > hessian.output_error(
+    assert error(weighted) < 0.8 * error(plain)
+    assert hessian.output_error(weighted - weight, matrix) > hessian.output_error(
         plain - weight, matrix
     )
 
@@ -192,8 +192,8 @@ def test_masks_follow_the_importance_of_rows(kernel: obs.Kernel) -> None:
 def test_rows_of_the_same_importance_count_alike(importance: torch.Tensor) -> None:
     weight, matrix = problem()
     factor = hessian.inverse_factor(matrix)
-    weighed = obs.prune(weight.half(), factor, 0.5, 8, importance=importance)
-    assert torch.equal(weighed, obs.prune(weight.half(), factor, 0.5, 8))
+    weighted = obs.prune(weight.half(), factor, 0.5, 8, importance=importance)
+    assert torch.equal(weighted, obs.prune(weight.half(), factor, 0.5, 8))
 
 
 def test_no_row_is_given_up() -> None:

@@ -60,6 +60,16 @@ def test_trajectory_follows_the_search(artifacts: Path) -> None:
     assert uniform is not None and [row["risk"] for row in uniform] == [0.50, 0.48, 0.48]
 
 
+def test_the_best_is_what_the_method_calls_the_best() -> None:
+    """`efficientllava_plus` decides by the loss, and records the risk."""
+    rows = [
+        {"round": 1, "policy": [0.5], "risk": 0.1, "loss": 0.3, "complexity": 0.0},
+        {"round": 2, "policy": [0.4], "risk": 0.2, "loss": 0.2, "complexity": 0.0},
+    ]
+    assert trajectory(rows)[1]["loss"] == [0.3, 0.3]
+    assert trajectory([row | {"decided_by": "loss"} for row in rows])[1]["loss"] == [0.3, 0.2]
+
+
 def test_every_plot_is_drawn_the_same_each_time(artifacts: Path, tmp_path: Path) -> None:
     history = read_history(artifacts / "search" / "efficientllava-0.5" / "history.jsonl")
     policy = read_json(artifacts / "search" / "efficientllava-0.5" / "policy.json")["policy"]

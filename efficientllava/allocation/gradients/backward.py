@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -110,7 +111,7 @@ def _pass_back(
         stack.enter_context(torch.enable_grad())
         hidden = hidden_states(
             adapter.language_model,
-            type(batch.inputs)(inputs, batch.inputs.tokens, batch.inputs.visual),
+            replace(batch.inputs, arguments=inputs),
         )
         upstream = torch.zeros_like(hidden)
         upstream[batch.positions] = _at_hidden(

@@ -1,7 +1,7 @@
 """How much every row of a matrix counts in OBS: the Fisher information of its output.
 
-OBS makes the output error of a layer small, the outputs weighed alike. Their gradients say how much
-each matters to the loss: K-FAC's Fisher information of a layer is G (x) H with G = E[g g^T]
+OBS makes the output error of a layer small and counts its outputs alike. Their gradients say how
+much each matters to the loss: K-FAC's Fisher information of a layer is G (x) H with G = E[g g^T]
 (Martens & Grosse 2015), and r, the diagonal of G, is one number for a row.
 """
 

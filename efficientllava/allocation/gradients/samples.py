@@ -1,4 +1,4 @@
-"""Which of the proxy data gives the costs, and which compares the policies: never the same."""
+"""Which of the proxy data gives the costs, and which compares the policies."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from efficientllava.parameters import SensitivityParameters
 
 @dataclass(frozen=True)
 class Samples:
-    """Two parts of the proxy data without a sample in common.
+    """Two parts of the proxy data without a sample in common, but for a text of one segment.
 
     Attributes:
         gradients: gives the costs.

@@ -166,7 +166,7 @@ class Rounds:
         if self.evolution is None:
             return None
         policies = [self.policies.ratios(candidate.genes) for candidate in self.state.population]
-        if self.goal.upper_bound and len(policies) > 1:
+        if self.goal.upper_bound:
             weights = importance_weights(policies, self.parameters.neighbours)
         else:
             weights = [1.0] * len(policies)
@@ -225,7 +225,7 @@ class Rounds:
         """Report a scored candidate; `speed` in candidates a second."""
         parameters = self.parameters
         left = count - done + (parameters.rounds - number) * parameters.candidates
-        values: dict[str, float | int | str] = {
+        values = {
             "round": number,
             "best_risk": best,
             "evaluations_per_second": speed,

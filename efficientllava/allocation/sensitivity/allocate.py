@@ -135,9 +135,7 @@ class _Allocator:
         uniform = choice(proposals)[0]
         limit = self.search.max_seconds
         deadline = None if limit is None else self.started + limit
-        plan = Plan(
-            gradients, choice, fresh, budget, parameters.sensitivity, self.folder, deadline
-        )
+        plan = Plan(gradients, choice, fresh, budget, parameters.sensitivity, self.folder, deadline)
         plan.corrected()
         plan.swapped(costs)
         projector, moved = evolve(choice.models[0], plan)
@@ -253,6 +251,7 @@ class _Allocator:
             "loss": scored.kl,
             "complexity": complexity,
             "risk": risk,
+            "decided_by": "loss",
             "projector": 0,
             "policy": self._ratios(scored.policy),
         }

@@ -22,8 +22,8 @@ from efficientllava.allocation.search.projector import (
 from efficientllava.allocation.search.rounds import PROJECTOR_STREAM
 from efficientllava.allocation.sensitivity.plan import Plan
 from efficientllava.calibration.proxy_loss import pair_loss_batches, remember_dense
-from efficientllava.database.offloaded import Offloaded
 from efficientllava.calibration.working_set import Tokens
+from efficientllava.database.offloaded import Offloaded
 from efficientllava.files import load_tensors, read_json, save_tensors, value_digest, write_json
 from efficientllava.models.families import Adapter
 from efficientllava.parameters import SearchParameters

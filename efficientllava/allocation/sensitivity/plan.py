@@ -100,8 +100,7 @@ class Plan:
         return self.deadline is not None and time.monotonic() + longest > self.deadline
 
     def _report(self, name: str, done: int, total: int, gain: float, error: float) -> None:
-        values: dict[str, float | int | str] = {"difference": gain, "error": error}
-        self.choice.progress(Event(name, done, total, values))
+        self.choice.progress(Event(name, done, total, {"difference": gain, "error": error}))
 
     def survivors(self, count: int) -> list[Scored]:
         """The best policies, best first."""

@@ -204,7 +204,8 @@ def overview_table(measured: Sequence[Measured]) -> str:
 def search_table(measured: Sequence[Measured]) -> str:
     """Searches on their own objective: the structural risk of the best policy and of uniform.
 
-    Both are measured under the projector as it is at the end.
+    Both are measured under the projector as it is at the end, those of `efficientllava_plus` under
+    the model's own.
     """
     body = []
     for (method, ratio), rows in models_of(measured).items():

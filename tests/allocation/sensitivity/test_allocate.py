@@ -134,11 +134,11 @@ def test_what_rows_count_is_measured_anew_when_its_samples_change(
     assert {name: len(each) for name, each in rows.items()} == {
         matrix.name: len(matrix.weight) for matrix in adapter_for(random_llava()).matrices
     }
-    plain, weighed = context.database([0.5]), context.database([0.5], by_importance=True)
+    plain, weighted = context.database([0.5]), context.database([0.5], by_importance=True)
     name = next(iter(rows))
-    zeros = [(each.solution(name, 0.5) == 0).sum() for each in (plain, weighed)]
+    zeros = [(each.solution(name, 0.5) == 0).sum() for each in (plain, weighted)]
     assert zeros[0] == zeros[1]
-    assert not torch.equal(plain.solution(name, 0.5), weighed.solution(name, 0.5))
+    assert not torch.equal(plain.solution(name, 0.5), weighted.solution(name, 0.5))
     other = context_in(inputs, tmp_path / "work", sensitivity={"seed": 1})
     assert other.database_key() == context.database_key()
     assert other.database_key(True) != context.database_key(True)
@@ -209,7 +209,8 @@ def test_few_tokens_are_warned_of_with_their_number(
 ) -> None:
     allocated(inputs, tmp_path / "work")
     assert "rests on 126 scored positions" in caplog.text
-    assert "policies are compared on 1" in caplog.text
+    # of the choice: 12 segments of 15 and the answers of 6 pairs
+    assert "policies are compared on 189 scored positions" in caplog.text
     assert "the same tokens" not in caplog.text
 
 
@@ -223,10 +224,36 @@ def test_a_single_segment_is_warned_of_once(
 
 
 def test_a_deadline_begins_no_step(inputs: Path, tmp_path: Path) -> None:
-    late = allocated(inputs, tmp_path / "work", search={"max_seconds": 1e-3})
+    begun: list[str] = []
+    shutil.copytree(inputs / "work", tmp_path / "work")
+    late = METHODS[METHOD].allocate(
+        context_in(
+            inputs,
+            tmp_path / "work",
+            lambda event: begun.append(event.name),
+            search={"max_seconds": 1e-3},
+        )
+    )
+    assert not {"correction", "generation", "projector"} & set(begun) and "policy" in begun
     assert {row["origin"] for row in late.history} <= {
         "uniform", "slope 0.05", "slope 0.1", "owl 0.04", "owl 0.08", "fisher",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("sensitivity", [{"reach": 0.0}, {"step": 0.1, "reach": 0.0}])
+def test_one_level_leaves_nothing_to_swap(
+    inputs: Path, tmp_path: Path, sensitivity: dict[str, float]
+) -> None:
+    found = allocated(inputs, tmp_path / "work", sensitivity=sensitivity)
+    assert set(found.policy.values()) == {0.5}
+
+
+@pytest.mark.parametrize("band", [(-0.03, -0.02), (0.02, 0.03)])
+def test_a_band_without_the_target_bounds_the_zeros(
+    inputs: Path, tmp_path: Path, band: tuple[float, float]
+) -> None:
+    found = allocated(inputs, tmp_path / "work", "output_error", search={"band": band})
+    assert 0.5 + band[0] <= found.summary["mean_sparsity"] <= 0.5 + band[1]
 
 
 def test_levels_that_cannot_meet_the_budget(inputs: Path, tmp_path: Path) -> None:

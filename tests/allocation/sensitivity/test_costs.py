@@ -128,7 +128,7 @@ def positions() -> float:
     return text + WEIGHT * answers
 
 
-def weighed(values: torch.Tensor) -> torch.Tensor:
+def weighted(values: torch.Tensor) -> torch.Tensor:
     """[tokens, ...], those of the text first."""
     text = PROXY.segments.numel()
     return torch.cat([values[:text], WEIGHT * values[text:]])
@@ -143,7 +143,7 @@ def test_fisher_costs_are_autograds(database: Database, tmp_path: Path) -> None:
         for cost, level in zip(row, LEVELS, strict=True):
             change = (database.solution(matrix.name, level) - matrix.weight).double()
             moved = ((x @ change.T) * g).sum(-1)
-            expected = float(weighed(moved.square()).sum()) / 2 / positions()
+            expected = float(weighted(moved.square()).sum()) / 2 / positions()
             assert cost == pytest.approx(expected, rel=2e-3)
 
 
@@ -171,8 +171,8 @@ def test_corrections_are_autograds_at_the_stitched_policy(
                 matrix.name, LEVELS[now]
             )
             (x, g), (x2, g2) = first[matrix.name], second[matrix.name]
-            slope = float(weighed((x @ change.double().T) * g).sum())
-            bend = float(weighed(((x2 @ change.double().T) * g2).sum(-1).square()).sum())
+            slope = float(weighted((x @ change.double().T) * g).sum())
+            bend = float(weighted(((x2 @ change.double().T) * g2).sum(-1).square()).sum())
             expected = (slope + 0.75 * bend) / positions()
             assert row[index] == pytest.approx(expected, rel=3e-3, abs=2e-5)
 
@@ -224,10 +224,10 @@ def test_scalar_costs_need_one_number_of_gradients(database: Database, tmp_path:
     for row, matrix in zip(costs, adapter.matrices, strict=True):
         x, g = told[matrix.name]
         record = database.manifest["matrices"][matrix.name]["levels"]
-        energy = float(weighed((x @ matrix.weight.double().T).square()).sum()) / tokens
+        energy = float(weighted((x @ matrix.weight.double().T).square()).sum()) / tokens
         for cost, level in zip(row, LEVELS, strict=True):
             error = record[f"{level:.4f}"]["relative_error"] * energy / g.shape[1]
-            expected = 0.5 * float(weighed(g.square()).sum()) * error / positions()
+            expected = 0.5 * float(weighted(g.square()).sum()) * error / positions()
             assert cost == pytest.approx(expected, rel=2e-3)
 
 
@@ -270,7 +270,7 @@ def test_row_importance_is_autograds(tmp_path: Path) -> None:
     told, found = by_autograd("rows", False, random_llava().double(), None), rows_in(tmp_path)
     assert found.keys() == told.keys()
     for name, (_, g) in told.items():
-        expected = weighed(g.square()).sum(0) / positions()
+        expected = weighted(g.square()).sum(0) / positions()
         torch.testing.assert_close(found[name], expected, rtol=2e-3, atol=1e-12)
 
 

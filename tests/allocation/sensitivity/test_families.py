@@ -33,9 +33,7 @@ def test_an_open_model_keeps_its_blocks_while_a_database_is_built(tmp_path: Path
     save_checkpoint(model, processor, tmp_path / "model")
     segments = torch.randint(30, 50, (2, 16), generator=torch.Generator().manual_seed(0))
     save_proxy(tmp_path / "proxy", ProxyData(segments, None), {})
-    context = Context(
-        tmp_path / "model", tmp_path / "proxy", 0.5, Parameters(), tmp_path / "work"
-    )
+    context = Context(tmp_path / "model", tmp_path / "proxy", 0.5, Parameters(), tmp_path / "work")
     machine = context.parameters.machine
     with block_by_block(context.model, context.work, context.proxy, machine) as opened:
         # experts have another layout in the checkpoint: they lie in files of this run
