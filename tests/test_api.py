@@ -313,7 +313,10 @@ def test_device_out_of_memory(
 
 
 def test_what_an_allocation_gained_is_one_line() -> None:
-    gain = {"difference": -0.025, "error": 0.001, "uniform_kl": 0.1, "kl": 0.075, "positions": 4096}
+    gain = {
+        "difference": -0.025, "error": 0.001, "uniform_kl": 0.1, "kl": 0.075, "positions": 4096,
+        "compared": 7, "uniform_ratios": 1, "zeros": 0.5, "uniform_zeros": 0.5,
+    }  # fmt: skip
     told = (
         "KL lower by 0.0250 ± 0.0010 (0.1000 to 0.0750) before the final pruning, on the 4,096 "
         "positions that chose the ratios"
@@ -322,6 +325,14 @@ def test_what_an_allocation_gained_is_one_line() -> None:
     assert gained_over_uniform(gain | {"difference": 0.0}).startswith(
         "nothing: no ratios were better"
     )
+    assert gained_over_uniform(gain | {"compared": 1}).startswith("not measured")
+    assert "so the nearest" in gained_over_uniform(gain | {"uniform_ratios": 2})
+    assert gained_over_uniform(gain | {"uniform_zeros": 0.52}).endswith(
+        "50.00% zeros, uniform 52.00%: some were there before"
+    )
+    small = gain | {"difference": -2e-6, "kl": 3e-6}
+    del small["error"]
+    assert "lower by 2e-06 (error unknown: one sample)" in gained_over_uniform(small)
 
 
 def test_save_destroys_nothing(folder: Path, tmp_path: Path) -> None:

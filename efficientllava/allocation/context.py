@@ -210,7 +210,9 @@ class Allocation:
         risk: what the search minimised beside the loss; None where nothing was searched.
         levels: ratios that a matrix could take; empty where the method has no levels.
         gain: of the policy over the uniform one, stitched, on tokens that neither its costs nor its
-            corrections saw: `uniform_kl`, `kl`, `difference`, `error`, `positions`; None where it
+            corrections saw: `uniform_kl`, `kl`, `difference`, `error`, `positions`; how many
+            policies were `compared`, the `uniform_ratios` (above 1 where levels cannot meet the
+            target with one), and the shares of zeros, `uniform_zeros` and `zeros`. None where it
             was not measured.
     """
 

@@ -39,8 +39,18 @@ class SensitivityParameters(Section):
         return self
 
     def levels(self, ratio: float) -> list[float]:
-        """The ratios a matrix may take at a target ratio, which is one of them."""
-        count = int(self.reach / self.step + 1e-9)
-        highest = max(HIGHEST, ratio)
-        levels = (round(ratio + index * self.step, 4) for index in range(-count, count + 1))
-        return [level for level in levels if 0.0 <= level <= highest]
+        """The ratios a matrix may take at a target ratio, which is one of them.
+
+        Where no step below or above the target is left, 0 or the highest ratio takes its place:
+        with levels on one side alone no policy but the uniform one has the target's zeros.
+        """
+        target = round(ratio, 4)
+        count, highest = int(self.reach / self.step + 1e-9), max(HIGHEST, target)
+        # adding 0.0 leaves no -0.0
+        steps = (round(ratio + index * self.step, 4) + 0.0 for index in range(-count, count + 1))
+        levels = {level for level in steps if 0.0 <= level <= highest}
+        if count and min(levels) == target:
+            levels.add(0.0)
+        if count and max(levels) == target:
+            levels.add(highest)
+        return sorted(levels)

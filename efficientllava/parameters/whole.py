@@ -79,7 +79,7 @@ class Parameters(Section):
         """
         if self.obs.groups:
             return [zeros / group for zeros, group in self.obs.groups]
-        levels = sorted({round(ratio + offset, 4) for offset in self.search.offsets})
+        levels = sorted({round(ratio + offset, 4) + 0.0 for offset in self.search.offsets})
         return [level for level in levels if 0.0 <= level <= 1.0]
 
     def wide_levels(self, ratio: float) -> list[float]:

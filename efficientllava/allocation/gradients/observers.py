@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
-from typing import Any
+from math import isfinite
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
@@ -53,6 +54,13 @@ def _added(values: Sequence[Any], weights: Sequence[float]) -> Any:
     if isinstance(values[0], list):
         return [_added(places, weights) for places in zip(*values, strict=True)]
     return sum(value * weight for value, weight in zip(values, weights, strict=True))
+
+
+def _overflow(matrix: Matrix, what: str) -> NoReturn:
+    remedy = "check the checkpoint's weights and the proxy data"
+    if matrix.weight.dtype == torch.float16:
+        remedy = "float16 overflows here: convert the model to bfloat16 or float32 first"
+    raise UserError(what, where=matrix.name, remedy=remedy)
 
 
 class Observer:
@@ -116,11 +124,7 @@ class Observer:
     def _join(self, matrix: Matrix, gradient: torch.Tensor) -> None:
         given, gradient = self._inputs.pop(matrix.name).float(), gradient.float()
         if not bool(torch.isfinite(gradient).all()):
-            raise UserError(
-                "the gradient of its output is NaN or inf",
-                where=matrix.name,
-                remedy="16 bits overflow here: convert the model to bfloat16 or float32 first",
-            )
+            _overflow(matrix, "the gradient of its output is NaN or inf")
         self.see(matrix, given, gradient)
 
     def see(self, matrix: Matrix, given: torch.Tensor, gradient: torch.Tensor) -> None:
@@ -141,7 +145,10 @@ class RowSquares(Observer):
 
     def see(self, matrix: Matrix, given: torch.Tensor, gradient: torch.Tensor) -> None:
         """See `Observer`."""
-        self.squares[matrix.name] = gradient.flatten(0, -2).square().sum(0, dtype=torch.float64)
+        squares = gradient.flatten(0, -2).square().sum(0, dtype=torch.float64)
+        if not bool(torch.isfinite(squares).all()):
+            _overflow(matrix, "the squares of its gradients are too large for float32")
+        self.squares[matrix.name] = squares
 
     def miss(self, matrix: Matrix) -> None:
         """See `Observer`."""
@@ -183,6 +190,9 @@ class Prices(Observer):
         self._gradient[name] = float(gradient.square().sum(dtype=torch.float64))
         output = functional.linear(given, matrix.weight.float()) if not squares else given[..., :0]
         self._output[name] = float(output.square().sum(dtype=torch.float64))
+        sums = (*self._squares[name], *self._linear[name], self._gradient[name])
+        if not all(map(isfinite, (*sums, self._output[name]))):
+            _overflow(matrix, "the squares of its gradients or outputs are too large for float32")
 
     def sums(self, tokens: int, positions: int) -> Sums:
         """What was gathered, in the order of the matrices."""

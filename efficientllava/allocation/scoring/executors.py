@@ -110,7 +110,10 @@ def dask_executor(machine: MachineParameters, scheduler: str | None = None) -> E
         client = Client(address) if address else Client(**of_this_machine)
 
     class ClosingExecutor(ClientExecutor):  # type: ignore[misc]
+        """Closes its client, too."""
+
         def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+            """See `concurrent.futures.Executor`."""
             super().shutdown(wait and not cancel_futures)
             client.close()
 

@@ -153,10 +153,11 @@ def check_band(levels: Sequence[float], ratio: float, band: tuple[float, float])
     Raises:
         UserError: no policy can have a mean ratio in the band.
     """
-    lowest, highest = ratio + band[0], ratio + band[1]
+    lowest, highest = (round(ratio + end, 4) for end in band)
     if not levels or highest < min(levels) - TOLERANCE or lowest > max(levels) + TOLERANCE:
         raise UserError(
             f"no policy with levels {sorted(levels)} has a mean ratio in [{lowest:g}, {highest:g}]",
             where=f"search.band at ratio {ratio}",
-            remedy="move search.band or search.offsets (for n:m obs.patterns): they must meet",
+            remedy="move search.band, or the levels: search.offsets, sensitivity.reach and "
+            "sensitivity.step, or for n:m obs.patterns",
         )

@@ -27,7 +27,7 @@ from efficientllava.calibration.sample_losses import DenseReference, warn_of_few
 from efficientllava.calibration.structural_risk import COMPLEXITIES, structural_risk
 from efficientllava.data.proxy import ProxyData, batches
 from efficientllava.database.offloaded import Machine, Offloaded, offloaded
-from efficientllava.database.solutions import open_database
+from efficientllava.database.solutions import level_key, open_database
 from efficientllava.files import value_digest
 from efficientllava.offload.devices import open_device
 from efficientllava.parameters import SearchParameters
@@ -224,6 +224,10 @@ class _Allocator:
             "kl": best.kl,
             "difference": apart.mean,
             "positions": int(choice.reference.dense.positions.sum()),
+            "compared": len(choice.scored),
+            "uniform_ratios": len(set(uniform.policy)),
+            "uniform_zeros": self._zeros(uniform.policy),
+            "zeros": self._zeros(best.policy),
         }
         if isfinite(apart.error):
             gain["error"] = apart.error
@@ -264,6 +268,15 @@ class _Allocator:
         ]
         complexity = COMPLEXITIES[self.search.complexity](norms)
         return complexity, structural_risk(scored.kl, complexity, self.search.eta)
+
+    def _zeros(self, policy: Policy) -> float:
+        """The share of zeros of a stitched policy; a matrix may have more than its ratio says."""
+        records = self.found.database.manifest["matrices"]
+        zeros = (
+            records[name]["levels"][level_key(level)]["zeros"]
+            for name, level in self._named(policy).items()
+        )
+        return float(sum(zeros) / sum(self.found.adapter.sizes))
 
     def _ratios(self, policy: Policy) -> list[float]:
         return [self.levels[index] for index in policy]

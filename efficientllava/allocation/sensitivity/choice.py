@@ -19,7 +19,7 @@ from efficientllava.calibration.sample_losses import (
     difference,
 )
 from efficientllava.errors import UserError
-from efficientllava.files import read_json, value_digest, write_json
+from efficientllava.files import read_sealed, value_digest, write_sealed
 from efficientllava.progress import Event, Progress
 
 Policy = tuple[int, ...]
@@ -100,8 +100,8 @@ class Choice:
                 finally:
                     free.put(model)
                 _require_finite(losses)
-                write_json(path, losses.as_row())
-            return SampleLosses.from_row(read_json(path)).weighted(weights)
+                write_sealed(path, losses.as_row())
+            return SampleLosses.from_row(read_sealed(path)).weighted(weights)
 
         # the same policy twice is scored once: two threads would write the same file
         different = list(dict.fromkeys(policies))

@@ -6,6 +6,7 @@ seed and the batch alone, so that a run that is killed and resumed ends with the
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,11 +16,14 @@ import torch
 
 from efficientllava.allocation.gradients.backward import gathered, label_draws
 from efficientllava.allocation.gradients.observers import Sums
+from efficientllava.calibration.block_walk import FEW_TOKENS
 from efficientllava.calibration.sample_losses import DenseReference, warn_of_few
 from efficientllava.database.solutions import Database, level_key
-from efficientllava.files import read_json, write_json
+from efficientllava.files import read_sealed, write_sealed
 from efficientllava.models.families import Adapter, Matrix
 from efficientllava.progress import Event, Progress
+
+logger = logging.getLogger(__name__)
 
 MEASURED = 5
 """Levels at which the Fisher cost is measured; between them its logarithm is interpolated."""
@@ -65,11 +69,11 @@ def _summed(
                 reference.hidden[index] if kl else None,
                 gradients.streamed,
             )
-            write_json(path, asdict(sums))
+            write_sealed(path, asdict(sums))
             of = "the KL divergence" if kl else "drawn labels"
             done, total = index + 1, len(reference.batches)
             gradients.progress(Event("gradients", done, total, {"of": of}))
-        parts.append(Sums(**read_json(path)))
+        parts.append(Sums(**read_sealed(path)))
     return Sums.joined(parts, reference.weights)
 
 
@@ -79,15 +83,60 @@ def sensitivities(
     """[K, L] costs at the dense model, which the adapter must hold, by `sensitivity.form`."""
     positions = int(gradients.reference.dense.positions.sum())
     warn_of_few(positions, "the sensitivity of the matrices rests")
-    costs = scalar_costs if form == "scalar" else fisher_costs
-    return costs(gradients, levels, folder)
+    measure = scalar_costs if form == "scalar" else fisher_costs
+    costs, tokens = measure(gradients, levels, folder)
+    records, matrices = gradients.database.manifest["matrices"], gradients.adapter.matrices
+    routed = np.array([records[matrix.name]["tokens"] for matrix in matrices])
+    unseen = _unseen(matrices, tokens)
+    if unseen:
+        logger.warning(
+            "%d of %d matrices belong to experts that fewer than %d gradient tokens reach (%s): "
+            "their costs are those of the other experts of their block; raise sensitivity.tokens",
+            len(unseen),
+            len(matrices),
+            FEW_TOKENS,
+            matrices[unseen[0]].name,
+        )
+    return costs_of_unseen(costs, unseen, routed, [matrix.parameter for matrix in matrices])
 
 
-def fisher_costs(gradients: Gradients, levels: Sequence[float], folder: Path) -> np.ndarray:
+def _unseen(matrices: Sequence[Matrix], tokens: Sequence[float]) -> list[int]:
+    """Indices of the experts' matrices that too few tokens reach for a cost of their own."""
+    return [
+        index
+        for index, matrix in enumerate(matrices)
+        if matrix.expert is not None and tokens[index] < FEW_TOKENS
+    ]
+
+
+def costs_of_unseen(
+    costs: np.ndarray, unseen: Sequence[int], routed: np.ndarray, parameters: Sequence[str]
+) -> np.ndarray:
+    """[K, L] costs in which an expert that gradients hardly saw is not free.
+
+    It has what a calibration token costs on average over the experts of its block, for as many
+    tokens as calibration routed to it, and at least `FEW_TOKENS`.
+
+    Args:
+        unseen: indices of the matrices.
+        routed: [K] calibration tokens of every matrix.
+        parameters: [K] names; the experts of a block share one.
+    """
+    shared = costs.copy()
+    for index in unseen:
+        experts = [other for other, name in enumerate(parameters) if name == parameters[index]]
+        per_token = costs[experts].sum(axis=0) / max(routed[experts].sum(), 1)
+        shared[index] = per_token * max(routed[index], FEW_TOKENS)
+    return shared
+
+
+def fisher_costs(
+    gradients: Gradients, levels: Sequence[float], folder: Path
+) -> tuple[np.ndarray, list[float]]:
     """[K, L] nats for each scored position: 1/2 sum_t (g_t . (W_l - W) x_t)^2 / positions.
 
     The factor 1/2 makes it the KL divergence to second order, cross terms between tokens left out.
-    It is measured at five of the levels.
+    It is measured at five of the levels. Then [K], how many tokens reached each matrix.
     """
     measured = _measured(levels)
 
@@ -98,15 +147,17 @@ def fisher_costs(gradients: Gradients, levels: Sequence[float], folder: Path) ->
 
     sums = _summed(gradients, folder, "fisher", changes)
     costs = 0.5 * np.array(sums.squares) / max(sums.positions, 1)
-    return interpolated(costs, measured, levels)
+    return interpolated(costs, measured, levels), sums.tokens
 
 
-def scalar_costs(gradients: Gradients, levels: Sequence[float], folder: Path) -> np.ndarray:
+def scalar_costs(
+    gradients: Gradients, levels: Sequence[float], folder: Path
+) -> tuple[np.ndarray, list[float]]:
     """[K, L] nats for each scored position, from one number of gradients for each matrix.
 
     1/2 x sum_t |g_t|^2 x mean_t |dW x_t|^2 / out / positions: what the Fisher cost is where
     gradients and output errors are independent and point anywhere. |dW x|^2 is the database's
-    relative output error times |W x|^2.
+    relative output error times |W x|^2. Then [K], how many tokens reached each matrix.
     """
 
     def no_changes(matrix: Matrix) -> Iterator[torch.Tensor]:
@@ -116,7 +167,8 @@ def scalar_costs(gradients: Gradients, levels: Sequence[float], folder: Path) ->
     rows = [matrix.weight.shape[0] for matrix in gradients.adapter.matrices]
     energy = np.array(sums.output) / np.maximum(sums.tokens, 1)
     scale = 0.5 * np.array(sums.gradient) * energy / np.array(rows) / max(sums.positions, 1)
-    return scale[:, None] * output_errors(gradients.database, gradients.adapter, levels)
+    errors = output_errors(gradients.database, gradients.adapter, levels)
+    return scale[:, None] * errors, sums.tokens
 
 
 def output_errors(database: Database, adapter: Adapter, levels: Sequence[float]) -> np.ndarray:
@@ -142,7 +194,8 @@ def corrected_costs(
 
     mean of g_KL . (W_l - W_now) x + weight x mean of (g_drawn . (W_l - W_now) x)^2, both gradients
     at the stitched policy, which the adapter's model must hold. The model of the drop is too
-    optimistic far away: a small `trust` keeps moves short.
+    optimistic far away: a small `trust` keeps moves short. An expert that fewer than `FEW_TOKENS`
+    reach does not move.
 
     Args:
         policy: index of the level of every matrix.
@@ -160,8 +213,11 @@ def corrected_costs(
     first = _summed(gradients, folder, "kl", changes, kl=True)
     second = _summed(gradients, folder, "drawn", changes)
     costs = np.full((len(policy), len(levels)), np.inf)
+    unseen = set(_unseen(gradients.adapter.matrices, first.tokens))
     for index, now in enumerate(policy):
         costs[index, now] = 0.0
+        if index in unseen:
+            continue
         slope = np.array(first.linear[index]) / max(first.positions, 1)
         bend = np.array(second.squares[index]) / max(second.positions, 1)
         costs[index, near[index]] = slope + weight * bend

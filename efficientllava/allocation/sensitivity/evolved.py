@@ -24,7 +24,7 @@ from efficientllava.allocation.sensitivity.plan import Plan
 from efficientllava.calibration.proxy_loss import pair_loss_batches, remember_dense
 from efficientllava.calibration.working_set import Tokens
 from efficientllava.database.offloaded import Offloaded
-from efficientllava.files import load_tensors, read_json, save_tensors, value_digest, write_json
+from efficientllava.files import load_tensors, read_sealed, save_tensors, value_digest, write_sealed
 from efficientllava.models.families import Adapter
 from efficientllava.parameters import SearchParameters
 from efficientllava.progress import Event
@@ -86,10 +86,10 @@ def _round(
     record, weight_file = path.with_suffix(".json"), path.with_suffix(".safetensors")
     if record.exists():
         evolution.adapter.load_projector(load_tensors(weight_file))
-        return ProjectorStep(**read_json(record))
+        return ProjectorStep(**read_sealed(record))
     step = evolution.step(weights, stream(seed, number, PROJECTOR_STREAM))
     save_tensors(weight_file, evolution.adapter.projector_state)
-    write_json(record, asdict(step))
+    write_sealed(record, asdict(step))
     return step
 
 

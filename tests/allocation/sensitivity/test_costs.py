@@ -136,7 +136,7 @@ def weighted(values: torch.Tensor) -> torch.Tensor:
 
 def test_fisher_costs_are_autograds(database: Database, tmp_path: Path) -> None:
     adapter = adapter_for(random_llava())
-    costs = fisher_costs(gradients_of(adapter, database), LEVELS, tmp_path)
+    costs, _ = fisher_costs(gradients_of(adapter, database), LEVELS, tmp_path)
     told = by_autograd("fisher", False, random_llava().double(), None)
     for row, matrix in zip(costs, adapter.matrices, strict=True):
         x, g = told[matrix.name]
@@ -217,7 +217,7 @@ def kl_by_logits(adapter: Adapter) -> float:
 
 def test_scalar_costs_need_one_number_of_gradients(database: Database, tmp_path: Path) -> None:
     adapter = adapter_for(random_llava())
-    costs = scalar_costs(gradients_of(adapter, database), LEVELS, tmp_path)
+    costs, _ = scalar_costs(gradients_of(adapter, database), LEVELS, tmp_path)
     told = by_autograd("scalar", False, random_llava().double(), None)
     assert PROXY.pairs is not None
     tokens = PROXY.segments.numel() + WEIGHT * int(PROXY.pairs.inputs["attention_mask"].sum())
@@ -240,7 +240,7 @@ def test_streamed_and_on_a_pretended_gpu_they_are_the_same(
 
     def costs(gradients: Gradients, folder: str) -> np.ndarray:
         if kind == "fisher":
-            return fisher_costs(gradients, LEVELS, tmp_path / folder)
+            return fisher_costs(gradients, LEVELS, tmp_path / folder)[0]
         if kind == "rows":
             measure_rows(gradients.adapter, PROXY, 3, tmp_path / folder, gradients.streamed)
             return np.concatenate([rows.numpy() for rows in rows_in(tmp_path / folder).values()])
@@ -305,7 +305,9 @@ def test_row_importance_resumes_and_is_checked(tmp_path: Path) -> None:
 def test_sixteen_bits_accumulate_in_thirty_two(database: Database, tmp_path: Path) -> None:
     full = gradients_of(adapter_for(random_llava()), database)
     half = gradients_of(adapter_for(random_llava().to(torch.bfloat16)), database)
-    costs = [fisher_costs(each, LEVELS, tmp_path / str(n)) for n, each in enumerate((full, half))]
+    costs = [
+        fisher_costs(each, LEVELS, tmp_path / str(n))[0] for n, each in enumerate((full, half))
+    ]
     assert np.corrcoef(np.log(costs[0]).ravel(), np.log(costs[1]).ravel())[0, 1] > 0.98
 
 
@@ -321,12 +323,12 @@ def test_an_overflow_names_its_matrix(database: Database, tmp_path: Path) -> Non
 def test_batches_that_are_there_are_not_computed_again(database: Database, tmp_path: Path) -> None:
     adapter = adapter_for(random_llava())
     gradients = gradients_of(adapter, database)
-    whole = fisher_costs(gradients, LEVELS, tmp_path)
+    whole, _ = fisher_costs(gradients, LEVELS, tmp_path)
     files = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert len(files) == 2
     (tmp_path / "fisher-001.json").unlink()
     kept = (tmp_path / "fisher-000.json").stat().st_mtime_ns
-    np.testing.assert_array_equal(whole, fisher_costs(gradients, LEVELS, tmp_path))
+    np.testing.assert_array_equal(whole, fisher_costs(gradients, LEVELS, tmp_path)[0])
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == files
     assert (tmp_path / "fisher-000.json").stat().st_mtime_ns == kept
 

@@ -6,12 +6,21 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional
 
 from efficientllava.allocation.gradients.experts import one_by_one
-from efficientllava.allocation.sensitivity.costs import Gradients, fisher_costs, scalar_costs
+from efficientllava.allocation.sensitivity.costs import (
+    Gradients,
+    corrected_costs,
+    costs_of_unseen,
+    fisher_costs,
+    scalar_costs,
+    sensitivities,
+)
+from efficientllava.calibration.block_walk import FEW_TOKENS
 from efficientllava.calibration.sample_losses import DenseReference
 from efficientllava.data.proxy import ProxyData
 from efficientllava.database.build import build_database
@@ -95,7 +104,7 @@ def by_autograd(name: str, model: Any) -> dict[str, tuple[torch.Tensor, ...]]:
 def test_costs_are_autograds(case: tuple[str, Database], tmp_path: Path) -> None:
     name, database = case
     adapter = adapter_for(model_of(name))
-    costs = fisher_costs(gradients_of(adapter, database), LEVELS, tmp_path)
+    costs, _ = fisher_costs(gradients_of(adapter, database), LEVELS, tmp_path)
     told, positions, seen = by_autograd("fisher", model_of(name)), SEGMENTS[:, 1:].numel(), 0
     for row, matrix in zip(costs, adapter.matrices, strict=True):
         if matrix.expert is None:
@@ -112,12 +121,39 @@ def test_costs_are_autograds(case: tuple[str, Database], tmp_path: Path) -> None
     assert seen > len(LEVELS) * 2 * len(adapter.blocks)
 
 
+def test_experts_that_gradients_do_not_reach_are_not_free() -> None:
+    """They cost what a token of their block's experts costs, for all that calibration saw."""
+    costs = np.array([[1.0, 3.0], [0.0, 0.0], [3.0, 5.0], [7.0, 7.0], [0.0, 0.0]])
+    parameters = ["a", "a", "a", "dense", "a"]
+    routed = np.array([100, 60, 100, 999, 1])
+    shared = costs_of_unseen(costs, [1, 4], routed, parameters)
+    per_token = np.array([4.0, 8.0]) / 261
+    np.testing.assert_allclose(shared[1], 60 * per_token)
+    np.testing.assert_allclose(shared[4], FEW_TOKENS * per_token)
+    np.testing.assert_array_equal(shared[[0, 2, 3]], costs[[0, 2, 3]])
+
+
+def test_an_unseen_expert_is_warned_of(
+    case: tuple[str, Database], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    name, database = case
+    adapter = adapter_for(model_of(name))
+    gradients = gradients_of(adapter, database)
+    costs = sensitivities(gradients, "fisher", LEVELS, tmp_path)
+    away = [i for i, matrix in enumerate(adapter.matrices) if matrix.expert == 3]
+    assert costs[away].min() > 0
+    assert "gradient tokens reach" in caplog.text and "raise sensitivity.tokens" in caplog.text
+    policy = [1] * len(adapter.matrices)
+    moves = corrected_costs(gradients, policy, LEVELS, 0.3, 0.5, tmp_path)
+    assert np.isinf(moves[away][:, [0, 2]]).all() and not np.isinf(moves[0]).any()
+
+
 def test_scalar_costs_count_the_tokens_of_an_expert(
     case: tuple[str, Database], tmp_path: Path
 ) -> None:
     name, database = case
     adapter = adapter_for(model_of(name))
-    costs = scalar_costs(gradients_of(adapter, database), LEVELS, tmp_path)
+    costs, _ = scalar_costs(gradients_of(adapter, database), LEVELS, tmp_path)
     told = by_autograd("scalar", model_of(name))
     for row, matrix in zip(costs, adapter.matrices, strict=True):
         if matrix.expert is None or matrix.expert == 3:
