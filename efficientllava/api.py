@@ -21,7 +21,14 @@ from efficientllava.allocation.unfinished import code_digest
 from efficientllava.calibration.data import calibration_data
 from efficientllava.data.proxy import ProxyData, save_proxy
 from efficientllava.errors import UserError, renaming
-from efficientllava.files import copy_folder, read_json, require_place, value_digest, write_json
+from efficientllava.files import (
+    copy_folder,
+    read_json,
+    require_place,
+    require_sealed,
+    value_digest,
+    write_json,
+)
 from efficientllava.models.checkpoint import check_tokenizer, skeleton
 from efficientllava.models.families import adapter_for
 from efficientllava.models.loading import VisionLanguageModel
@@ -70,12 +77,14 @@ class Result:
         """Copy the checkpoint to a folder, from where plain transformers loads it.
 
         Raises:
-            UserError: as `require_output`; the folder holds something else.
+            UserError: as `require_output`; the folder holds something else; the model is not as it
+                was written.
         """
         target = expanded(folder)
         require_output(target, self.folder.parents[1], str(target))
-        if target.exists():
+        if is_taken(target):
             if holds(target, self.record):
+                _require_whole(target)
                 return target
             raise UserError(
                 "the folder exists already and holds something else",
@@ -84,6 +93,7 @@ class Result:
             )
         if not self.folder.is_dir():
             raise UserError("is gone from the work folder", str(self.folder), "prune again")
+        _require_whole(self.folder)
         copy_folder(self.folder, target)
         return target
 
@@ -170,6 +180,9 @@ def require_output(folder: Path, work: Path, where: str) -> None:
         UserError: it cannot be written, is a file, or lies in the work folder or around it.
     """
     require_place(folder, where)
+    if folder.is_symlink() and not folder.exists():
+        problem = "is a symbolic link to a place that does not exist"
+        raise UserError(problem, where, "name another folder, or remove it")
     here, unfinished = folder.resolve(), work.resolve()
     if here.is_relative_to(unfinished) or unfinished.is_relative_to(here):
         raise UserError(
@@ -177,6 +190,23 @@ def require_output(folder: Path, work: Path, where: str) -> None:
         )
     if folder.exists() and not folder.is_dir():
         raise UserError("is a file", where, "name a folder, which need not exist")
+
+
+def is_taken(folder: Path) -> bool:
+    """Whether an output folder is there and not empty."""
+    return folder.exists() and any(folder.iterdir())
+
+
+def _require_whole(folder: Path) -> None:
+    """Check all files of a pruned model.
+
+    Raises:
+        UserError: one is missing or not as it was written.
+    """
+    try:
+        require_sealed(folder)
+    except UserError as error:
+        raise UserError(error.what, error.where, f"remove {folder} and prune again") from error
 
 
 def holds(folder: Path, record: Mapping[str, Any]) -> bool:
@@ -208,7 +238,7 @@ def prune(
         sparsity: the share of the decoder's prunable weights that become zero, in (0, 1).
         work: folder for unfinished work, databases and results.
         parameters: of the sections of params.yaml, those that differ from their defaults, e.g.
-            `{"search": {"rounds": 5, "max_seconds": 600}, "obs": {"pattern": "2:4"}}`.
+            `{"sensitivity": {"corrections": 1}, "obs": {"pattern": "2:4"}}`.
         device: "cpu", "cuda" or "cuda:N"; that of `parameters`, or the CPU, when None.
         progress: called with every step (`efficientllava.progress.Event`).
 
@@ -290,12 +320,12 @@ def require_data(
         UserError: they do not, the method lacks image-text pairs, or would remove too many blocks.
     """
     require_kind(data, ProxyData, "data", "give what `calibration_data` returns")
-    images = vlm.family.takes_images
+    images, remedy = vlm.family.takes_images, "draw it for this model: calibration_data(vlm, ...)"
     if data.pairs is not None and not images:
+        raise UserError("holds image-text pairs, but the model takes no images", "data", remedy)
+    if data.reads not in ("", vlm.reads):
         raise UserError(
-            "holds image-text pairs, but the model takes no images",
-            where="data",
-            remedy="draw it for this model: calibration_data(vlm, ...)",
+            "was drawn for a model with another tokenizer or image processor", "data", remedy
         )
     if data.pairs is None and images and METHODS[method].evolves_projector(parameters.search):
         raise UserError(
@@ -312,11 +342,7 @@ def require_data(
     inputs = [data.segments, *([] if data.pairs is None else [data.pairs.inputs["input_ids"]])]
     largest = max(int(tokens.max()) for tokens in inputs)
     if largest >= rows:
-        raise UserError(
-            f"holds token {largest}; the model has {rows} embeddings",
-            where="data",
-            remedy="draw it for this model: calibration_data(vlm, ...)",
-        )
+        raise UserError(f"holds token {largest}; the model has {rows} embeddings", "data", remedy)
 
 
 def context_of(

@@ -96,7 +96,7 @@ def prune(  # noqa: PLR0913 every parameter is an option of the command
     ] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", help="a parameter, e.g. search.rounds=5; give it repeatedly"),
+        typer.Option("--set", help="a parameter, e.g. obs.pattern=2:4; give it repeatedly"),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="estimate memory, disk and time; change nothing")

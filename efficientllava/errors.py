@@ -12,7 +12,14 @@ from pathlib import Path
 
 _USER = re.compile(r"(?<=://)[^/\s'\"]*@")
 
-UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG)
+UNWRITABLE = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.ENAMETOOLONG,
+    errno.EBUSY,
+)
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """No room on the disk, or none within a limit of the user's or of a file's size."""
 OS_ERROR = re.compile(r"(?:os error |\[Errno )(\d+)")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -22,7 +21,6 @@ from efficientllava.reading import load_tensors, open_regular, read_json, stored
 __all__ = [
     "DIGESTS",
     "DamagedFile",
-    "bring_file",
     "copy_folder",
     "file_digest",
     "folder_digest",
@@ -66,6 +64,7 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         _remove(temporary)
         yield temporary
+        _flush(temporary)
         if temporary.is_dir() and path.is_dir():
             # a folder cannot be renamed over a folder that holds files
             retired = path.with_name(f".{path.name}.old")
@@ -80,6 +79,14 @@ def replacing(path: Path) -> Iterator[Path]:
         if not isinstance(error, UserError) and (told := disk_error(error, path)) is not None:
             raise told from error
         raise
+
+
+def _flush(path: Path) -> None:
+    """Bring files to the disk before they get their names: a power cut leaves none half written."""
+    for file in (path, *path.rglob("*")):
+        if file.is_file():
+            with open(file, "rb") as opened:
+                os.fsync(opened.fileno())
 
 
 def _make(folder: Path, path: Path) -> None:
@@ -141,26 +148,6 @@ def copy_folder(source: Path, target: Path) -> None:
                 shutil.copyfile(path, copied)
 
 
-def bring_file(source: Path, target: Path) -> None:
-    """Put a finished file in its place, whole or not at all.
-
-    On one file system it is renamed. Between two it is copied beside the target, flushed and
-    renamed; `source` then stays, so that a copy that fails loses nothing: who owns it removes it.
-
-    Raises:
-        UserError: the disk is full, or the folder cannot be written.
-    """
-    try:
-        os.rename(source, target)
-    except OSError as error:
-        if error.errno != errno.EXDEV:
-            raise
-        with replacing(target) as temporary:
-            shutil.copyfile(source, temporary)
-            with open(temporary, "rb") as file:
-                os.fsync(file.fileno())
-
-
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text, whole or not at all."""
     with replacing(Path(path)) as temporary:
@@ -212,8 +199,8 @@ class DamagedFile(UserError):
         super().__init__(
             "is not the file that was written: its sha256 is another one",
             where=str(path),
-            remedy="let it be made again, or copy it again from where it is whole; if you have "
-            f"changed it yourself, remove {DIGESTS} beside it",
+            remedy="in a work folder remove it: it is made again; elsewhere copy it again from "
+            f"where it is whole, or if you have changed it yourself, remove {DIGESTS} beside it",
         )
 
     def __reduce__(self) -> Any:

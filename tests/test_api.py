@@ -335,6 +335,32 @@ def test_what_an_allocation_gained_is_one_line() -> None:
     assert "lower by 2e-06 (error unknown: one sample)" in gained_over_uniform(small)
 
 
+@pytest.mark.parametrize("saved", [False, True])
+def test_a_damaged_model_is_not_delivered(saved: bool, folder: Path, tmp_path: Path) -> None:
+    vlm = load(folder)
+    result = prune(vlm, small_data(vlm), "magnitude", work=tmp_path / "work")
+    damaged = result.save(tmp_path / "out") if saved else result.folder
+    (damaged / "model.safetensors").write_bytes(b"half")
+    with pytest.raises(UserError, match=r"model\.safetensors: is not the file that was written"):
+        result.save(tmp_path / "out")
+    assert (tmp_path / "out").exists() == saved
+
+
+def test_data_of_another_model_is_refused(folder: Path, tmp_path: Path) -> None:
+    other = load(checkpoint("qwen2_5_vl", tmp_path / "other"))
+    with pytest.raises(UserError, match="data: was drawn for a model with another tokenizer"):
+        prune(load(folder), small_data(other), work=tmp_path / "work")
+
+
+def test_ratios_share_the_level_of_no_zeros(folder: Path, tmp_path: Path) -> None:
+    """0.3 - 6 * 0.05 rounds to -0.0, 0.2 - 4 * 0.05 to 0.0."""
+    vlm = load(folder)
+    data = small_data(vlm)
+    for sparsity in (0.2, 0.3):
+        result = prune(vlm, data, "output_error", sparsity, tmp_path / "work")
+        assert result.record["achieved_sparsity"] == pytest.approx(sparsity, abs=1e-3)
+
+
 def test_save_destroys_nothing(folder: Path, tmp_path: Path) -> None:
     vlm = load(folder)
     result = prune(vlm, small_data(vlm), "magnitude", work=tmp_path / "work")
@@ -343,6 +369,11 @@ def test_save_destroys_nothing(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="exists already and holds something else"):
         result.save(tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.tex").read_text() == "..."
+    (tmp_path / "empty").mkdir()
+    assert (result.save(tmp_path / "empty") / "pruning.json").is_file()
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="a symbolic link to a place that does not exist"):
+        result.save(tmp_path / "link")
     with pytest.raises(UserError, match=r"thesis\.tex: is a file"):
         result.save(tmp_path / "mine" / "thesis.tex")
     for place in (tmp_path, tmp_path / "work" / "database"):

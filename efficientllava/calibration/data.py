@@ -102,7 +102,7 @@ def calibration_data(
     else:
         made, source = _pairs(vlm, pairs, count, seed)
         description += f"; {len(made)} image-text pairs from {source}"
-    return ProxyData(drawn, made, tensors_digest(drawn, made), description)
+    return ProxyData(drawn, made, tensors_digest(drawn, made), description, vlm.reads)
 
 
 def _require_sizes(segments: int, length: int, count: int | None, seed: int) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from efficientllava.api import context_of, holds, prune, require_data, require_output
+from efficientllava.api import context_of, holds, is_taken, prune, require_data, require_output
 from efficientllava.calibration.data import IN_PAIRS, IN_TEXT, calibration_data
 from efficientllava.commands.estimate import estimate
 from efficientllava.data.proxy import ProxyData
@@ -89,7 +89,7 @@ class Request:
                 raise UserError(
                     f"{assignment!r} is no parameter",
                     where="--set",
-                    remedy="write section.key=value, e.g. --set search.rounds=5",
+                    remedy="write section.key=value, e.g. --set sensitivity.corrections=1",
                 )
             require_plain_yaml(value, f"--set {name}")
             with library_reads(f"{assignment!r} is not valid YAML", "--set"):
@@ -161,7 +161,7 @@ def run(request: Request, output: Path) -> None:
             request.device,
             progress,
         )
-    if output.exists() and not holds(output, result.record):
+    if is_taken(output) and not holds(output, result.record):
         raise UserError(
             "holds a model that was pruned with other data or parameters",
             where=f"--output {output}",
@@ -175,7 +175,7 @@ def _require_output(request: Request, output: Path) -> None:
     """Check what can be known of the output folder before hours of work."""
     where, remedy = f"--output {output}", "name another folder, or remove it"
     require_output(output, request.work, where)
-    if not output.exists():
+    if not is_taken(output):
         return
     if not (output / "pruning.json").is_file():
         raise UserError("the folder exists already and holds something else", where, remedy)

@@ -105,12 +105,14 @@ class ProxyData:
         pairs: image-text pairs, or None.
         digest: of the stored files, or of the tensors (`tensors_digest`); "" before that.
         description: where text and pairs come from, in words; "" where it is unknown.
+        reads: of the model that they were drawn for (`VisionLanguageModel.reads`); "" likewise.
     """
 
     segments: torch.Tensor
     pairs: Pairs | None
     digest: str = ""
     description: str = ""
+    reads: str = ""
 
 
 def batches(count: int, tokens: int) -> Iterator[slice]:

