@@ -25,6 +25,7 @@ from efficientllava.models.checkpoint import save_checkpoint
 from efficientllava.models.families import FAMILIES
 from efficientllava.models.loading import VisionLanguageModel
 from efficientllava.progress import Event
+from efficientllava.pruning.settings import settings
 from efficientllava.registry import METHODS
 from tests.models.families import PICTURED, TINY
 from tests.models.families.by_hand import ByHand
@@ -350,6 +351,16 @@ def test_data_of_another_model_is_refused(folder: Path, tmp_path: Path) -> None:
     other = load(checkpoint("qwen2_5_vl", tmp_path / "other"))
     with pytest.raises(UserError, match="data: was drawn for a model with another tokenizer"):
         prune(load(folder), small_data(other), work=tmp_path / "work")
+
+
+def test_parameters_that_a_method_does_not_read_are_named(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    settings("efficientllava", 0.5, {"search": {"rounds": 5}})
+    settings("efficientllava_plus", 0.5, {"search": {"max_seconds": 5}})
+    assert not caplog.text
+    settings("efficientllava_plus", 0.5, {"search": {"rounds": 5}})
+    assert "it does not read search.rounds" in caplog.text
 
 
 def test_ratios_share_the_level_of_no_zeros(folder: Path, tmp_path: Path) -> None:

@@ -38,8 +38,10 @@ from tests.models.families import TINY
 
 ROOT = Path(__file__).parents[1]
 WORDS = " ".join(f"w{number % 50}" for number in range(800))
+FEW_ROUNDS = [
+    *("--set", "search.candidates=3", "--set", "search.survivors=1", "--set", "search.rounds=2")
+]
 FAST = [
-    *("--set", "search.candidates=3", "--set", "search.survivors=1", "--set", "search.rounds=2"),
     *("--set", "machine.workers=1", "--set", "search.projector_steps=1"),
     *("--set", "proxy.segments=3", "--set", "proxy.segment_length=8", "--set", "proxy.pairs=4"),
 ]
@@ -164,7 +166,8 @@ def test_killed(
     def arguments(name: str) -> list[str]:
         folders = ["--work", str(tmp_path / f"work-{name}"), "--output", str(tmp_path / name)]
         given = [str(place / "llava"), "--text", str(place / "words.txt"), "--method", method]
-        return ["prune", *given, *FAST, *folders]
+        fast = [*FAST, *(FEW_ROUNDS if method == "efficientllava" else [])]
+        return ["prune", *given, *fast, *folders]
 
     told = json.dumps([arguments("killed"), arguments("alone"), moments, str(tmp_path / "log")])
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

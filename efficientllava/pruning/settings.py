@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,8 +13,16 @@ from efficientllava.errors import UserError, hint
 from efficientllava.offload.devices import require_device
 from efficientllava.parameters import ObsParameters, Parameters
 from efficientllava.parsing import parse_parameters
+from efficientllava.pruning.methods import MaskingMethod, StructuredMethod
 from efficientllava.registry import METHODS
 
+logger = logging.getLogger(__name__)
+
+_OF_ROUNDS = {
+    "candidates", "rounds", "survivors", "mutation", "offsets", "granularity", "multi_step",
+    "multi_step_keep", "patience",
+}  # fmt: skip
+"""Parameters of section `search` that only the paper's search reads."""
 SECTIONS = ("obs", "allocation", "finalize", "search", "sensitivity", "machine")
 """The sections of params.yaml that pruning one model reads."""
 
@@ -67,6 +76,13 @@ def settings(
     )
     where = "parameters, machine.device" if device is None else "device"
     require_device(chosen.machine.device, where)
+    unread = _OF_ROUNDS & values.get("search", {}).keys()
+    if unread and isinstance(METHODS[method], MaskingMethod | StructuredMethod):
+        if getattr(METHODS[method], "allocation", None) != "search":
+            named = ", ".join(f"search.{name}" for name in sorted(unread))
+            logger.warning(
+                "%s has no rounds of the paper's search: it does not read %s", method, named
+            )
     if "database" in METHODS[method].needs:
         check_band(METHODS[method].levels(chosen, share), share, chosen.search.band)
     return chosen
