@@ -104,7 +104,7 @@ class _Allocator:
     def budget(self) -> Budget:
         band = self.search.band
         ratio = round(self.context.ratio, 4)
-        # a band that holds 0 is for levels that cannot meet the target: others have its zeros
+        # with a band around 0 exactly the target's zeros, where the levels can meet them
         lowest = ratio if band[0] <= 0.0 <= band[1] else ratio + band[0]
         return Budget(self.levels, self.found.adapter.sizes, lowest, ratio + band[1])
 
