@@ -19,7 +19,7 @@ DEEPEST = 64
 """Lists and mappings inside each other."""
 DIGITS = 19
 """Of a whole number: more do not fit into 64 bits."""
-COPY = "the file may be cut off or damaged: copy it again"
+COPY = "it may be cut off or damaged: copy it again; in a work folder remove it, it is made again"
 
 
 class _Unusual(ValueError):

@@ -48,7 +48,7 @@ def _named(path: Path) -> Iterator[None]:
         raise UserError(
             f"not a complete safetensors file ({error})",
             where=str(path),
-            remedy="copy or download the file again",
+            remedy="copy or download the file again; in a work folder remove it, it is made again",
         ) from error
 
 
