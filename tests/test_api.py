@@ -15,7 +15,7 @@ import torch
 
 import efficientllava.api
 from efficientllava import Result, calibration_data, load, prune
-from efficientllava.api import gained_over_uniform
+from efficientllava.allocation.gain import gained_over_uniform
 from efficientllava.cli import commands
 from efficientllava.data.proxy import ProxyData
 from efficientllava.database import build as database
@@ -36,6 +36,8 @@ FAST: dict[str, Any] = {
     "search": {"candidates": 3, "survivors": 1, "rounds": 2, "projector_steps": 1},
     "machine": {"workers": 1},
 }
+OF_DEFAULT: dict[str, Any] = {"search": {"projector_steps": 1}, "machine": {"workers": 1}}
+"""As `FAST`, of the parameters that the default method reads."""
 NAMES = [
     *(name for name, family in PICTURED.items() if not isinstance(family.processor(), ByHand)),
     "llama",
@@ -88,7 +90,7 @@ def pruned(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Re
             dense = folder_digest(checkpoint(name, place / "model"))
             vlm = load(place / "model")
             data = calibration_data(vlm, text=TEXT, **SMALL)
-            result = prune(vlm, data, sparsity=0.5, work=place / "work", parameters=FAST)
+            result = prune(vlm, data, sparsity=0.5, work=place / "work", parameters=OF_DEFAULT)
             saved = result.save(place / "out")
             assert folder_digest(place / "model") == dense, "the model stays as it is"
             made[name] = result, saved
