@@ -87,11 +87,8 @@ class Result:
             if holds(target, self.record):
                 _require_whole(target)
                 return target
-            raise UserError(
-                "the folder exists already and holds something else",
-                where=str(target),
-                remedy="name another folder, or remove it",
-            )
+            problem = "the folder exists already and holds something else"
+            raise UserError(problem, str(target), "name another folder, or remove it")
         if not self.folder.is_dir():
             raise UserError("is gone from the work folder", str(self.folder), "prune again")
         _require_whole(self.folder)
@@ -296,9 +293,8 @@ def require_data(
     if data.pairs is not None and not images:
         raise UserError("holds image-text pairs, but the model takes no images", "data", remedy)
     if data.reads not in ("", vlm.reads):
-        raise UserError(
-            "was drawn for a model with another tokenizer or image processor", "data", remedy
-        )
+        problem = "was drawn for a model with another tokenizer or image processor"
+        raise UserError(problem, "data", remedy)
     if data.pairs is None and images and METHODS[method].evolves_projector(parameters.search):
         raise UserError(
             "holds no image-text pairs, without which the vision projector cannot evolve",
