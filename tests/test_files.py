@@ -1,4 +1,4 @@
-"""Files take their place whole, or not at all; errors of disks are told."""
+"""`files` writes a file whole or not at all; `disk_error` names what the disk refuses."""
 
 from __future__ import annotations
 

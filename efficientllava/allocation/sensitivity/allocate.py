@@ -138,7 +138,7 @@ class _Allocator:
         plan = Plan(gradients, choice, fresh, budget, parameters.sensitivity, self.folder, deadline)
         plan.corrected()
         plan.swapped(costs)
-        projector, moved = evolve(choice.models[0], plan)
+        projector, moved = evolve(plan)
         return self._allocation(choice, uniform, choice.best, projector, moved)
 
     @cached_property

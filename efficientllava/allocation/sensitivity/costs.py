@@ -122,11 +122,16 @@ def costs_of_unseen(
         routed: [K] calibration tokens of every matrix.
         parameters: [K] names; the experts of a block share one.
     """
+    experts: dict[str, list[int]] = {parameters[index]: [] for index in unseen}
+    for index, name in enumerate(parameters):
+        if name in experts:
+            experts[name].append(index)
+    per_token = {
+        name: costs[own].sum(axis=0) / max(routed[own].sum(), 1) for name, own in experts.items()
+    }
     shared = costs.copy()
     for index in unseen:
-        experts = [other for other, name in enumerate(parameters) if name == parameters[index]]
-        per_token = costs[experts].sum(axis=0) / max(routed[experts].sum(), 1)
-        shared[index] = per_token * max(routed[index], FEW_TOKENS)
+        shared[index] = per_token[parameters[index]] * max(routed[index], FEW_TOKENS)
     return shared
 
 

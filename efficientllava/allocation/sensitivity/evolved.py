@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 
 from efficientllava.allocation.context import Context
-from efficientllava.allocation.scoring.evaluation import StitchedModel
 from efficientllava.allocation.search.algorithm import UNDECISIVE
 from efficientllava.allocation.search.evolution import stream
 from efficientllava.allocation.search.projector import (
@@ -29,8 +28,8 @@ from efficientllava.models.families import Adapter
 from efficientllava.parameters import SearchParameters
 from efficientllava.progress import Event
 
-Evolve = Callable[[StitchedModel, Plan], tuple[dict[str, torch.Tensor], int]]
-"""Given a stitched model and a plan with its best policies: the projector's state, rounds kept."""
+Evolve = Callable[[Plan], tuple[dict[str, torch.Tensor], int]]
+"""Given a plan with its best policies: the projector's state, and how many rounds were kept."""
 SURVIVORS = 4
 """Policies for which the projector moves."""
 
@@ -48,13 +47,13 @@ def evolve_projector(
     rounds, machine = context.parameters.sensitivity.projector_rounds, context.parameters.machine
     moves = search.evolve_projector and adapter.projector is not None and rounds
     if not moves or pairs is None:
-        return lambda model, plan: (_state(adapter), 0)
+        return lambda plan: (_state(adapter), 0)
     dense = remember_dense(adapter, adapter.head, pair_loss_batches(adapter, context.proxy))
     tokens = Tokens.of(context.proxy, search.projector_batch)
     again = recomputes_blocks(adapter, tokens, machine, found.blocks is not None)
 
-    def evolve(model: StitchedModel, plan: Plan) -> tuple[dict[str, torch.Tensor], int]:
-        levels, longest = plan.budget.levels, 0.0
+    def evolve(plan: Plan) -> tuple[dict[str, torch.Tensor], int]:
+        model, levels, longest = plan.choice.models[0], plan.budget.levels, 0.0
         policies = [[levels[i] for i in scored.policy] for scored in plan.survivors(SURVIVORS)]
         evolution = ProjectorEvolution(
             adapter, pairs, lambda index: model.stitch(policies[index]), dense, search, again
